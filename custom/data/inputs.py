@@ -1,0 +1,114 @@
+"""Files to translate: what a path or a folder means, and reading them so that one bad file does not stop the rest."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.data import Dataset
+
+from custom.data.datalist import load_datalist
+from custom.data.layouts import SEGMENTATION_KEY
+from custom.errors import user_message
+from custom.modalities import BRATS_MODALITIES, canonical
+
+__all__ = ["FAULT_KEY", "IMAGE_SUFFIXES", "SYNTHETIC_SUFFIX", "TolerantDataset", "image_stem", "inference_inputs"]
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+SYNTHETIC_SUFFIX = "_synthetic"
+FAULT_KEY = "fault"
+
+
+def image_stem(path: str | os.PathLike) -> str:
+    """File name without the suffix of an image: ``"a/b.c.nii.gz"`` → ``"b.c"``."""
+    name = Path(path).name
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return Path(name).stem
+
+
+def inference_inputs(
+    image: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    *,
+    dataset_dir: str | os.PathLike | None = None,
+    phantom_dir: str | os.PathLike | None = None,
+    modalities: Sequence[str] = BRATS_MODALITIES,
+) -> list[dict[str, str]]:
+    """Files to translate.
+
+    Args:
+        image: a file, several, or a folder, which is searched with its subfolders for NIfTI, NRRD and MetaImage files;
+            segmentations and files that are translations already are passed over. Where it is not given, the first
+            modality of the first held-out subject of ``dataset_dir`` is taken.
+        dataset_dir: data set for the case that ``image`` is not given.
+        phantom_dir: as in ``load_datalist``.
+        modalities: the vocabulary.
+
+    Returns:
+        ``[{"image": path}, ...]``.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for an empty folder, two files whose translations would have one name, or no file at all.
+    """
+    if image is None or image == "":
+        return [{"image": _held_out(dataset_dir, phantom_dir, modalities)}]
+    named = [image] if isinstance(image, str | os.PathLike) else list(image)
+    files = [file for path in named for file in _expand(Path(path).expanduser())]
+    if not files:
+        raise ValueError("image: expected a file, a list of files or a folder; found an empty list. Name a file.")
+    stems: dict[str, Path] = {}
+    for file in files:
+        other = stems.setdefault(image_stem(file), file)
+        if other != file:
+            raise ValueError(
+                f"{file}: expected files whose names differ, since translations are named after them; found {other} "
+                "too. Rename one, or translate them into different folders."
+            )
+    return [{"image": str(file)} for file in stems.values()]
+
+
+def _held_out(
+    dataset_dir: str | os.PathLike | None, phantom_dir: str | os.PathLike | None, modalities: Sequence[str]
+) -> str:
+    if dataset_dir is None:
+        raise ValueError("image: expected a file or a folder; found none. Add --image FILE.")
+    entry = load_datalist(dataset_dir, "test", modalities, phantom_dir=phantom_dir)[0]
+    file = next(entry[m] for m in map(canonical, modalities) if m in entry)
+    logger.info("no image was given: translating the held-out %s", file)
+    return file
+
+
+def _expand(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected an image or a folder; found nothing there. Correct the path.")
+    if not path.is_dir():
+        return [path]
+    files = [f for f in sorted(path.rglob("*")) if f.is_file() and f.name.lower().endswith(IMAGE_SUFFIXES)]
+    kept = [f for f in files if not image_stem(f).endswith((SYNTHETIC_SUFFIX, f"_{SEGMENTATION_KEY}"))]
+    if not kept:
+        found = f"only {len(files)} segmentations and translations" if files else "none"
+        raise ValueError(
+            f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder; found {found}. Correct the path."
+        )
+    return kept
+
+
+class TolerantDataset(Dataset):
+    """A ``Dataset`` that hands on what is wrong with an item, ``{"fault": message}``, instead of raising.
+
+    So a faulty file among many costs its own result alone; ``custom.engines.inference.FileEvaluator`` reports.
+    """
+
+    def _transform(self, index: int) -> Mapping[str, Any]:
+        try:
+            return super()._transform(index)
+        except Exception as error:
+            logger.debug("reading %s failed", self.data[index], exc_info=True)
+            return {FAULT_KEY: user_message(error, default=str(self.data[index].get("image", self.data[index])))}

@@ -1,0 +1,112 @@
+"""Latents of a data set: computed once, then read by the stages that train on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.data import Dataset
+from monai.transforms import Randomizable
+from torch import Tensor
+from tqdm import tqdm
+
+from custom.networks import LatentTranslator
+
+__all__ = ["LatentPairs", "cat_collate", "encode_subjects", "measure_latent_scale"]
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def encode_subjects(
+    network: LatentTranslator,
+    dataset: Iterable[Mapping[str, Any]],
+    modalities: Sequence[str],
+    *,
+    device: torch.device,
+    amp: bool = False,
+    flip: bool = False,
+) -> list[dict[str, Tensor]]:
+    """Quantised latents of every modality of every subject. They carry no sampling noise, so they are exact.
+
+    Args:
+        network: its autoencoder is used, in evaluation mode.
+        dataset: preprocessed subjects, ``{"<modality>": (1, H, W, D)}``, on one grid.
+        modalities: the vocabulary.
+        device: where to compute; the latents are kept on the CPU.
+        amp: compute in bfloat16.
+        flip: also encode each subject mirrored left to right. The encoder is not equivariant, so latents cannot be
+            mirrored afterwards.
+
+    Returns:
+        A list of ``{"latents": (m, L, h, w, d) float32, "modality": (m,) int64}``.
+    """
+    network = network.to(device).eval()
+    subjects = []
+    for subject in tqdm(dataset, desc="encoding subjects", unit="subject", disable=_rank() > 0):
+        present = [i for i, m in enumerate(modalities) if m in subject]
+        for axes in ([], [2]) if flip else ([],):
+            latents = []
+            for i in present:
+                image = torch.as_tensor(subject[modalities[i]]).as_subclass(Tensor).unsqueeze(0).flip(axes)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+                    latents.append(network.encode(image.to(device)).float().cpu())
+            subjects.append({"latents": torch.cat(latents), "modality": torch.tensor(present)})
+    size = sum(s["latents"].numel() * 4 for s in subjects) / 2**20
+    logger.info("%d encoded volumes hold %.0f MiB of latents", sum(len(s["modality"]) for s in subjects), size)
+    return subjects
+
+
+def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[str, Tensor]]) -> None:
+    """Set ``network.latent_scale`` to 1 / standard deviation over all the training latents, the same on every rank."""
+    device = network.latent_scale.device
+    sums = torch.zeros(3, dtype=torch.float64)
+    for subject in subjects:
+        latents = subject["latents"].double()
+        sums += torch.stack([torch.tensor(float(latents.numel())).double(), latents.sum(), latents.square().sum()])
+    if dist.is_available() and dist.is_initialized():
+        sums = sums.to(device, torch.float64)
+        dist.all_reduce(sums)
+    count, total, squares = sums.tolist()
+    std = (squares / count - (total / count) ** 2) ** 0.5
+    if not std > 0:
+        raise ValueError(f"latents: expected them to vary, found standard deviation {std}. Train the autoencoder first.")
+    network.latent_scale.fill_(1.0 / std)
+
+
+class LatentPairs(Dataset, Randomizable):
+    """Random (source, target) pairs of latents, several of one subject an item.
+
+    Args:
+        data: from ``encode_subjects``.
+        pairs_per_subject: pairs K of an item; they share their size, so they form a batch with mixed targets.
+    """
+
+    def __init__(self, data: Sequence[dict[str, Tensor]], pairs_per_subject: int = 4) -> None:
+        super().__init__(data)
+        self.pairs_per_subject = pairs_per_subject
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,)."""
+        latents, modality = self.data[index]["latents"], self.data[index]["modality"]
+        n = len(modality)
+        source = self.R.randint(n, size=self.pairs_per_subject)
+        target = (source + self.R.randint(1, n, size=self.pairs_per_subject)) % n
+        return {
+            "source": latents[source],
+            "target": latents[target],
+            "source_modality": modality[source],
+            "target_modality": modality[target],
+        }
+
+
+def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenate items that are batches already, along their first axis."""
+    return {key: torch.cat([item[key] for item in items]) for key in items[0]}
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -1,0 +1,125 @@
+"""Saving of translations on the source's own grid."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import SaveImaged
+from monai.utils import ImageMetaKey, convert_to_numpy
+
+from custom.data.inputs import SYNTHETIC_SUFFIX, image_stem
+from custom.modalities import canonical
+
+__all__ = ["SaveTranslationsd", "save_synthetic"]
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION_BYTES = 79
+NIFTI_IMAGES = (nib.Nifti1Pair, nib.Nifti2Pair)
+
+
+class SaveTranslationsd(SaveImaged):
+    """Write each channel of a prediction as ``<source>_<target>_synthetic.nii.gz``.
+
+    It is a ``SaveImaged``, so that clients that drop savers (MONAI Label) drop it too.
+
+    Args:
+        keys: key of the prediction (K, H, W, D) on the source's grid, with the source's metadata.
+        output_dir: folder for the files; made where it does not exist.
+        targets: names of the K channels, in order.
+        bundle: name written into the file's description.
+        version: version written into the file's description.
+
+    Raises:
+        ValueError: if the number of channels or the shape does not fit the source.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | os.PathLike,
+        targets: str | Sequence[str],
+        *,
+        bundle: str = "brain_mri_modality_translation",
+        version: str = "",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
+        self.output_dir = Path(output_dir).expanduser()
+        self.targets = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
+        self.origin = f"{bundle} v{version}" if version else bundle
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            prediction = d[key]
+            source = str(prediction.meta[ImageMetaKey.FILENAME_OR_OBJ])
+            if prediction.shape[0] != len(self.targets):
+                raise ValueError(
+                    f"{source}: expected {len(self.targets)} channels ({', '.join(self.targets)}) under {key!r}; "
+                    f"found {prediction.shape[0]}. Give the saver the targets of the inferer."
+                )
+            for volume, target in zip(prediction, self.targets, strict=True):
+                path = self.output_dir / f"{image_stem(source)}_{target}{SYNTHETIC_SUFFIX}.nii.gz"
+                save_synthetic(volume, path, source, prediction.meta, f"SYNTHETIC {target} from {self.origin}")
+                logger.info("wrote %s", path)
+        return d
+
+
+def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[str, Any], description: str) -> None:
+    """Write one volume as float32 NIfTI on its source's grid; the file appears whole or not at all.
+
+    The header of a NIfTI source is kept (grid, qform and sform with their codes, units); of other formats the affine.
+
+    Args:
+        volume: (H, W, D).
+        path: of the file to write.
+        source: file that the volume was made from.
+        meta: its metadata as MONAI's readers give them.
+        description: for the header's ``descrip``, cut to 79 bytes.
+    """
+    values = np.ascontiguousarray(convert_to_numpy(volume), dtype=np.float32)
+    image = _like_source(values, source, meta)
+    image.header.set_data_dtype(np.float32)
+    image.header.set_slope_inter(1, 0)
+    image.header["cal_min"], image.header["cal_max"] = 0, 0  # the source's display window does not fit [0, 1]
+    image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIPTION_BYTES]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part.nii.gz")
+    os.close(descriptor)
+    try:
+        nib.save(image, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> nib.Nifti1Image:
+    try:
+        original = nib.load(source)
+    except (nib.filebasedimages.ImageFileError, OSError):
+        original = None
+    if isinstance(original, NIFTI_IMAGES):
+        if int(np.prod(original.shape)) != values.size or original.shape[:3] != values.shape:
+            raise ValueError(
+                f"{source}: expected a translation of shape {original.shape}; found {values.shape}. "
+                "The postprocessing must invert the preprocessing."
+            )
+        kind = nib.Nifti2Image if isinstance(original, nib.Nifti2Pair) else nib.Nifti1Image
+        return kind(values.reshape(original.shape), original.affine, original.header)
+    affine = np.asarray(convert_to_numpy(meta["original_affine"]), dtype=np.float64)
+    image = nib.Nifti1Image(values, affine)
+    image.set_sform(affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    return image

@@ -1,0 +1,172 @@
+"""Demonstration: translate a held-out phantom, and a scan of one's own, with the shipped weights.
+
+It runs the bundle's own ``inference.json`` and ``evaluate.json``; nothing is computed in another way than there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigWorkflow
+
+from custom.data import ensure_phantom
+from custom.data.inputs import SYNTHETIC_SUFFIX, image_stem, inference_inputs
+from custom.data.layouts import discover
+from custom.engines.evaluation import SEGMENTATION, SUBJECT, NativeGrid, make_reference, unit
+from custom.metrics import REGIONS
+from custom.modalities import canonical
+from custom.reports import figures, tables
+from custom.reports.tables import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, SPADE_ONLY, Row
+
+__all__ = ["demo"]
+
+PHANTOM_COUNTS = (3, 0, 1)
+PHANTOM_SEED = 20240104  # another than that of the training phantoms: the weights have seen none of these subjects
+
+
+def demo(
+    image: str | os.PathLike[str] | None = None,
+    output_dir: str | os.PathLike[str] = "output/demo",
+    **overrides: Any,
+) -> None:
+    """Translate one held-out phantom into all targets, print how good that is, and draw it.
+
+    Args:
+        image: also translate this: a file, drawn beside its translations, or a folder in the BraTS 2021 layout, whose
+            first subject is also scored and drawn beside the truth.
+        output_dir: for the translations, ``demo.png`` and ``scores.csv``.
+        overrides: values of both configs, such as ``amp=True``.
+
+    Raises:
+        FileNotFoundError, ValueError: for an image that is missing or cannot be translated.
+    """
+    started = time.monotonic()
+    output = Path(output_dir).expanduser()
+    if image is not None:
+        inference_inputs(image)  # a wrong path is an error now, not after minutes
+    print("[1] Phantoms that the weights have never seen", flush=True)
+    phantoms = ensure_phantom(output / "phantoms", counts=PHANTOM_COUNTS, seed=PHANTOM_SEED)
+    shared = {**overrides, "dataset_dir": str(phantoms), "output_dir": str(output)}
+    print("[2] One of them, from its first modality into all others", flush=True)
+    rows = _subject(output / "demo.png", (COPY_SOURCE, LOOKUP, CEILING, SPADE_ONLY), shared)
+    if image is not None:
+        print(f"[3] {image}", flush=True)
+        if Path(image).expanduser().is_dir():
+            entry = discover(image)[0]
+            methods = (COPY_SOURCE, LOOKUP)
+            rows += _subject(output / f"{entry[SUBJECT]}.png", methods, {**shared, "dataset#data": [entry]})
+        else:
+            _file(Path(image).expanduser(), shared)
+    tables.write_rows(output / "scores.csv", rows)
+    print(f"Done in {time.monotonic() - started:.0f} s. Volumes, pictures and scores: {output}", flush=True)
+
+
+def _subject(picture: Path, methods: Sequence[str], shared: Mapping[str, Any]) -> list[Row]:
+    """Translate the first held-out subject from its first modality; print the scores and draw.
+
+    The rows of the full model are those of the files that ``inference.json`` writes; ``methods`` are the others.
+    """
+    handlers = [{"_target_": "custom.reports.handlers.ProgressHandler"}]
+    workflow = _workflow("evaluate", {**shared, "methods": list(methods), "handlers": handlers, "max_subjects": 1})
+    dataset = workflow.parser.get_parsed_content("dataset")
+    entry = dataset.data[0]
+    source, *targets = [m for m in workflow.parser.get_parsed_content("modalities") if m in entry]
+    files = _translate(entry[source], targets, shared)
+    workflow.parser["sources"] = [source]
+    workflow.initialize()
+    evaluator = workflow.parser.get_parsed_content("evaluator")
+    evaluator.run()
+    for why in evaluator.state.failures.values():
+        raise ValueError(why)
+    rows: list[Row] = evaluator.state.output["rows"]
+    item = dataset[0]
+    to_native = NativeGrid(item, dataset.transform)
+    for target, file in files.items():
+        prediction = torch.from_numpy(nib.load(file).get_fdata(dtype=np.float32))
+        scores = make_reference(item, target, to_native).score(prediction)
+        rows += tables.rows_of(entry[SUBJECT], source, target, FULL_MODEL, scores)
+    print(f"\n{entry[SUBJECT]}, {' '.join(tables.display_name(source).split())} to every other modality\n")
+    print(
+        "\n\n".join(filter(None, (tables.format_method_table(rows, r) for r in ("volume", "brain", "lesion")))) + "\n"
+    )
+    _draw_subject(picture, item, to_native, source, files)
+    return rows
+
+
+def _draw_subject(
+    picture: Path, item: Mapping[str, torch.Tensor], to_native: NativeGrid, source: str, files: Mapping[str, Path]
+) -> None:
+    affine = nib.load(next(iter(files.values()))).affine
+    truths = {m: _ras(to_native(unit(item[m]), m).numpy(), affine) for m in (source, *files)}
+    label = item.get(SEGMENTATION)
+    lesion = None if label is None else _ras(to_native((label > 0).float(), source).numpy(), affine) > 0
+    z = figures.slice_position(truths[source] > 0, lesion)[2]
+    spacing = nib.affines.voxel_sizes(nib.as_closest_canonical(nib.load(files[next(iter(files))])).affine)
+    slices = {(source, target): figures.axial(_read(file), z) for target, file in files.items()}
+    slices[source, source] = figures.axial(truths[source], z)
+    shown = {m: figures.axial(image, z) for m, image in truths.items()}
+    figures.translation_grid(picture, slices, shown, title=item[SUBJECT], spacing=tuple(spacing[:2]))
+    print(f"Picture: {picture}", flush=True)
+
+
+def _file(image: Path, shared: Mapping[str, Any]) -> None:
+    """Translate one file into every modality but the one that its name tells, and draw it beside the results."""
+    stem = image_stem(image)
+    modalities = _workflow("inference", shared).parser.get_parsed_content("modalities")
+    own = canonical(re.split(r"[._-]", stem)[-1])
+    files = _translate(image, [m for m in modalities if m != own], shared)
+    scan = nib.load(image)
+    source = _ras(scan.get_fdata(dtype=np.float32), scan.affine)
+    low, high = np.percentile(source[source > 0], (0.5, 99.5))
+    name = f"Source {tables.display_name(own)}" if own in modalities else "Source"
+    columns = {name: np.clip((source - low) / (high - low), 0, 1)}
+    columns |= {tables.display_name(target): _read(file) for target, file in files.items()}
+    picture = Path(shared["output_dir"]) / f"{stem}.png"
+    spacing = nib.affines.voxel_sizes(nib.as_closest_canonical(scan).affine)
+    figures.volume_panel(picture, columns, spacing=tuple(spacing), title=stem)
+    print(f"Picture: {picture}", flush=True)
+
+
+def _translate(image: str | os.PathLike[str], targets: Sequence[str], shared: Mapping[str, Any]) -> dict[str, Path]:
+    """Run ``inference.json`` on one file; the files it wrote by target."""
+    overrides = {k: v for k, v in shared.items() if not k.startswith("dataset#")}
+    workflow = _workflow("inference", {**overrides, "image": str(image), "targets": list(targets)})
+    workflow.initialize()
+    workflow.run()
+    folder = Path(shared["output_dir"])
+    return {t: folder / f"{image_stem(image)}_{t}{SYNTHETIC_SUFFIX}.nii.gz" for t in targets}
+
+
+def _workflow(name: str, overrides: Mapping[str, Any]) -> ConfigWorkflow:
+    root = _bundle_root()
+    return ConfigWorkflow(
+        config_file=str(root / "configs" / f"{name}.json"),
+        workflow_type="evaluation" if name == "evaluate" else name,
+        **{"bundle_root": str(root), **overrides},
+    )
+
+
+def _bundle_root() -> Path:
+    """The bundle beside this package, in the repository or in the packaged bundle."""
+    above = Path(__file__).resolve().parents[1]
+    for root in (above / "bundle", above):
+        if (root / "configs" / "inference.json").is_file():
+            return root
+    raise FileNotFoundError(f"{above}: expected the bundle's configs/inference.json there; found none. Reinstall it.")
+
+
+def _read(file: Path) -> np.ndarray:
+    image = nib.load(file)
+    return _ras(image.get_fdata(dtype=np.float32), image.affine)
+
+
+def _ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return nib.as_closest_canonical(nib.Nifti1Image(array, affine)).get_fdata(dtype=np.float32)

@@ -1,0 +1,99 @@
+"""The training engine of all three stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys, GanKeys
+from torch import Tensor, nn
+
+from custom.objectives import Objective
+
+__all__ = ["StageTrainer", "prepare_tensors"]
+
+
+def prepare_tensors(batch: dict[str, Any], device: torch.device, non_blocking: bool, **kwargs: Any) -> dict[str, Tensor]:
+    """The tensors of a batch, as plain tensors on ``device``."""
+    return {
+        key: torch.as_tensor(value).as_subclass(Tensor).to(device, non_blocking=non_blocking)
+        for key, value in batch.items()
+        if isinstance(value, Tensor)
+    }
+
+
+class StageTrainer(SupervisedTrainer):
+    """``SupervisedTrainer`` for an ``Objective`` with named losses and, optionally, a discriminator.
+
+    The iteration is its own because MONAI's takes one prediction and one scalar loss, and ``AdversarialTrainer``
+    casts the generator's output, which here is more than a tensor.
+
+    Args:
+        objective: the losses of the stage; trained as the engine's ``network``.
+        discriminator, discriminator_optimizer: the opponent and its optimiser.
+        adversarial_start: iteration from which the discriminator takes part; before that it is neither trained nor
+            asked, so that it does not learn to reject noise.
+        clip_norm: gradients are clipped to this norm; 0 switches clipping off.
+        kwargs: as for ``SupervisedTrainer`` (``device, max_epochs, train_data_loader, optimizer, amp, …``).
+    """
+
+    def __init__(
+        self,
+        *,
+        objective: Objective | nn.Module,
+        discriminator: nn.Module | None = None,
+        discriminator_optimizer: torch.optim.Optimizer | None = None,
+        adversarial_start: int = 0,
+        clip_norm: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network=objective, loss_function=None, prepare_batch=prepare_tensors, **kwargs)
+        self.discriminator = discriminator
+        self.discriminator_optimizer = discriminator_optimizer
+        self.adversarial_start = adversarial_start
+        self.clip_norm = clip_norm
+
+    def _iteration(self, engine: StageTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
+        batch = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+        active = engine.discriminator if engine.state.iteration > engine.adversarial_start else None
+        engine.network.train()
+        if active is not None:
+            active.train().requires_grad_(False)
+        with self._autocast(engine):
+            step = engine.network(batch, active)
+            loss = step.loss
+        _check_finite(loss, step.terms, engine.state.iteration)
+        self._update(loss, engine.optimizer, engine.network)
+        terms = {name: value.detach() for name, value in step.terms.items()}
+        if active is not None and engine.discriminator_optimizer is not None:
+            active.requires_grad_(True)
+            objective = engine.network.module if hasattr(engine.network, "module") else engine.network
+            with self._autocast(engine):
+                discriminator_loss = objective.discriminator_loss(active, step)
+            self._update(discriminator_loss, engine.discriminator_optimizer, active)
+            terms[GanKeys.DLOSS] = discriminator_loss.detach()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        engine.state.output = {CommonKeys.LOSS: loss.detach(), "terms": terms}
+        return engine.state.output
+
+    def _autocast(self, engine: StageTrainer) -> torch.autocast:
+        return torch.autocast(engine.state.device.type, dtype=torch.bfloat16, enabled=engine.amp)
+
+    def _update(self, loss: Tensor, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.clip_norm > 0:
+            nn.utils.clip_grad_norm_((p for p in module.parameters() if p.grad is not None), self.clip_norm)
+        optimizer.step()
+
+
+def _check_finite(loss: Tensor, terms: dict[str, Tensor], iteration: int) -> None:
+    if not torch.isfinite(loss):
+        values: Sequence[str] = [f"{name} = {value.item():.4g}" for name, value in terms.items()]
+        raise ValueError(
+            f"iteration {iteration}: expected a finite loss, found {', '.join(values)}. "
+            "Lower the learning rate or switch amp off."
+        )

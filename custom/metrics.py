@@ -1,0 +1,290 @@
+"""Image quality of a translated volume: PSNR, SSIM, NMSE and MAE over the volume, the brain and the lesion.
+
+The definitions, with truth x and prediction x̂ in [0, 1] and a region R of voxels:
+
+    MAE  = mean over R of |x − x̂|
+    PSNR = −10 log₁₀ (mean over R of (x − x̂)²)                         data range 1, in dB
+    NMSE = sum over R of (x − x̂)² / sum over R of x²
+    SSIM = mean over R of the structural similarity map (Wang et al. 2004), Gaussian window of 11³ voxels, σ = 1.5
+
+The SSIM of the volume is the mean over the voxels whose window lies inside the volume, as in scikit-image and MONAI;
+the SSIM of a mask is the mean over the mask of the same map, continued to the borders by symmetric padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from monai.metrics.regression import RegressionMetric
+from monai.utils import MetricReduction
+
+PROTOCOL = (
+    "Protocol: metrics on the scan's own grid; truth clipped at its own 0.5 and 99.5 percentiles and mapped to [0, 1], "
+    "prediction on the same scale, data range 1. The percentiles are measured inside the foreground bounding box, not "
+    "over the whole field of view, whose share of background differs between scanners and would move them. "
+    "brain = foreground of the truth, cavities filled; lesion = label > 0. PSNR in dB; SSIM in 3D (Gaussian window 11, "
+    "sigma 1.5); "
+    "NMSE = |x - y|^2 / |x|^2 with truth x; MAE. Mean ± sd over subjects and pairs."
+)
+
+REGIONS: tuple[str, ...] = ("volume", "brain", "lesion")
+HIGHER_IS_BETTER: Mapping[str, bool] = {"psnr": True, "ssim": True, "nmse": False, "mae": False}
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+_RADIUS = SSIM_WINDOW // 2
+_C1 = 0.01**2
+_C2 = 0.03**2
+
+Box = tuple[slice, slice, slice]
+
+
+class Scores(NamedTuple):
+    """Quality of one prediction in one region: PSNR in dB, SSIM, NMSE and MAE without unit."""
+
+    psnr: float
+    ssim: float
+    nmse: float
+    mae: float
+
+
+METRICS: tuple[str, ...] = Scores._fields
+
+
+def gaussian_band(size: int, *, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Matrix G, shape ``(size, size)``, such that ``G @ x`` is x smoothed by SSIM's window with symmetric padding.
+
+    A separable smoothing is three products with such matrices. Measured on two cores at 240×240×155 the whole SSIM
+    takes 0.6 s in this way and 5.9 s with MONAI's dense 11³ convolution.
+    """
+    offsets = torch.arange(SSIM_WINDOW, device=device) - _RADIUS
+    weights = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
+    weights = weights / weights.sum()
+    rows = torch.arange(size, device=device)
+    columns = rows[:, None] + offsets
+    columns = torch.where(columns < 0, -1 - columns, columns)
+    columns = torch.where(columns >= size, 2 * size - 1 - columns, columns)
+    band = torch.zeros(size, size, device=device)
+    return band.index_put_((rows[:, None].expand_as(columns), columns), weights.expand_as(columns), accumulate=True)
+
+
+def smooth(volume: torch.Tensor, bands: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``volume`` of shape ``(H, W, D)`` smoothed along its axes by the three matrices of :func:`gaussian_band`."""
+    height, width, depth = volume.shape
+    along_h = (bands[0] @ volume.reshape(height, width * depth)).view(height, width, depth)
+    return bands[1] @ along_h @ bands[2].T
+
+
+def bounding_box(mask: torch.Tensor, margin: int = 0) -> Box:
+    """Smallest box that holds ``mask`` of shape ``(H, W, D)``, widened by ``margin`` voxels within the volume.
+
+    An empty mask gives the whole volume.
+    """
+    slices = []
+    for axis, size in enumerate(mask.shape):
+        others = [a for a in range(3) if a != axis]
+        hits = torch.nonzero(mask.amax(dim=others)).flatten()
+        if hits.numel() == 0:
+            return tuple(slice(0, n) for n in mask.shape)
+        slices.append(slice(max(int(hits[0]) - margin, 0), min(int(hits[-1]) + 1 + margin, size)))
+    return tuple(slices)
+
+
+class Reference:
+    """One true volume, against which any number of predictions is scored.
+
+    What depends on the truth alone is computed once, and only inside the box where truth or prediction differ from
+    zero: outside it every error is exactly 0 and the SSIM map exactly 1, so nothing is lost (and a head fills about
+    a third of a 240×240×155 volume).
+
+    Args:
+        truth: shape ``(H, W, D)``, values in [0, 1]; a MetaTensor is read as a plain tensor.
+        brain: boolean mask of the same shape; default ``truth > 0``.
+        lesion: boolean mask of the same shape, or None where no label exists.
+
+    Raises:
+        ValueError: for a truth that is not 3D, smaller than the window, not finite or outside [0, 1], and for a mask
+            of another shape or without a voxel.
+    """
+
+    def __init__(
+        self, truth: torch.Tensor, *, brain: torch.Tensor | None = None, lesion: torch.Tensor | None = None
+    ) -> None:
+        self.truth = _plain(truth).float()
+        if self.truth.ndim != 3 or min(self.truth.shape) < SSIM_WINDOW:
+            raise ValueError(
+                f"truth: expected a volume (H, W, D) of at least {SSIM_WINDOW} voxels an axis, which SSIM's window "
+                f"needs; found shape {tuple(self.truth.shape)}."
+            )
+        _check_finite("truth", self.truth)
+        low, high = float(self.truth.min()), float(self.truth.max())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"truth: expected values in [0, 1], the data range of PSNR and SSIM; found {low:.4g} to {high:.4g}. "
+                "Map the truth by its percentiles first."
+            )
+        self.masks = {"brain": self.truth > 0 if brain is None else _plain(brain) > 0}
+        if lesion is not None:
+            self.masks["lesion"] = _plain(lesion) > 0
+        for name, mask in self.masks.items():
+            _check_mask(name, mask, self.truth.shape)
+        self._set_box(bounding_box(self.truth != 0, margin=_RADIUS))
+
+    def _set_box(self, box: Box) -> None:
+        self._box = box
+        self._x = self.truth[box].contiguous()
+        self._boxed_masks = {name: mask[box] for name, mask in self.masks.items()}
+        self._energy = {name: _total(self._x[mask] ** 2) for name, mask in self._boxed_masks.items()}
+        self._energy["volume"] = _total(self._x**2)
+        self._bands = [gaussian_band(n, device=self._x.device) for n in self._x.shape]
+        self._mean = smooth(self._x, self._bands)
+        self._mean_squared = self._mean**2
+        self._variance = smooth(self._x**2, self._bands) - self._mean_squared
+
+    def _cover(self, prediction: torch.Tensor) -> None:
+        box = bounding_box(prediction != 0, margin=_RADIUS)
+        union = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, self._box, strict=True))
+        if union != self._box:
+            self._set_box(union)
+
+    def ssim_map(self, prediction: torch.Tensor) -> torch.Tensor:
+        """SSIM map in the box that is computed; ``prediction`` is already cropped to it, shape ``(h, w, d)``."""
+        mean = smooth(prediction, self._bands)
+        variance = smooth(prediction**2, self._bands) - mean**2
+        covariance = smooth(prediction * self._x, self._bands) - mean * self._mean
+        numerator = (2 * mean).mul_(self._mean).add_(_C1).mul_(covariance.mul_(2).add_(_C2))
+        denominator = mean.square_().add_(self._mean_squared).add_(_C1).mul_(variance.add_(self._variance).add_(_C2))
+        return numerator.div_(denominator)
+
+    @torch.inference_mode()
+    def score(self, prediction: torch.Tensor) -> dict[str, Scores]:
+        """Scores of a prediction, shape ``(H, W, D)``, by region: volume, brain and, where labelled, lesion.
+
+        Raises:
+            ValueError: for another shape than the truth's, or values that are not finite.
+        """
+        prediction = _plain(prediction).to(self.truth)
+        if prediction.shape != self.truth.shape:
+            raise ValueError(
+                f"prediction: expected the truth's shape {tuple(self.truth.shape)}; found {tuple(prediction.shape)}. "
+                "Bring the prediction onto the truth's grid first."
+            )
+        _check_finite("prediction", prediction)
+        with torch.autocast(prediction.device.type, enabled=False):
+            self._cover(prediction)
+            y = prediction[self._box].contiguous()
+            ssim = self.ssim_map(y)
+        absolute = (self._x - y).abs()
+        scores = {"volume": self._volume_scores(absolute, ssim)}
+        for name, mask in self._boxed_masks.items():
+            error = absolute[mask]
+            scores[name] = _scores(error, error.numel(), self._energy[name], _total(ssim[mask]) / error.numel())
+        return scores
+
+    def _volume_scores(self, absolute: torch.Tensor, ssim: torch.Tensor) -> Scores:
+        interior = [slice(max(_RADIUS - box.start, 0), None) for box in self._box]
+        interior = tuple(
+            slice(low.start, min(box.stop, size - _RADIUS) - box.start)
+            for low, box, size in zip(interior, self._box, self.truth.shape, strict=True)
+        )
+        inside = ssim[interior]
+        windows = math.prod(size - 2 * _RADIUS for size in self.truth.shape)
+        mean_ssim = (_total(inside) + windows - inside.numel()) / windows
+        return _scores(absolute, self.truth.numel(), self._energy["volume"], mean_ssim)
+
+
+def evaluate_pair(
+    prediction: torch.Tensor,
+    truth: torch.Tensor,
+    brain: torch.Tensor | None = None,
+    lesion: torch.Tensor | None = None,
+) -> dict[str, float]:
+    """All metrics of one prediction, named ``<region>_<metric>``: ``volume_psnr``, ``brain_ssim``, ``lesion_mae`` …
+
+    Args:
+        prediction, truth: shape ``(H, W, D)``, values in [0, 1].
+        brain: mask; default ``truth > 0``.
+        lesion: mask, or None.
+
+    Raises:
+        ValueError: see :class:`Reference`.
+    """
+    scores = Reference(truth, brain=brain, lesion=lesion).score(prediction)
+    return {f"{region}_{metric}": value for region, s in scores.items() for metric, value in s._asdict().items()}
+
+
+class _BrainMetric(RegressionMetric):
+    """A score of :class:`Reference` over the brain, as a MONAI metric for the validation of a training.
+
+    Args:
+        value_range: lowest (= background) and highest value of the images, mapped to [0, 1]; predictions are clipped.
+        reduction, get_not_nans: as in MONAI.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        *,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        reduction: MetricReduction | str = MetricReduction.MEAN,
+        get_not_nans: bool = False,
+    ) -> None:
+        super().__init__(reduction=reduction, get_not_nans=get_not_nans)
+        self.low, self.high = value_range
+
+    def _unit(self, image: torch.Tensor) -> torch.Tensor:
+        return ((_plain(image).float() - self.low) / (self.high - self.low)).clamp(0, 1)
+
+    def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        pairs = zip(self._unit(y_pred), self._unit(y), strict=True)
+        values = [getattr(Reference(truth[0]).score(pred[0])["brain"], self.name) for pred, truth in pairs]
+        return torch.tensor(values, device=y.device)[:, None]
+
+
+class BrainPSNR(_BrainMetric):
+    """PSNR in dB over the brain (truth above background) of ``(B, 1, H, W, D)`` images; returns ``(B, 1)``."""
+
+    name = "psnr"
+
+
+class BrainSSIM(_BrainMetric):
+    """SSIM over the brain (truth above background) of ``(B, 1, H, W, D)`` images; returns ``(B, 1)``."""
+
+    name = "ssim"
+
+
+def _scores(absolute_error: torch.Tensor, count: int, energy: float, ssim: float) -> Scores:
+    squared = _total(absolute_error**2)
+    mse = squared / count
+    perfect = squared == 0
+    return Scores(
+        psnr=math.inf if perfect else -10 * math.log10(mse),
+        ssim=ssim,
+        nmse=0.0 if perfect else squared / energy if energy > 0 else math.inf,
+        mae=_total(absolute_error) / count,
+    )
+
+
+def _total(values: torch.Tensor) -> float:
+    return float(values.sum(dtype=torch.float64))
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    if not math.isfinite(_total(tensor)):  # one pass and no temporary, as nearly every volume is fine
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{name}: expected finite values; found {bad} NaN or infinite of {tensor.numel()} voxels.")
+
+
+def _check_mask(name: str, mask: torch.Tensor, shape: Iterable[int]) -> None:
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} mask: expected the truth's shape {tuple(shape)}; found {tuple(mask.shape)}.")
+    if not bool(mask.any()):
+        raise ValueError(f"{name} mask: expected at least one voxel; found none, so there is nothing to measure.")

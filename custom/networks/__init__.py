@@ -1,0 +1,27 @@
+"""Networks: the VQ-GAN, MS-SPADE, the conditional UNet and the translator made of them."""
+
+from custom.networks.attention import Attention, SpatialTransformerBlock
+from custom.networks.conditional_unet import ConditionalUNet
+from custom.networks.diffusion import NoiseSchedule
+from custom.networks.ms_spade import MSSPADE, MSSPADEBlock, StyleTransfer, SwitchableConv3d
+from custom.networks.quantizer import Quantized, VectorQuantizer
+from custom.networks.translator import LatentTranslator
+from custom.networks.vqgan import VQGAN, KLBottleneck
+from custom.networks.wavelet import HaarTransform
+
+__all__ = [
+    "MSSPADE",
+    "VQGAN",
+    "Attention",
+    "ConditionalUNet",
+    "HaarTransform",
+    "KLBottleneck",
+    "LatentTranslator",
+    "MSSPADEBlock",
+    "NoiseSchedule",
+    "Quantized",
+    "SpatialTransformerBlock",
+    "StyleTransfer",
+    "SwitchableConv3d",
+    "VectorQuantizer",
+]

@@ -1,0 +1,154 @@
+"""The denoiser: a 3D UNet conditioned on latents (by concatenation), time and the target modality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, get_timestep_embedding
+from torch import Tensor, nn
+
+from custom.networks.attention import SpatialTransformerBlock
+
+__all__ = ["ConditionalUNet"]
+
+
+class _Block(nn.Module):
+    """One residual block and, where ``attention`` is given, one transformer block."""
+
+    def __init__(self, in_channels: int, channels: int, emb: int, groups: int, attention: nn.Module | None) -> None:
+        super().__init__()
+        self.res = DiffusionUNetResnetBlock(3, in_channels, emb, channels, norm_num_groups=groups)
+        self.transformer = attention
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        x = self.res(x, emb)
+        if self.transformer is not None:
+            x = self.transformer(x, context)
+        return x
+
+
+class _DownLevel(nn.Module):
+    """The blocks of one level of the contracting path; every result is kept for its twin on the way up."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsampler: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsampler = downsampler
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> list[Tensor]:
+        skips: list[Tensor] = []
+        for block in self.blocks:
+            x = block(x, emb, context)
+            skips.append(x)
+        if self.downsampler is not None:
+            skips.append(self.downsampler(x))
+        return skips
+
+
+class _UpLevel(nn.Module):
+    """The blocks of one level of the expanding path; takes its skips from the end of the list."""
+
+    def __init__(self, blocks: Sequence[nn.Module], upsampler: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.upsampler = upsampler
+
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, context)
+        if self.upsampler is not None:
+            x = self.upsampler(x)
+        return x
+
+
+class ConditionalUNet(nn.Module):
+    """3D UNet of eq. (4), ``ε_θ(z_t, t, y)`` with the conditioning latents concatenated to ``z_t``.
+
+    Args:
+        in_channels: channels of the noisy latent and the conditioning latents together.
+        out_channels: channels L of the prediction.
+        num_modalities: size of the vocabulary; the one-hot target is the context token of the cross-attention.
+        channels: channels of each level; every level after the first halves each axis.
+        num_res_blocks: residual blocks of a level.
+        attention_levels: which levels hold transformer blocks; the bottom always does.
+        num_heads: attention heads.
+        norm_num_groups: groups of the group normalisation.
+        class_embedding: add an embedding of the target to the time embedding instead of cross-attention to it (the
+            authors' release).
+
+    Source: Kim & Park 2024, Fig. 2b and Table C; Rombach et al. 2022 (https://arxiv.org/abs/2112.10752).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_modalities: int,
+        *,
+        channels: Sequence[int] = (128, 256, 512),
+        num_res_blocks: int = 1,
+        attention_levels: Sequence[bool] = (False, True, True),
+        num_heads: int = 4,
+        norm_num_groups: int = 32,
+        class_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(attention_levels) != len(channels):
+            raise ValueError(f"attention_levels: expected {len(channels)} entries, one a level; found {attention_levels}.")
+        self.num_modalities = num_modalities
+        self.spatial_divisor = 2 ** (len(channels) - 1)
+        self.time_channels = channels[0]
+        emb = 4 * channels[0]
+        self.time_embedding = nn.Sequential(nn.Linear(channels[0], emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.class_embedding: nn.Embedding | None = nn.Embedding(num_modalities, emb) if class_embedding else None
+        self.conv_in = nn.Conv3d(in_channels, channels[0], 3, padding=1)
+
+        def block(i: int, o: int, attention: bool) -> _Block:
+            transformer = SpatialTransformerBlock(o, num_modalities, num_heads, norm_num_groups) if attention else None
+            return _Block(i, o, emb, norm_num_groups, transformer)
+
+        skips, width = [channels[0]], channels[0]
+        self.down_levels, self.up_levels = nn.ModuleList(), nn.ModuleList()
+        for i, c in enumerate(channels):
+            inputs = [width] + [c] * (num_res_blocks - 1)
+            blocks = [block(w, c, attention_levels[i]) for w in inputs]
+            last = i == len(channels) - 1
+            self.down_levels.append(_DownLevel(blocks, None if last else nn.Conv3d(c, c, 3, stride=2, padding=1)))
+            width = c
+            skips += [c] * (num_res_blocks + int(not last))
+        self.mid_in, self.mid_out = block(width, width, True), block(width, width, False)
+        for i, c in reversed(list(enumerate(channels))):
+            inputs = [width] + [c] * num_res_blocks
+            blocks = [block(w + skips.pop(), c, attention_levels[i]) for w in inputs]
+            upsampler = nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv3d(c, c, 3, padding=1)) if i else None
+            self.up_levels.append(_UpLevel(blocks, upsampler))
+            width = c
+        self.norm_out = nn.GroupNorm(norm_num_groups, width, eps=1e-6)
+        self.conv_out = nn.Conv3d(width, out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, x: Tensor, timesteps: Tensor, target: Tensor) -> Tensor:
+        """Prediction (B, L, h, w, d).
+
+        Args:
+            x: noisy latent and conditioning, concatenated, (B, in_channels, h, w, d); h, w, d divisible by
+                ``spatial_divisor``.
+            timesteps: (B,) in [0, T).
+            target: (B,) int64 modality indices.
+        """
+        emb = self.time_embedding(get_timestep_embedding(timesteps, self.time_channels).to(x.dtype))
+        if self.class_embedding is not None:
+            emb = emb + self.class_embedding(target)
+        context = F.one_hot(target, self.num_modalities).to(x.dtype).unsqueeze(1)
+        x = self.conv_in(x)
+        skips = [x]
+        for level in self.down_levels:
+            skips += level(x, emb, context)
+            x = skips[-1]
+        x = self.mid_out(self.mid_in(x, emb, context), emb, context)
+        for level in self.up_levels:
+            x = level(x, skips, emb, context)
+        return self.conv_out(F.silu(self.norm_out(x)))

@@ -1,0 +1,157 @@
+"""MS-SPADE: spatially adaptive normalisation with one set of parameters per target modality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["MSSPADE", "MSSPADEBlock", "StyleTransfer", "SwitchableConv3d"]
+
+
+class SwitchableConv3d(nn.Module):
+    """A convolution with one kernel per modality; each item of a batch is convolved with its own.
+
+    The kernels of the batch are gathered and applied as one grouped convolution: no loop over items.
+
+    Args:
+        num_modalities: number of kernels M.
+        in_channels, out_channels: channels of input and output.
+        kernel_size: odd edge length of the kernel; the size of the volume is kept.
+    """
+
+    def __init__(self, num_modalities: int, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_modalities, out_channels, in_channels, *[kernel_size] * 3))
+        self.bias = nn.Parameter(torch.empty(num_modalities, out_channels))
+        self.padding = kernel_size // 2
+        bound = 1 / math.sqrt(in_channels * kernel_size**3)  # as in torch.nn.Conv3d
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """Convolve ``x`` (B, C, h, w, d), item b with kernel ``target[b]``; ``target`` (B,) int64."""
+        batch = x.shape[0]
+        weight = self.weight[target].flatten(0, 1)
+        y = F.conv3d(x.flatten(0, 1).unsqueeze(0), weight, self.bias[target].flatten(), padding=self.padding, groups=batch)
+        return y.view(batch, -1, y.shape[2], y.shape[3], y.shape[4])
+
+
+class MSSPADE(nn.Module):
+    """Multiple switchable spatially adaptive normalisation, eq. (1) of the paper:
+
+    ``x = γ_tar(h) · (h − μ_c) / σ_c + β_tar(h)``
+
+    μ, σ are the instance statistics of each channel of ``h``; the maps γ = 1 + convolution and β are computed from
+    ``h`` itself by two convolutions whose kernels belong to the target modality.
+
+    Args:
+        num_modalities: number of parameter sets.
+        channels: channels of ``h``.
+        hidden_channels: channels between the two convolutions.
+
+    Source: Kim & Park 2024, Fig. 2a; SPADE: Park et al. 2019 (https://arxiv.org/abs/1903.07291).
+    """
+
+    def __init__(self, num_modalities: int, channels: int, hidden_channels: int = 64) -> None:
+        super().__init__()
+        self.shared = SwitchableConv3d(num_modalities, channels, hidden_channels)
+        self.gamma_beta = SwitchableConv3d(num_modalities, hidden_channels, 2 * channels)
+
+    def forward(self, h: Tensor, target: Tensor) -> Tensor:
+        """Normalise ``h`` (B, C, h, w, d) in the manner of ``target`` (B,)."""
+        gamma, beta = self.gamma_beta(F.relu(self.shared(h, target)), target).chunk(2, dim=1)
+        return (1 + gamma) * F.instance_norm(h) + beta
+
+
+class _ResBlock(nn.Module):
+    """(C3, ReLU, IN) twice with a shortcut, Table B."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.shortcut: nn.Module = (
+            nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.instance_norm(F.relu(self.conv1(x)))
+        return self.shortcut(x) + F.instance_norm(F.relu(self.conv2(h)))
+
+
+class MSSPADEBlock(nn.Module):
+    """(C3, ReLU, MS-SPADE) twice with a shortcut, Table B.
+
+    Args:
+        num_modalities: number of parameter sets.
+        in_channels, out_channels: channels of input and output.
+        hidden_channels: hidden channels of the MS-SPADE layers.
+    """
+
+    def __init__(self, num_modalities: int, in_channels: int, out_channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.norm1 = MSSPADE(num_modalities, out_channels, hidden_channels)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.norm2 = MSSPADE(num_modalities, out_channels, hidden_channels)
+        self.shortcut: nn.Module = (
+            nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        h = self.norm1(F.relu(self.conv1(x)), target)
+        return self.shortcut(x) + self.norm2(F.relu(self.conv2(h)), target)
+
+
+class StyleTransfer(nn.Module):
+    """The target-style transfer of Table B: source latent in, target-like latent out.
+
+    Args:
+        num_modalities: size of the vocabulary.
+        latent_channels: channels L of the latent.
+        in_channels: channels after the first convolution.
+        res_channels: output channels of the residual blocks.
+        spade_channels: output channels of the MS-SPADE blocks.
+        hidden_channels: hidden channels of the MS-SPADE layers.
+        residual: add the result to the source latent. The contrasts share their anatomy, so the change is easier
+            to learn than the whole; off in the paper.
+    """
+
+    def __init__(
+        self,
+        num_modalities: int,
+        latent_channels: int,
+        *,
+        in_channels: int = 128,
+        res_channels: Sequence[int] = (256, 256),
+        spade_channels: Sequence[int] = (256, 256, 256, 128),
+        hidden_channels: int = 64,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.conv_in = nn.Conv3d(latent_channels, in_channels, 7, padding=3)
+        res_in = [in_channels, *res_channels]
+        self.res_blocks = nn.ModuleList(_ResBlock(i, o) for i, o in zip(res_in[:-1], res_in[1:], strict=True))
+        spade_in = [res_in[-1], *spade_channels]
+        self.spade_blocks = nn.ModuleList(
+            MSSPADEBlock(num_modalities, i, o, hidden_channels)
+            for i, o in zip(spade_in[:-1], spade_in[1:], strict=True)
+        )
+        self.conv_out = nn.Conv3d(spade_in[-1], latent_channels, 7, padding=3)
+
+    def forward(self, latent: Tensor, target: Tensor) -> Tensor:
+        """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64."""
+        h = F.relu(F.instance_norm(self.conv_in(latent)))
+        for block in self.res_blocks:
+            h = block(h)
+        for block in self.spade_blocks:
+            h = block(h, target)
+        h = self.conv_out(h)
+        if self.residual:
+            return latent + h
+        return h

@@ -1,0 +1,171 @@
+"""Vector quantisation of latents: the codebook of the VQ-GAN."""
+
+# no postponed annotations here: TorchScript reads the signatures of its unused methods
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Quantized", "VectorQuantizer"]
+
+
+class Quantized(NamedTuple):
+    """What a bottleneck returns: ``latent`` (B, C, h, w, d), scalar ``loss``, ``indices`` (B, h, w, d) int64."""
+
+    latent: Tensor
+    loss: Tensor
+    indices: Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """Replaces each latent vector by its nearest code.
+
+    ``z_q = e_k, k = argmin_j ‖z − e_j‖²``; gradients pass straight through. The nearest code is searched in chunks of
+    voxels, so memory never grows with voxels × codes, and codebook statistics are summed by index, never by one-hot
+    matrices. With the default ``update="ema"`` the result equals MONAI's ``EMAQuantizer``.
+
+    Args:
+        num_embeddings: number of codes K.
+        embedding_dim: channels C of a latent vector.
+        commitment_cost: weight β of ``‖z − sg(e)‖²``.
+        update: ``"ema"`` moves the codes by exponential moving averages; ``"gradient"`` by the codebook loss
+            ``‖sg(z) − e‖²``.
+        decay: decay of the moving averages.
+        epsilon: Laplace smoothing of the cluster sizes.
+        revival_threshold: a code whose average count falls below this is moved to a random latent vector of the batch;
+            0 switches revival off.
+        data_init: start the codes from the first training batch instead of a normal distribution.
+        max_chunk_elements: bound on the elements of one block of the distance matrix.
+
+    Source: van den Oord et al. 2017 (https://arxiv.org/abs/1711.00937); revival after Jukebox, Dhariwal et al. 2020
+    (https://arxiv.org/abs/2005.00341).
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        commitment_cost: float = 0.25,
+        update: str = "ema",
+        decay: float = 0.99,
+        epsilon: float = 1e-5,
+        revival_threshold: float = 0.0,
+        data_init: bool = False,
+        max_chunk_elements: int = 2**22,
+    ) -> None:
+        super().__init__()
+        if update not in ("ema", "gradient"):
+            raise ValueError(f"update: expected 'ema' or 'gradient', found {update!r}.")
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.commitment_cost = commitment_cost
+        self.ema = update == "ema"
+        self.decay = decay
+        self.epsilon = epsilon
+        self.revival_threshold = revival_threshold
+        self.chunk_size = max(1, max_chunk_elements // num_embeddings)
+
+        self.embedding = nn.Embedding(num_embeddings, embedding_dim)
+        self.embedding.weight.requires_grad_(not self.ema)
+        self.register_buffer("ema_cluster_size", torch.zeros(num_embeddings))
+        self.register_buffer("ema_w", self.embedding.weight.detach().clone())
+        self.register_buffer("initialized", torch.tensor(not data_init))
+
+    def forward(self, latent: Tensor) -> Quantized:
+        """Quantise ``latent`` (B, C, h, w, d); in training mode also update the codebook statistics."""
+        flat = latent.float().movedim(1, -1).reshape(-1, self.embedding_dim)
+        if self.training:
+            self._initialize(flat.detach())
+        indices = self.nearest(flat.detach())
+        grid = indices.view(latent.shape[0], latent.shape[2], latent.shape[3], latent.shape[4])
+        quantized = self.embed(grid)
+        loss = self.commitment_cost * F.mse_loss(latent.float(), quantized.detach())
+        if not self.ema:
+            loss = loss + F.mse_loss(quantized, latent.detach().float())
+        if self.training:
+            self._update(flat.detach(), indices)
+        straight_through = latent + (quantized - latent).detach()
+        return Quantized(straight_through, loss, grid)
+
+    def nearest(self, flat: Tensor) -> Tensor:
+        """Indices (N,) of the codes nearest to ``flat`` (N, C), with distances in float32 whatever the autocast."""
+        if torch.jit.is_scripting():
+            return self._search(flat)
+        with torch.autocast(flat.device.type, enabled=False):
+            return self._search(flat)
+
+    def _search(self, flat: Tensor) -> Tensor:
+        codes = self.embedding.weight.detach().float()
+        # ‖z − e‖² = ‖z‖² − 2 (z·e − ‖e‖²/2): ‖z‖² does not change which code is nearest
+        offset = -0.5 * codes.square().sum(dim=1)
+        transposed = codes.t().contiguous()
+        indices = torch.empty(flat.shape[0], dtype=torch.long, device=flat.device)
+        for start in range(0, flat.shape[0], self.chunk_size):
+            block = flat[start : start + self.chunk_size].float()
+            indices[start : start + self.chunk_size] = torch.addmm(offset, block, transposed).argmax(dim=1)
+        return indices
+
+    def embed(self, indices: Tensor) -> Tensor:
+        """Codes (B, C, h, w, d) of ``indices`` (B, h, w, d)."""
+        return self.embedding(indices).movedim(-1, 1).contiguous()
+
+    @torch.jit.unused
+    def usage(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of the codes that occur in ``indices``, in [0, 1], and their perplexity ``exp(H)``, in [1, K]."""
+        counts = torch.bincount(indices.flatten(), minlength=self.num_embeddings).float()
+        p = counts / counts.sum()
+        return (counts > 0).float().mean(), torch.special.entr(p).sum().exp()
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def _initialize(self, flat: Tensor) -> None:
+        if bool(self.initialized):
+            return
+        codes = self._draw(flat, self.num_embeddings)
+        # a little jitter keeps codes that were drawn from one vector apart
+        codes = codes + 1e-3 * flat.std() * self._same_on_every_rank(torch.randn_like(codes))
+        self.embedding.weight.copy_(codes)
+        self.ema_w.copy_(codes)
+        self.ema_cluster_size.fill_(1.0)
+        self.initialized.fill_(True)
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def _update(self, flat: Tensor, indices: Tensor) -> None:
+        if not self.ema:
+            return
+        counts = torch.bincount(indices, minlength=self.num_embeddings).to(flat.dtype)
+        sums = torch.zeros_like(self.ema_w).index_add_(0, indices, flat)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        self.ema_cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        self.ema_w.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        if self.revival_threshold > 0:
+            self._revive(flat)
+        total = self.ema_cluster_size.sum()
+        smoothed = (self.ema_cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
+        self.embedding.weight.copy_(self.ema_w / smoothed.unsqueeze(1))
+
+    @torch.jit.unused
+    def _revive(self, flat: Tensor) -> None:
+        dead = self.ema_cluster_size < self.revival_threshold
+        drawn = self._draw(flat, self.num_embeddings)
+        # a revived code starts with the weight of a living one, or it would die again in the next step
+        self.ema_w.copy_(torch.where(dead.unsqueeze(1), drawn, self.ema_w))
+        self.ema_cluster_size.copy_(torch.where(dead, torch.ones_like(self.ema_cluster_size), self.ema_cluster_size))
+
+    @torch.jit.unused
+    def _draw(self, flat: Tensor, number: int) -> Tensor:
+        """``number`` random rows of ``flat``, the same on every rank."""
+        rows = torch.randint(flat.shape[0], (number,), device=flat.device)
+        return self._same_on_every_rank(flat[rows])
+
+    @torch.jit.unused
+    def _same_on_every_rank(self, tensor: Tensor) -> Tensor:
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(tensor, src=0)
+        return tensor

@@ -1,0 +1,118 @@
+"""Image compression: the 3D VQ-GAN, and its KL variant behind the same interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks import Convolution
+from monai.networks.nets.autoencoderkl import Decoder, Encoder
+from torch import Tensor, nn
+
+from custom.networks.quantizer import Quantized, VectorQuantizer
+from custom.networks.wavelet import HaarTransform
+
+__all__ = ["KLBottleneck", "VQGAN"]
+
+
+class KLBottleneck(nn.Module):
+    """A Gaussian latent with a Kullback-Leibler penalty in place of a codebook (ablation d of the paper's Table 3).
+
+    ``forward`` takes moments (B, 2C, h, w, d) and returns, like ``VectorQuantizer``, a ``Quantized``: a sample in
+    training and the mean otherwise, the weighted KL divergence to N(0, 1) per latent element, and no indices.
+
+    Args:
+        embedding_dim: channels C of a latent vector.
+        kl_weight: weight of the divergence.
+    """
+
+    def __init__(self, embedding_dim: int, *, kl_weight: float = 1e-6) -> None:
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.kl_weight = kl_weight
+
+    def forward(self, moments: Tensor) -> Quantized:
+        mean, log_var = moments.float().chunk(2, dim=1)
+        log_var = log_var.clamp(-30.0, 20.0)
+        loss = self.kl_weight * 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).mean()
+        latent = mean
+        if self.training:
+            latent = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
+        indices = torch.zeros([latent.shape[0], 0], dtype=torch.long, device=latent.device)
+        return Quantized(latent, loss, indices)
+
+
+class VQGAN(nn.Module):
+    """3D VQ-GAN on MONAI's ``Encoder`` and ``Decoder``.
+
+    Args:
+        channels: channels of each level; every level after the first halves each axis.
+        embedding_dim: channels L of the latent.
+        num_embeddings: codes in the codebook.
+        num_res_blocks: residual blocks of each level of the encoder.
+        decoder_num_res_blocks: the same for the decoder; the encoder's by default.
+        norm_num_groups: groups of the group normalisation.
+        haar_levels: open with as many levels of the exact Haar transform, each of which halves every axis before the
+            first convolution; 0 for the paper's plain convolutions.
+        bottleneck: replaces the codebook built from the arguments above, e.g. by a ``VectorQuantizer`` with other
+            settings or a ``KLBottleneck``.
+
+    Source: Esser et al. 2021 (https://arxiv.org/abs/2012.09841); sizes in the paper's Table A.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        embedding_dim: int,
+        num_embeddings: int = 8192,
+        *,
+        num_res_blocks: Sequence[int] = (1, 1, 1),
+        decoder_num_res_blocks: Sequence[int] | None = None,
+        norm_num_groups: int = 32,
+        haar_levels: int = 0,
+        bottleneck: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.haar = HaarTransform(haar_levels)
+        self.downsampling = 2 ** (len(channels) - 1 + haar_levels)
+        image_channels = 8**haar_levels
+        self.bottleneck = bottleneck or VectorQuantizer(num_embeddings, embedding_dim)
+        moments = embedding_dim * (2 if isinstance(self.bottleneck, KLBottleneck) else 1)
+
+        def common(blocks: Sequence[int]) -> dict:
+            return {
+                "spatial_dims": 3,
+                "channels": tuple(channels),
+                "num_res_blocks": tuple(blocks),
+                "norm_num_groups": norm_num_groups,
+                "norm_eps": 1e-6,
+                "attention_levels": (False,) * len(channels),
+                "with_nonlocal_attn": False,
+            }
+
+        self.encoder = Encoder(in_channels=image_channels, out_channels=embedding_dim, **common(num_res_blocks))
+        self.decoder = Decoder(
+            in_channels=embedding_dim,
+            out_channels=image_channels,
+            **common(decoder_num_res_blocks or num_res_blocks),
+        )
+        self.quant_conv = Convolution(3, embedding_dim, moments, kernel_size=1, conv_only=True)
+        self.post_quant_conv = Convolution(3, embedding_dim, embedding_dim, kernel_size=1, conv_only=True)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Latent before the bottleneck, (B, L, h, w, d), of ``image`` (B, 1, H, W, D) in [-1, 1]."""
+        return self.quant_conv(self.encoder(self.haar(image)))
+
+    def quantize(self, latent: Tensor) -> Quantized:
+        """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent."""
+        return self.bottleneck(latent)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Image (B, 1, H, W, D) of a latent (B, L, h, w, d)."""
+        return self.haar.inverse(self.decoder(self.post_quant_conv(latent)))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
+        """Reconstruction of ``image`` and what the bottleneck made of it."""
+        quantized = self.quantize(self.encode(image))
+        return self.decode(quantized.latent), quantized

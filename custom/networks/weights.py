@@ -1,0 +1,99 @@
+"""Loading of ``model.pt`` with errors that say what does not fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from custom.networks.ms_spade import SwitchableConv3d
+
+__all__ = ["load_weights"]
+
+NAMED = 3  # parameters named in a message
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_weights(network: Network, path: str | os.PathLike) -> Network:
+    """Load a flat state dict strictly, tensors only, onto the device that ``network`` is on.
+
+    Args:
+        network: a ``LatentTranslator`` or another module.
+        path: of the state dict.
+
+    Returns:
+        ``network``, unchanged if anything fails.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if the file is no flat state dict, or the weights are of another preset or vocabulary.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: expected the model's weights; found no file. Train the three stages, or point bundle_root at the "
+            "folder that holds configs/ and models/."
+        )
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        detail = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{file}: expected a file of tensors; found {detail.rstrip('.')}. Replace the file."
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(
+            f"{file}: expected a flat state dict, name → tensor; found {_kind(state)}. "
+            "Give the model.pt that the last training stage writes, not a training checkpoint."
+        )
+    differences = _differences(network, state)
+    if differences:
+        raise ValueError(
+            f"{file}: expected the weights of this network; found {'; '.join(differences)}. Use the preset and the "
+            "modalities that the weights were trained with."
+        )
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def _kind(state: object) -> str:
+    if isinstance(state, Mapping):
+        return f"entries {', '.join(map(str, list(state)[:NAMED]))}"
+    return type(state).__name__
+
+
+def _differences(network: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
+    expected = network.state_dict()
+    shapes = [k for k in expected if k in state and expected[k].shape != state[k].shape]
+    found = []
+    if vocabulary := _other_vocabulary(network, state):
+        found.append(vocabulary)
+    if shapes:
+        shown = ", ".join(f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}" for k in shapes[:NAMED])
+        found.append(f"{len(shapes)} tensors of another shape ({shown}{_more(shapes)})")
+    for label, names in (
+        ("missing", [k for k in expected if k not in state]),
+        ("unknown", [k for k in state if k not in expected]),
+    ):
+        if names:
+            found.append(f"{len(names)} {label} tensors ({', '.join(names[:NAMED])}{_more(names)})")
+    return found
+
+
+def _other_vocabulary(network: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
+    """The number of modalities where it differs: the kernels of the first switchable convolution."""
+    for name, module in network.named_modules():
+        kernels = state.get(f"{name}.weight")
+        if isinstance(module, SwitchableConv3d) and kernels is not None and len(kernels) != len(module.weight):
+            return f"{len(kernels)} modalities instead of {len(module.weight)}"
+    return ""
+
+
+def _more(names: list[str]) -> str:
+    return ", …" if len(names) > NAMED else ""

@@ -1,0 +1,237 @@
+"""What each training stage minimises: modules that turn a batch into named losses.
+
+An objective holds the whole ``LatentTranslator`` and trains one part of it; the rest is frozen and stays in evaluation
+mode. Its forward pass computes every term, so wrapping it for distributed training synchronises all gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from monai.losses import PatchAdversarialLoss
+from torch import Tensor, nn
+
+from custom.losses import FeatureMatching, class_adversarial_loss, class_discriminator_loss
+from custom.networks import LatentTranslator
+
+__all__ = ["AutoencoderObjective", "DiffusionObjective", "JointObjective", "Objective", "Step", "StyleObjective"]
+
+
+class Step(NamedTuple):
+    """Result of one objective: named weighted ``terms`` (scalars), and what a discriminator compares."""
+
+    terms: dict[str, Tensor]
+    fake: Tensor
+    real: Tensor
+    modality: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        return torch.stack(list(self.terms.values())).sum()
+
+
+class Objective(nn.Module):
+    """Base: freezes ``network`` but for the parts named in ``trainable``.
+
+    Args:
+        network: the translator.
+        trainable: names of its submodules that this stage trains.
+    """
+
+    def __init__(self, network: LatentTranslator, trainable: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.trainable = tuple(trainable)
+        network.requires_grad_(False)
+        for name in self.trainable:
+            for parameter_name, parameter in network.get_submodule(name).named_parameters():
+                # codes moved by averages take no gradient
+                averaged = parameter_name.endswith("bottleneck.embedding.weight") and network.autoencoder.bottleneck.ema
+                parameter.requires_grad_(not averaged)
+
+    def train(self, mode: bool = True) -> Objective:
+        """Only the trained parts leave evaluation mode: a frozen codebook must not move."""
+        super().train(False)
+        self.training = mode
+        for name in self.trainable:
+            self.network.get_submodule(name).train(mode)
+        return self
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.network.parameters() if p.requires_grad]
+
+    def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
+        raise NotImplementedError
+
+    def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
+        """Loss of the discriminator on the detached results of ``step``."""
+        raise NotImplementedError
+
+
+def _image_terms(
+    fake: Tensor, real: Tensor, perceptual: nn.Module, discriminator: nn.Module, adversarial: PatchAdversarialLoss
+) -> tuple[Tensor, Tensor]:
+    """(perceptual, adversarial) terms of a generated image, before their weights."""
+    features = discriminator(fake)
+    adversarial_term = adversarial(features[-1].float(), target_is_real=True, for_discriminator=False)
+    if perceptual.needs_features:
+        with torch.no_grad():
+            real_features = discriminator(real)
+        return perceptual(features, real_features), adversarial_term
+    return perceptual(fake.float(), real.float()), adversarial_term
+
+
+def _patch_discriminator_loss(discriminator: nn.Module, adversarial: PatchAdversarialLoss, step: Step) -> Tensor:
+    real = adversarial(discriminator(step.real)[-1].float(), target_is_real=True, for_discriminator=True)
+    fake = adversarial(discriminator(step.fake.detach())[-1].float(), target_is_real=False, for_discriminator=True)
+    return 0.5 * (real + fake)
+
+
+class AutoencoderObjective(Objective):
+    """Stage 1: ``L1 + quantisation + perceptual + adversarial`` of the VQ-GAN (Fig. 3a without the cycle).
+
+    Batch: ``image`` (B, 1, H, W, D) in [-1, 1].
+
+    Args:
+        network: the translator.
+        perceptual: ``FeatureMatching`` or ``MedicalNetPerceptual``.
+        reconstruction_weight, quantisation_weight, perceptual_weight, adversarial_weight: weights of the terms.
+    """
+
+    def __init__(
+        self,
+        network: LatentTranslator,
+        *,
+        perceptual: nn.Module | None = None,
+        reconstruction_weight: float = 1.0,
+        quantisation_weight: float = 1.0,
+        perceptual_weight: float = 0.1,
+        adversarial_weight: float = 0.01,
+    ) -> None:
+        super().__init__(network, ["autoencoder"])
+        self.perceptual = perceptual or FeatureMatching()
+        self.adversarial = PatchAdversarialLoss(criterion="hinge")
+        self.weights = (reconstruction_weight, quantisation_weight, perceptual_weight, adversarial_weight)
+
+    def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
+        image = batch["image"]
+        reconstruction, quantized = self.network.autoencoder(image)
+        w_rec, w_quant, w_perc, w_adv = self.weights
+        terms = {
+            "reconstruction": w_rec * F.l1_loss(reconstruction.float(), image),
+            "quantisation": w_quant * quantized.loss,
+        }
+        if discriminator is not None:
+            perceptual, adversarial = _image_terms(
+                reconstruction, image, self.perceptual, discriminator, self.adversarial
+            )
+            terms |= {"perceptual": w_perc * perceptual, "adversarial": w_adv * adversarial}
+        return Step(terms, reconstruction, image, quantized.indices)
+
+    def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
+        return _patch_discriminator_loss(discriminator, self.adversarial, step)
+
+
+class StyleObjective(Objective):
+    """Stage 2 in latent space: L1 to the quantised target latent, cycle, class-conditional adversarial.
+
+    Batch: ``source``, ``target`` latents (B, L, h, w, d); ``source_modality``, ``target_modality`` (B,).
+    """
+
+    def __init__(
+        self,
+        network: LatentTranslator,
+        *,
+        latent_weight: float = 1.0,
+        cycle_weight: float = 0.5,
+        adversarial_weight: float = 0.01,
+    ) -> None:
+        super().__init__(network, ["style_transfer"])
+        self.weights = (latent_weight, cycle_weight, adversarial_weight)
+
+    def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
+        source, target, to = batch["source"], batch["target"], batch["target_modality"]
+        target_like = self.network.transfer(source, to)
+        back = self.network.transfer(target_like, batch["source_modality"])
+        w_latent, w_cycle, w_adv = self.weights
+        terms = {
+            "latent": w_latent * F.l1_loss(target_like.float(), target),
+            "cycle": w_cycle * F.l1_loss(back.float(), source),
+        }
+        if discriminator is not None:
+            terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(target_like)[-1], to)
+        return Step(terms, target_like, target, to)
+
+    def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
+        return class_discriminator_loss(
+            discriminator(step.real)[-1], discriminator(step.fake.detach())[-1], step.modality
+        )
+
+
+class JointObjective(Objective):
+    """Stage 2 as in the paper's Fig. 3a: autoencoder and MS-SPADE together, all five losses in image space.
+
+    Batch: ``image``, ``label`` (B, 1, H, W, D); ``source_modality``, ``target_modality`` (B,).
+    """
+
+    def __init__(
+        self,
+        network: LatentTranslator,
+        *,
+        perceptual: nn.Module | None = None,
+        reconstruction_weight: float = 1.0,
+        quantisation_weight: float = 1.0,
+        cycle_weight: float = 0.5,
+        perceptual_weight: float = 0.1,
+        adversarial_weight: float = 0.01,
+    ) -> None:
+        super().__init__(network, ["autoencoder", "style_transfer"])
+        self.perceptual = perceptual or FeatureMatching()
+        self.adversarial = PatchAdversarialLoss(criterion="hinge")
+        self.weights = (reconstruction_weight, quantisation_weight, cycle_weight, perceptual_weight, adversarial_weight)
+
+    def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
+        image, label, net = batch["image"], batch["label"], self.network
+        w_rec, w_quant, w_cycle, w_perc, w_adv = self.weights
+        quantized = net.autoencoder.quantize(net.autoencoder.encode(image))
+        target_like = net.transfer(quantized.latent, batch["target_modality"])
+        translation = net.decode(target_like)
+        cycled = net.decode(net.transfer(target_like, batch["source_modality"]))
+        own = net.decode(quantized.latent)
+        terms = {
+            "reconstruction": w_rec * (F.l1_loss(translation.float(), label) + F.l1_loss(own.float(), image)),
+            "quantisation": w_quant * quantized.loss,
+            "cycle": w_cycle * F.l1_loss(cycled.float(), image),
+        }
+        if discriminator is not None:
+            perceptual, adversarial = _image_terms(translation, label, self.perceptual, discriminator, self.adversarial)
+            terms |= {"perceptual": w_perc * perceptual, "adversarial": w_adv * adversarial}
+        return Step(terms, translation, label, batch["target_modality"])
+
+    def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
+        return _patch_discriminator_loss(discriminator, self.adversarial, step)
+
+
+class DiffusionObjective(Objective):
+    """Stage 3, eq. (4): ``E‖target(ε, z_0, t) − f_θ(z_src→tar, z_t, t, y)‖²`` for the schedule's prediction type.
+
+    Batch: as for ``StyleObjective``.
+    """
+
+    def __init__(self, network: LatentTranslator) -> None:
+        super().__init__(network, ["unet"])
+
+    def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
+        net, source, to = self.network, batch["source"], batch["target_modality"]
+        clean = batch["target"] * net.latent_scale
+        with torch.no_grad():
+            target_like = net.transfer(source, to).float()
+        noise = torch.randn_like(clean)
+        timesteps = torch.randint(net.schedule.num_train_timesteps, (clean.shape[0],), device=clean.device)
+        noisy = net.schedule.add_noise(clean, noise, timesteps)
+        prediction = net.predict(noisy, source, target_like, timesteps, to).float()
+        truth = net.schedule.training_target(clean, noise, timesteps)
+        return Step({"diffusion": F.mse_loss(prediction, truth)}, prediction, truth, to)

@@ -1,0 +1,265 @@
+"""Figures of an evaluation, after the paper's Figures 4 to 7: slices on black, one grey scale for all.
+
+Volumes are arrays (X, Y, Z) in RAS order with values in [0, 1]. Slices are shown in radiological convention: the
+patient's right is on the left of the picture. The figures are drawn without pyplot, so nothing global is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from custom.reports.tables import display_name
+
+CONVENTION = "Radiological convention: R = patient's right. Grey scale 0 to 1 for all."
+_TEXT = "white"
+_DIM = "#a8a8a8"
+_DPI = 150
+_CELL = 1.6  # width of a slice in inches
+_CELL_WIDE = 2.2
+_GAP = 0.06
+
+
+def volume(image: torch.Tensor) -> np.ndarray:
+    """Array (X, Y, Z) of a tensor (…, X, Y, Z) whose leading dimensions are 1."""
+    tensor = image.as_tensor() if hasattr(image, "as_tensor") else image
+    return tensor.detach().float().cpu().numpy().reshape(tensor.shape[-3:])
+
+
+def spacing_of(image: torch.Tensor) -> tuple[float, float, float]:
+    """Voxel size (mm) of a MetaTensor; 1 mm for a plain tensor."""
+    affine = getattr(image, "affine", None)
+    if affine is None:
+        return (1.0, 1.0, 1.0)
+    matrix = np.asarray(affine, dtype=float).reshape(-1, 4, 4)[0]
+    return tuple(np.linalg.norm(matrix[:3, :3], axis=0).tolist())
+
+
+def axial(image: np.ndarray, index: int) -> np.ndarray:
+    """Axial slice as it is shown: anterior up, patient's right on the left."""
+    return image[::-1, ::-1, index].T
+
+
+def sagittal(image: np.ndarray, index: int) -> np.ndarray:
+    """Sagittal slice as it is shown: superior up, anterior on the left."""
+    return image[index, ::-1, ::-1].T
+
+
+def slice_position(brain: np.ndarray, lesion: np.ndarray | None = None) -> tuple[int, int, int]:
+    """Voxel (x, y, z) whose slices show most: of the lesion where there is one, else about the middle of the brain.
+
+    Args:
+        brain: mask (X, Y, Z).
+        lesion: mask (X, Y, Z), or None.
+    """
+    if lesion is not None and lesion.any():
+        return tuple(int(np.argmax(lesion.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3))
+    middle = []
+    for axis, part in enumerate((0.5, 0.5, 0.55)):
+        inside = np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = (inside[0], inside[-1]) if inside.size else (0, brain.shape[axis] - 1)
+        middle.append(round(low + part * (high - low)))
+    return tuple(middle)
+
+
+def translation_grid(
+    path: str | os.PathLike[str],
+    predictions: Mapping[tuple[str, str], np.ndarray],
+    truths: Mapping[str, np.ndarray],
+    *,
+    sources: Sequence[str] | None = None,
+    title: str = "",
+    spacing: tuple[float, float] = (1.0, 1.0),
+) -> Path:
+    """Grid of slices: one row a source, one column a target, the truth last; written as PNG.
+
+    Args:
+        path: of the file; its folder is made.
+        predictions: slices as shown (rows, columns) by (source, target); missing ones stay empty.
+        truths: true slice of each target, in the order of the columns; a target without truth may map to None.
+        sources: the rows; default the order of ``truths`` that occur as sources.
+        title: shown above, such as the subject.
+        spacing: voxel size (mm) along the picture's columns and rows.
+
+    Returns:
+        ``path``.
+    """
+    targets = list(truths)
+    if sources is None:
+        found = {source for source, _ in predictions}
+        sources = [m for m in targets if m in found] + sorted(found - set(targets))
+    rows = [*sources, None]
+    cut = _content([s for s in [*truths.values(), *predictions.values()] if s is not None])
+    height = _CELL * _height_by_width(cut, spacing)
+    figure, axes = _canvas(len(targets), [height] * len(rows), title, left=1.0)
+    for i, source in enumerate(rows):
+        for j, target in enumerate(targets):
+            image = truths[target] if source is None else predictions.get((source, target))
+            _show(axes[i][j], None if image is None else image[cut], spacing[1] / spacing[0])
+            if i == 0:
+                axes[i][j].set_title(display_name(target), color=_TEXT, fontsize=11, pad=6)
+        _row_label(axes[i][0], "Ground\ntruth" if source is None else f"{display_name(source)} →")
+    _right_marker(axes[0][0])
+    reconstructed = any(source == target for source, target in predictions)
+    note = " Source = target: reconstruction." if reconstructed else ""
+    return _save(figure, path, CONVENTION + note)
+
+
+def volume_panel(
+    path: str | os.PathLike[str],
+    columns: Mapping[str, np.ndarray],
+    *,
+    errors: Mapping[str, np.ndarray] | None = None,
+    position: tuple[int, int, int] | None = None,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    title: str = "",
+    error_range: float = 0.5,
+) -> Path:
+    """Volumes side by side, an axial and a sagittal row; written as PNG.
+
+    Args:
+        path: of the file; its folder is made.
+        columns: heading → volume (X, Y, Z) in RAS order, values in [0, 1], all of one shape.
+        errors: heading → volume of absolute errors, shown after the others in colour.
+        position: voxel whose slices are shown; default the middle of the first column's brain.
+        spacing: voxel size in mm.
+        title: shown above.
+        error_range: the error that is shown brightest.
+
+    Returns:
+        ``path``.
+    """
+    errors = errors or {}
+    volumes = {**columns, **errors}
+    x, _, z = position if position is not None else slice_position(next(iter(columns.values())) > 0)
+    rows = {
+        "Axial": ([axial(image, z) for image in volumes.values()], (spacing[0], spacing[1])),
+        "Sagittal": ([sagittal(image, x) for image in volumes.values()], (spacing[1], spacing[2])),
+    }
+    cuts = [_content(slices) for slices, _ in rows.values()]
+    heights = [_CELL_WIDE * _height_by_width(cut, mm) for cut, (_, mm) in zip(cuts, rows.values(), strict=True)]
+    figure, axes = _canvas(len(volumes), heights, title, cell=_CELL_WIDE, left=0.9, right=0.75 if errors else 0.15)
+    for i, (label, (slices, mm)) in enumerate(rows.items()):
+        _row_label(axes[i][0], label)
+        for j, heading in enumerate(volumes):
+            style = {"cmap": "inferno", "vmax": error_range} if heading in errors else {}
+            artist = _show(axes[i][j], slices[j][cuts[i]], mm[1] / mm[0], **style)
+            if i == 0:
+                axes[i][j].set_title(heading, color=_TEXT, fontsize=11, pad=6)
+    _right_marker(axes[0][0])
+    if errors:
+        _colour_bar(figure, artist, axes[1][-1])
+    return _save(figure, path, CONVENTION)
+
+
+def comparison_panel(
+    path: str | os.PathLike[str],
+    source: np.ndarray,
+    prediction: np.ndarray,
+    truth: np.ndarray | None,
+    *,
+    names: tuple[str, str],
+    **kwargs: Any,
+) -> Path:
+    """Source, prediction, truth and absolute error of one pair, an axial and a sagittal row; written as PNG.
+
+    Args:
+        path: of the file; its folder is made.
+        source, prediction, truth: volumes (X, Y, Z) in RAS order, values in [0, 1]; without a truth no error either.
+        names: the source and target modalities.
+        kwargs: other arguments of :func:`volume_panel`.
+
+    Returns:
+        ``path``.
+    """
+    shown, wanted = (display_name(n) for n in names)
+    columns = {f"Source {shown}": source, f"Predicted {wanted}": prediction}
+    if truth is None:
+        return volume_panel(path, columns, **kwargs)
+    columns[f"True {wanted}"] = truth
+    return volume_panel(path, columns, errors={"|Error|": np.abs(prediction - truth)}, **kwargs)
+
+
+def _content(slices: Sequence[np.ndarray], margin: int = 3) -> tuple[slice, slice]:
+    """Box (rows, columns) that holds what any of the slices shows, a margin around it; all of an empty slice."""
+    shown = np.any([s > 0 for s in slices], axis=0)
+    box = []
+    for axis in (1, 0):
+        inside = np.flatnonzero(shown.any(axis=axis))
+        low, high = (inside[0], inside[-1] + 1) if inside.size else (0, shown.shape[1 - axis])
+        box.append(slice(max(int(low) - margin, 0), min(int(high) + margin, shown.shape[1 - axis])))
+    return tuple(box)
+
+
+def _height_by_width(cut: tuple[slice, slice], spacing: tuple[float, float]) -> float:
+    rows, columns = cut
+    return (rows.stop - rows.start) * spacing[1] / ((columns.stop - columns.start) * spacing[0])
+
+
+def _canvas(
+    columns: int,
+    heights: Sequence[float],
+    title: str,
+    *,
+    left: float,
+    cell: float = _CELL,
+    right: float = 0.15,
+    bottom: float = 0.4,
+) -> tuple[Figure, list[list[Axes]]]:
+    """A black figure with a grid of axes, one row for each of the ``heights``; sizes in inches."""
+    top = 0.75 if title else 0.4
+    width = left + columns * (cell + _GAP) + right
+    height = top + sum(h + _GAP for h in heights) + bottom
+    figure = Figure(figsize=(width, height), facecolor="black")
+    axes, y = [], height - top
+    for row in heights:
+        y -= row + _GAP
+        boxes = [((left + j * (cell + _GAP)) / width, y / height, cell / width, row / height) for j in range(columns)]
+        axes.append([figure.add_axes(box) for box in boxes])
+    if title:
+        figure.text(left / width, 1 - 0.12 / height, title, color=_TEXT, fontsize=12, va="top", ha="left")
+    return figure, axes
+
+
+def _show(axes: Axes, image: np.ndarray | None, aspect: float, *, cmap: str = "gray", vmax: float = 1.0):
+    axes.set_facecolor("black")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if image is None:
+        axes.text(0.5, 0.5, "not available", color=_DIM, fontsize=9, ha="center", va="center", transform=axes.transAxes)
+        return None
+    return axes.imshow(image, cmap=cmap, vmin=0.0, vmax=vmax, aspect=aspect, interpolation="bilinear")
+
+
+def _row_label(axes: Axes, text: str) -> None:
+    axes.annotate(
+        text, (0, 0.5), (-8, 0), "axes fraction", "offset points", color=_TEXT, fontsize=11, ha="right", va="center"
+    )
+
+
+def _right_marker(axes: Axes) -> None:
+    axes.text(0.02, 0.98, "R", color=_DIM, fontsize=10, ha="left", va="top", transform=axes.transAxes)
+
+
+def _colour_bar(figure: Figure, artist, axes: Axes) -> None:
+    box = axes.get_position()
+    bar = figure.colorbar(artist, cax=figure.add_axes((box.x1 + 0.012, box.y0, 0.012, box.height)))
+    bar.ax.tick_params(colors=_TEXT, labelsize=8)
+    bar.outline.set_visible(False)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str], note: str) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.text(0.5, 0.1 / figure.get_figheight(), note, color=_DIM, fontsize=8, ha="center", va="bottom")
+    figure.savefig(path, dpi=_DPI, facecolor="black")
+    return path

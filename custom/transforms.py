@@ -1,0 +1,226 @@
+"""Dictionary transforms on top of MONAI's: reading with clear errors, checks, and the crop to the foreground."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import CropForegroundd, LoadImage, LoadImaged, MapTransform
+from monai.transforms.utils_pytorch_numpy_unification import percentile
+from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
+from scipy import ndimage
+
+__all__ = ["CropForegroundUniond", "LoadVolume", "LoadVolumed", "ValidateVolumed", "foreground", "solid"]
+
+ZERO_BACKGROUND_SHARE = 0.05
+SIGNED_SHARE = 0.05
+NOISE_FLOOR = 0.05
+
+
+def foreground(image: torch.Tensor) -> torch.Tensor:
+    """Voxels that show tissue.
+
+    Where a good part of the volume (5 %) is exactly zero, zero is the background: the foreground is what is positive,
+    so that the slightly negative voxels that interpolation leaves around a brain do not count; in signed data (such as
+    z-scores) it is what is not zero. Otherwise the background is noise or an offset, and the foreground is what lies
+    above 5 % of the range between the percentiles 0.5 and 99.5.
+
+    Args:
+        image: a volume of any shape, in the scanner's units.
+
+    Returns:
+        Boolean mask of the same shape.
+    """
+    values = image.as_tensor() if isinstance(image, MetaTensor) else image
+    zeros = values == 0
+    if zeros.float().mean() >= ZERO_BACKGROUND_SHARE:
+        negative = values < 0
+        signed = negative.sum() > SIGNED_SHARE * (~zeros).sum()
+        return ~zeros if signed else values > 0
+    low, high = percentile(values, 0.5), percentile(values, 99.5)
+    return values > low + NOISE_FLOOR * (high - low)
+
+
+def solid(mask: torch.Tensor) -> torch.Tensor:
+    """``mask`` (1, H, W, D) with its cavities filled: all but the background that reaches a face of the volume.
+
+    Voxels inside a brain that are zero or slightly negative belong to it; the air around it does not.
+    """
+    background, _ = ndimage.label(~mask[0].cpu().numpy())
+    faces = [background.take(i, axis=axis) for axis in range(background.ndim) for i in (0, -1)]
+    outside = np.zeros(background.max() + 1, dtype=bool)
+    for face in faces:
+        outside[np.unique(face)] = True
+    outside[0] = False  # label 0 is the foreground itself
+    return torch.from_numpy(~outside[background])[None].to(mask.device)
+
+
+def source_name(image: Any, key: Hashable) -> str:
+    """The file that an image was read from, or its key."""
+    meta = getattr(image, "meta", {})
+    return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, key))
+
+
+class LoadVolume(LoadImage):
+    """``LoadImage``, channel first, whose errors say which file is missing or cannot be read.
+
+    Raises:
+        FileNotFoundError: before anything is read, if the file is missing.
+        ValueError: if it cannot be read as an image.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(image_only=True, ensure_channel_first=True, **kwargs)
+
+    def __call__(self, filename: Any, reader: Any = None) -> torch.Tensor:
+        for file in ensure_tuple(filename):
+            if not Path(file).expanduser().exists():
+                raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
+        try:
+            return super().__call__(filename, reader)
+        except Exception as error:
+            detail = (str(error).strip() or "no detail").splitlines()[0]
+            raise ValueError(
+                f"{filename}: expected a readable 3D image (NIfTI, NRRD, MetaImage); found {type(error).__name__}: "
+                f"{detail.rstrip('.')}. Check or replace the file."
+            ) from error
+
+
+class LoadVolumed(LoadImaged):
+    """Dictionary-based :class:`LoadVolume`.
+
+    Args:
+        keys: keys of paths.
+        allow_missing_keys: do not raise for an absent key.
+        kwargs: other arguments of ``monai.transforms.LoadImage``, such as ``reader`` and ``dtype``.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, **kwargs: Any) -> None:
+        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self._loader = LoadVolume(**kwargs)
+
+
+class ValidateVolumed(MapTransform):
+    """Refuse volumes that cannot be translated, after loading and channel first; one clear error for each fault.
+
+    Args:
+        keys: keys of images (1, H, W, D).
+        min_size: fewest voxels along each axis: the network's ``spatial_divisor``. A smaller volume is less than one
+            cell of the coarsest feature map along that axis; what the network would see there is padding.
+        allow_missing_keys: do not raise for an absent key.
+
+    Raises:
+        ValueError: for a volume that is not 3D and single-channel, too small, with NaN or infinite values, or constant.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, min_size: int | Sequence[int] = 16, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.min_size = min_size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            self._check(d[key], source_name(d[key], key))
+        return d
+
+    def _check(self, image: torch.Tensor, name: str) -> None:
+        if image.ndim != 4 or image.shape[0] != 1:
+            raise ValueError(
+                f"{name}: expected one 3D volume with one channel; found {_describe(image)}. "
+                "Save the volume or channel to translate as a file of its own."
+            )
+        shape = tuple(image.shape[1:])
+        smallest = tuple(np.broadcast_to(self.min_size, 3).tolist())
+        if any(s < m for s, m in zip(shape, smallest, strict=True)):
+            raise ValueError(
+                f"{name}: expected at least {_times(smallest)} voxels, one cell of the coarsest feature map; "
+                f"found {_times(shape)}. Resample the volume to smaller voxels or use a larger field of view."
+            )
+        values = image.as_tensor() if isinstance(image, MetaTensor) else image
+        faulty = int((~torch.isfinite(values)).sum())
+        if faulty:
+            raise ValueError(
+                f"{name}: expected finite intensities; found {faulty} NaN or infinite voxels. "
+                "Replace them, with 0 where they are background."
+            )
+        low, high = float(values.min()), float(values.max())
+        if low == high or bool(((values == low) | (values == high)).all()):
+            found = f"the constant {low:g}" if low == high else f"only the values {low:g} and {high:g}"
+            raise ValueError(f"{name}: expected an MRI contrast; found {found}. Check that it is not a mask or empty.")
+
+
+class CropForegroundUniond(CropForegroundd):
+    """Crop all images of a subject to one box: the union of their foregrounds, a margin around it.
+
+    Args:
+        keys: images (1, H, W, D) on one grid, and whatever is cropped with them.
+        source_keys: the images whose foregrounds count; all ``keys`` where not given.
+        margin: voxels around the foreground; the box stays inside the volume.
+        mask_key: where given, the union with its cavities filled is stored here, cropped like the images.
+        allow_missing_keys: subjects may lack some of the ``keys``.
+
+    Raises:
+        ValueError: for images on different grids, or without any foreground.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        source_keys: KeysCollection | None = None,
+        *,
+        margin: int | Sequence[int] = 2,
+        mask_key: str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        keys = ensure_tuple(keys)
+        self.source_keys = keys if source_keys is None else ensure_tuple(source_keys)
+        self.mask_key = mask_key
+        super().__init__(
+            (*keys, *([mask_key] if mask_key else [])),
+            source_key=mask_key or "_foreground",
+            margin=margin,
+            allow_smaller=True,
+            start_coord_key=None,
+            end_coord_key=None,
+            allow_missing_keys=allow_missing_keys,
+        )
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        d[self.source_key] = self._union({k: d[k] for k in self.source_keys if k in d})
+        d = super().__call__(d, lazy)
+        if self.mask_key is None:
+            del d[self.source_key]
+        else:
+            d[self.mask_key] = convert_to_dst_type(solid(d[self.mask_key]), dst=d[self.mask_key])[0]
+        return d
+
+    def _union(self, images: Mapping[Hashable, torch.Tensor]) -> torch.Tensor:
+        if not images:
+            raise KeyError(f"expected at least one of the keys {', '.join(map(str, self.source_keys))}; found none.")
+        names = {source_name(image, key): tuple(image.shape[1:]) for key, image in images.items()}
+        if len(set(names.values())) > 1:
+            found = "; ".join(f"{name} {_times(shape)}" for name, shape in names.items())
+            raise ValueError(f"expected a subject's images on one grid; found {found}. Register and resample them.")
+        union = torch.stack([foreground(image) for image in images.values()]).any(dim=0)
+        if not union.any():
+            raise ValueError(f"{', '.join(names)}: expected some foreground; found none. Check the intensities.")
+        first = next(iter(images.values()))
+        return MetaTensor(union, meta=dict(first.meta)) if isinstance(first, MetaTensor) else union
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _describe(image: torch.Tensor) -> str:
+    if image.ndim == 4:
+        return f"{image.shape[0]} volumes or channels of {_times(image.shape[1:])} voxels"
+    return f"an image with {image.ndim - 1} dimensions ({_times(image.shape[1:])})"

@@ -1,0 +1,75 @@
+"""Tests of custom.networks.weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from custom.networks import StyleTransfer
+from custom.networks.weights import load_weights
+
+
+def transfer(num_modalities: int = 4, width: int = 4) -> StyleTransfer:
+    return StyleTransfer(
+        num_modalities, 2, in_channels=width, res_channels=[width], spade_channels=[width], hidden_channels=2
+    )
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt"
+    torch.save(transfer().state_dict(), path)
+    return path
+
+
+def test_round_trip(weights: Path) -> None:
+    network = transfer()
+    assert load_weights(network, weights) is network
+    for name, value in torch.load(weights, weights_only=True).items():
+        assert torch.equal(network.state_dict()[name], value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model\.pt: expected the model's weights; found no file"):
+        load_weights(transfer(), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights"], ids=["empty", "text"])
+def test_not_weights(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.pt: expected a file of tensors"):
+        load_weights(transfer(), tmp_path / "model.pt")
+
+
+def test_pickled_objects_are_refused(tmp_path: Path) -> None:
+    torch.save(transfer(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="expected a file of tensors"):
+        load_weights(transfer(), tmp_path / "model.pt")
+
+
+def test_training_checkpoint(weights: Path) -> None:
+    torch.save({"model": transfer().state_dict(), "epoch": 3}, weights)
+    with pytest.raises(ValueError, match=r"expected a flat state dict.*found entries model, epoch"):
+        load_weights(transfer(), weights)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (transfer(num_modalities=3), "found 4 modalities instead of 3; .* tensors of another shape"),
+        (
+            transfer(width=6),
+            r"another shape \(conv_in.weight \(4, 2, 7, 7, 7\) instead of \(6, 2, 7, 7, 7\)",
+        ),
+        (nn.Sequential(transfer()), "missing tensors .* unknown tensors"),
+    ],
+    ids=["modalities", "preset", "names"],
+)
+def test_weights_that_do_not_fit(weights: Path, network: nn.Module, message: str) -> None:
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_weights(network, weights)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

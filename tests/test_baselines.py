@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from custom.baselines import IntensityLookup, brain_mask, copy_source, fit_or_load
+
+MODALITIES = ("t1", "t2", "flair")
+
+
+def subject(seed: int, names: tuple[str, ...] = ("t1", "t2")) -> dict[str, torch.Tensor]:
+    """t2 = -t1³ and flair = t1 / 2 in the foreground."""
+    t1 = torch.rand((1, 12, 12, 12), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    t1[:, :3] = -1
+    images = {"t1": t1, "t2": -(t1**3), "flair": t1 / 2}
+    return {name: MetaTensor(torch.where(t1 > -1, images[name], t1)) for name in names}
+
+
+def test_copy_source_is_the_source():
+    image = subject(0)["t1"]
+    assert copy_source(image) is image
+
+
+def test_a_function_of_intensity_is_learned():
+    lookup = IntensityLookup(MODALITIES, bins=64).fit(subject(s) for s in range(20))
+    held_out = subject(99)
+    prediction = lookup.predict(held_out["t1"], "t1", "t2")
+    assert prediction.shape == held_out["t1"].shape
+    # half a bin (1/64) times the steepest slope of the cubic (3)
+    torch.testing.assert_close(prediction.as_tensor(), held_out["t2"].as_tensor(), atol=3.1 / 64, rtol=0)
+
+
+def test_background_stays_background():
+    lookup = IntensityLookup(MODALITIES).fit([subject(0)])
+    prediction = lookup.predict(subject(1)["t1"], "t1", "t2")
+    assert (prediction[:, :3] == -1).all()
+
+
+def test_dark_cavities_belong_to_the_brain():
+    images = {m: torch.full((1, 12, 12, 12), -1.0) for m in ("t1", "t2")}
+    images["t1"][:, 2:10, 2:10, 2:10] = 0.5
+    images["t2"][:, 2:10, 2:10, 2:10] = -0.5
+    images["t1"][:, 5:7, 5:7, 5:7] = -1.0
+    images["t2"][:, 5:7, 5:7, 5:7] = 0.9
+    assert brain_mask(images["t1"]).sum() == 8**3
+    prediction = IntensityLookup(MODALITIES).fit([images]).predict(images["t1"], "t1", "t2")
+    torch.testing.assert_close(prediction, images["t2"])
+
+
+def test_streaming_equals_one_subject_of_all_voxels():
+    parts = [subject(s) for s in range(3)]
+    streamed = IntensityLookup(MODALITIES, bins=32).fit(parts)
+    whole = IntensityLookup(MODALITIES, bins=32)
+    whole.update({m: torch.cat([p[m] for p in parts], dim=-1) for m in ("t1", "t2")})
+    np.testing.assert_allclose(streamed.table("t1", "t2"), whole.table("t1", "t2"))
+
+
+def test_empty_bins_are_interpolated():
+    lookup = IntensityLookup(("t1", "t2"), bins=5)
+    images = {name: torch.full((1, 4, 4, 4), -1.0) for name in ("t1", "t2")}
+    images["t1"][0, 1, 1, 1:3] = torch.tensor([-0.9, 0.9])
+    images["t2"][0, 1, 1, 1:3] = torch.tensor([-0.6, 0.2])
+    lookup.update(images)
+    np.testing.assert_allclose(lookup.table("t1", "t2"), [-0.6, -0.4, -0.2, 0.0, 0.2], atol=1e-7)
+
+
+def test_missing_modalities_give_only_the_pairs_that_exist():
+    lookup = IntensityLookup(MODALITIES).fit([subject(0), subject(1, ("t1", "flair"))])
+    assert set(lookup.pairs) == {("t1", "t2"), ("t2", "t1"), ("t1", "flair"), ("flair", "t1")}
+    with pytest.raises(ValueError, match=r"no training subject had both 't2' and 'flair'; pairs learned: t1->t2"):
+        lookup.predict(torch.zeros(1, 4, 4, 4), "t2", "flair")
+
+
+def test_save_and_load(tmp_path):
+    lookup = IntensityLookup(MODALITIES, bins=16).fit([{"subject": "case_1", **subject(0)}])
+    path = tmp_path / "deep" / "lookup.npz"
+    lookup.save(path)
+    again = IntensityLookup.load(path)
+    assert (again.modalities, again.subjects, again.bins) == (MODALITIES, ["case_1"], 16)
+    np.testing.assert_array_equal(again.table("t2", "t1"), lookup.table("t2", "t1"))
+    assert [p.name for p in path.parent.iterdir()] == ["lookup.npz"]
+
+
+def test_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        IntensityLookup.load(tmp_path / "absent.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(ValueError, match=r"text\.npz: expected an intensity lookup"):
+        IntensityLookup.load(tmp_path / "text.npz")
+    with pytest.raises(ValueError, match="images of one shape"):
+        IntensityLookup(MODALITIES).update({"t1": torch.zeros(1, 4, 4, 3), "t2": torch.zeros(1, 4, 4, 4)}, subject="a")
+    with pytest.raises(ValueError, match="at least 2"):
+        IntensityLookup(MODALITIES, bins=1)
+
+
+def test_fit_or_load_fits_once_and_again_when_the_files_change(tmp_path):
+    reads = []
+
+    def transform(entry):
+        reads.append(entry["subject"])
+        if entry["subject"] == "broken":
+            raise ValueError("not an image")
+        return subject(len(entry["subject"]))
+
+    entries = []
+    for name in ("a", "bb", "broken"):
+        entries.append({"subject": name, "t1": tmp_path / f"{name}_t1", "t2": tmp_path / f"{name}_t2"})
+        entries[-1]["t1"].write_text(name)
+    path = tmp_path / "lookup.npz"
+    lookup = fit_or_load(path, entries, transform, MODALITIES)
+    assert lookup.subjects == ["a", "bb"]
+    assert reads == ["a", "bb", "broken"]
+    again = fit_or_load(path, entries, transform, MODALITIES)
+    assert len(reads) == 3
+    np.testing.assert_array_equal(again.table("t1", "t2"), lookup.table("t1", "t2"))
+    assert fit_or_load(path, entries, transform, MODALITIES, max_subjects=1).subjects == ["a"]
+    entries[0]["t1"].write_text("other contents")
+    fit_or_load(path, entries, transform, MODALITIES, max_subjects=1)
+    assert reads[3:] == ["a", "a"]
+    with pytest.raises(ValueError, match="none of 1 could be read"):
+        fit_or_load(path, entries[2:], transform, MODALITIES)
