@@ -26,11 +26,11 @@ class TranslationInferer(Inferer):
         modalities: the vocabulary that the weights were trained with, in order.
         seed: of the noise.
         num_samples: noise draws whose images are averaged.
-        num_inference_steps: sampler steps; None for the network's default.
+        num_inference_steps: sampler steps; 0 or None for the network's default.
         amp: run the network under bfloat16 autocast. The result is float32 in any case.
 
     Raises:
-        ValueError: for an unknown target, or a number of samples or steps below 1.
+        ValueError: for an unknown target, fewer than one sample, or a negative number of steps.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class TranslationInferer(Inferer):
         *,
         seed: int = 0,
         num_samples: int = 1,
-        num_inference_steps: int | None = None,
+        num_inference_steps: int | None = 0,
         amp: bool = False,
     ) -> None:
         self.indices = target_indices(targets, modalities)
         self.targets = [canonical(modalities[i]) for i in self.indices]
         self.num_modalities = len(modalities)
         self.seed = int(seed)
-        self.num_samples = _positive("num_samples", num_samples)
-        self.num_steps = 0 if num_inference_steps is None else _positive("num_inference_steps", num_inference_steps)
+        self.num_samples = _whole("num_samples", num_samples, smallest=1)
+        self.num_steps = _whole("num_inference_steps", num_inference_steps or 0, smallest=0)
         self.amp = amp
 
     def __call__(
@@ -121,8 +121,9 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _positive(name: str, value: int | str) -> int:
+def _whole(name: str, value: int | str, *, smallest: int) -> int:
+    """``value``, which clients may send as text, as a number."""
     number = int(value)
-    if number < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1; found {value}. Correct it.")
+    if number < smallest:
+        raise ValueError(f"{name}: expected a whole number of at least {smallest}; found {value}. Correct it.")
     return number

@@ -6,8 +6,8 @@ mode. Its forward pass computes every term, so wrapping it for distributed train
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from custom.losses import FeatureMatching, class_adversarial_loss, class_discriminator_loss
 from custom.networks import LatentTranslator
 
-__all__ = ["AutoencoderObjective", "DiffusionObjective", "JointObjective", "Objective", "Step", "StyleObjective"]
+__all__ = [
+    "AutoencoderObjective",
+    "DiffusionObjective",
+    "JointObjective",
+    "Objective",
+    "Step",
+    "StyleObjective",
+    "style_objective",
+]
 
 
 class Step(NamedTuple):
@@ -235,3 +243,17 @@ class DiffusionObjective(Objective):
         prediction = net.predict(noisy, source, target_like, timesteps, to).float()
         truth = net.schedule.training_target(clean, noise, timesteps)
         return Step({"diffusion": F.mse_loss(prediction, truth)}, prediction, truth, to)
+
+
+def style_objective(
+    network: LatentTranslator, joint: bool, latent: Mapping[str, Any], image: Mapping[str, Any]
+) -> StyleObjective | JointObjective:
+    """Objective of stage 2: in latent space, or the paper's ``joint`` training.
+
+    Args:
+        network: the translator.
+        joint: which of the two.
+        latent: keyword arguments of ``StyleObjective``.
+        image: keyword arguments of ``JointObjective``.
+    """
+    return JointObjective(network, **image) if joint else StyleObjective(network, **latent)

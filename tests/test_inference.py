@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties
+from monai.transforms import SaveImaged
 
 from custom.data.saver import save_synthetic
 from custom.errors import find_user_error
@@ -123,6 +124,21 @@ def test_other_formats(workflow, write_volume, tmp_path: Path, suffix: str) -> N
     expected, result = (nib.load(tmp_path / "out" / f"{name}_t2_synthetic.nii.gz") for name in ("same", "scan"))
     np.testing.assert_allclose(result.affine, expected.affine, atol=1e-6)
     np.testing.assert_array_equal(result.get_fdata(), expected.get_fdata())
+
+
+def test_a_client_that_takes_the_parts_gets_the_same(workflow, write_volume, tmp_path: Path) -> None:
+    """The way of MONAI Label: preprocessing, inferer on one item, postprocessing without savers."""
+    made = workflow(image=str(write_volume("scan.nii.gz", affine=LAS)), targets="flair")
+    made.run()
+    saved = nib.load(tmp_path / "out" / "scan_flair_synthetic.nii.gz")
+    data = made.preprocessing({"image": str(tmp_path / "scan.nii.gz")})
+    data["pred"] = made.inferer(data["image"][None], made.network_def)[0]
+    for transform in made.postprocessing.transforms:
+        if not isinstance(transform, SaveImaged):
+            data = transform(data)
+    np.testing.assert_array_equal(data["pred"][0].numpy(), saved.get_fdata())
+    np.testing.assert_allclose(data["pred"].affine.numpy(), saved.affine)
+    assert written(tmp_path) == ["scan_flair_synthetic.nii.gz"]
 
 
 def test_folder_is_translated_in_spite_of_faulty_files(workflow, write_volume, head, tmp_path) -> None:

@@ -149,7 +149,7 @@ def test_amp_gives_float32_close_to_full_precision(tiny_translator) -> None:
         ({"targets": "pet"}, "expected one or more of t1, t1ce, t2, flair; found 'pet'"),
         ({"targets": []}, "found none"),
         ({"targets": "t1", "num_samples": 0}, "num_samples: expected a whole number of at least 1"),
-        ({"targets": "t1", "num_inference_steps": 0}, "num_inference_steps: expected"),
+        ({"targets": "t1", "num_inference_steps": -1}, "num_inference_steps: expected"),
     ],
 )
 def test_faults_are_found_at_construction(arguments: dict, message: str) -> None:

@@ -8,20 +8,31 @@ from custom.data.datalist import (
     write_datalist,
 )
 from custom.data.inputs import TolerantDataset, inference_inputs
+from custom.data.latents import cat_collate, encode_subjects, latent_pairs, measure_latent_scale, style_pairs
 from custom.data.layouts import LAYOUTS, Layout, discover, discover_brats2021
+from custom.data.sampling import RandModalityd, RandModalityPaird, single_images, translation_pairs
 from custom.data.saver import SaveTranslationsd
 
 __all__ = [
     "LAYOUTS",
     "Layout",
+    "RandModalityPaird",
+    "RandModalityd",
     "SaveTranslationsd",
     "TolerantDataset",
+    "cat_collate",
     "discover",
     "discover_brats2021",
+    "encode_subjects",
     "ensure_phantom",
     "inference_inputs",
+    "latent_pairs",
     "load_datalist",
+    "measure_latent_scale",
     "read_datalist",
+    "single_images",
     "split_by_subject",
+    "style_pairs",
+    "translation_pairs",
     "write_datalist",
 ]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from monai.data import Dataset
-from monai.transforms import Randomizable
+from monai.data import CacheDataset, Dataset
+from monai.transforms import Compose, Lambda, Randomizable, RandSpatialCropd
 from torch import Tensor
 from tqdm import tqdm
 
+from custom.data.sampling import RandModalityPaird
 from custom.networks import LatentTranslator
 
 __all__ = ["LatentPairs", "cat_collate", "encode_subjects", "measure_latent_scale"]
@@ -73,7 +74,9 @@ def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[s
     count, total, squares = sums.tolist()
     std = (squares / count - (total / count) ** 2) ** 0.5
     if not std > 0:
-        raise ValueError(f"latents: expected them to vary, found standard deviation {std}. Train the autoencoder first.")
+        raise ValueError(
+            f"latents: expected them to vary, found standard deviation {std}. Train the autoencoder first."
+        )
     network.latent_scale.fill_(1.0 / std)
 
 
@@ -83,15 +86,23 @@ class LatentPairs(Dataset, Randomizable):
     Args:
         data: from ``encode_subjects``.
         pairs_per_subject: pairs K of an item; they share their size, so they form a batch with mixed targets.
+        crop_size: latent voxels of a random crop, the same for the pairs of an item; the whole volume where not given.
     """
 
-    def __init__(self, data: Sequence[dict[str, Tensor]], pairs_per_subject: int = 4) -> None:
+    def __init__(
+        self, data: Sequence[dict[str, Tensor]], pairs_per_subject: int = 4, crop_size: Sequence[int] | None = None
+    ) -> None:
         super().__init__(data)
         self.pairs_per_subject = pairs_per_subject
+        self.crop_size = crop_size
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,)."""
         latents, modality = self.data[index]["latents"], self.data[index]["modality"]
+        for axis, size in enumerate(self.crop_size or (), start=2):
+            spare = latents.shape[axis] - size
+            if spare > 0:
+                latents = latents.narrow(axis, int(self.R.randint(spare + 1)), size)
         n = len(modality)
         source = self.R.randint(n, size=self.pairs_per_subject)
         target = (source + self.R.randint(1, n, size=self.pairs_per_subject)) % n
@@ -101,6 +112,56 @@ class LatentPairs(Dataset, Randomizable):
             "source_modality": modality[source],
             "target_modality": modality[target],
         }
+
+
+def latent_pairs(
+    data: Sequence[Mapping[str, Any]],
+    transform: Callable,
+    network: LatentTranslator,
+    modalities: Sequence[str],
+    *,
+    device: torch.device,
+    amp: bool = False,
+    flip: bool = False,
+    pairs_per_subject: int = 4,
+    crop_size: Sequence[int] | None = None,
+) -> LatentPairs:
+    """``LatentPairs`` of the subjects of a datalist: each is read and encoded once, here.
+
+    Args:
+        data: datalist entries.
+        transform: preprocessing that ends in tensors (1, H, W, D).
+        network, modalities, device, amp, flip: as for ``encode_subjects``.
+        pairs_per_subject, crop_size: as for ``LatentPairs``.
+    """
+    subjects = encode_subjects(network, Dataset(data, transform), modalities, device=device, amp=amp, flip=flip)
+    return LatentPairs(subjects, pairs_per_subject, crop_size)
+
+
+def style_pairs(
+    data: Sequence[Mapping[str, Any]],
+    transform: Compose,
+    network: LatentTranslator,
+    modalities: Sequence[str],
+    *,
+    joint: bool,
+    image_crop: Sequence[int],
+    **kwargs: Any,
+) -> Dataset:
+    """Training pairs of stage 2: latents, or for the ``joint`` training images.
+
+    Args:
+        data, transform, network, modalities, kwargs: as for ``latent_pairs``.
+        joint: pairs of images, ``{"image", "label", "source_modality", "target_modality"}``.
+        image_crop: voxels of a random crop of an image pair.
+    """
+    if not joint:
+        return latent_pairs(data, transform, network, modalities, **kwargs)
+    crop = RandSpatialCropd(["image", "label"], roi_size=image_crop, random_size=False)
+    batch = Lambda(lambda item: {key: value.unsqueeze(0) for key, value in item.items()})
+    return CacheDataset(
+        data, Compose([*transform.transforms, RandModalityPaird(modalities), crop, batch]), progress=False
+    )
 
 
 def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
-__all__ = ["RandModalityd", "RandModalityPaird", "translation_pairs"]
+__all__ = ["RandModalityPaird", "RandModalityd", "single_images", "translation_pairs"]
 
 
 class RandModalityd(RandomizableTransform, MapTransform):
@@ -50,6 +50,11 @@ class RandModalityPaird(RandomizableTransform, MapTransform):
             "source_modality": torch.tensor(source),
             "target_modality": torch.tensor(target),
         }
+
+
+def single_images(entries: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> list[dict[str, Any]]:
+    """Every modality of every subject as an entry of its own, ``{"subject", "image"}``, for validation."""
+    return [{"subject": e["subject"], "image": e[m]} for e in entries for m in modalities if m in e]
 
 
 def translation_pairs(entries: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> list[dict[str, Any]]:

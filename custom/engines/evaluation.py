@@ -75,7 +75,7 @@ class PairwiseInferer(Inferer):
         sources: Sequence[str] | None = None,
         seed: int = 0,
         num_steps: int = 0,
-        amp: bool = False,
+        amp: bool | str = False,
     ) -> None:
         unknown = [m for m in methods if m not in METHODS]
         if unknown:
@@ -86,7 +86,7 @@ class PairwiseInferer(Inferer):
         self.sources = tuple(self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities))
         self.seed = seed
         self.num_steps = num_steps
-        self.amp = amp
+        self.amp = _flag("amp", amp)
         self._known = set(lookup.pairs) if lookup is not None else set()
 
     def count(self, names: Sequence[str]) -> int:
@@ -288,7 +288,7 @@ class TranslationEvaluator(SupervisedEvaluator):
                     engine.fire_event(EvaluationEvents.PREDICTION_COMPLETED)
         except Exception as error:
             rows = []
-            engine.state.failures[subject] = user_message(error, default=subject)
+            engine.state.failures[subject] = user_message(error, default="failed")
             logger.warning("%s: left out of the evaluation: %s", subject, engine.state.failures[subject])
             logger.debug("%s: traceback", subject, exc_info=True)
         finally:
@@ -304,6 +304,14 @@ class TranslationEvaluator(SupervisedEvaluator):
             if target != of_target:
                 reference, of_target = make_reference(item, target, to_native), target
             yield prediction, reference.score(to_native(unit(prediction.image[0]), target))
+
+
+def _flag(name: str, value: bool | str) -> bool:
+    """A switch as configs or a command line give it: ``--amp true`` arrives as text."""
+    known = {"true": True, "false": False}
+    if str(value).lower() not in known:
+        raise ValueError(f"{name}: expected true or false; found {value!r}. Correct it.")
+    return known[str(value).lower()]
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -245,8 +245,10 @@ class Checkpoints:
         if not self.resume:
             return
         if not path.exists():
-            raise FileNotFoundError(f"resume: expected the checkpoint of an earlier run at {path}, found none. Start "
-                                    "without --resume, or give the output_dir of that run.")
+            raise FileNotFoundError(
+                f"resume: expected the checkpoint of an earlier run at {path}, found none. Start "
+                "without --resume, or give the output_dir of that run."
+            )
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, item in self.state.items():
             item.load_state_dict(state[name])

@@ -16,7 +16,9 @@ from custom.objectives import Objective
 __all__ = ["StageTrainer", "prepare_tensors"]
 
 
-def prepare_tensors(batch: dict[str, Any], device: torch.device, non_blocking: bool, **kwargs: Any) -> dict[str, Tensor]:
+def prepare_tensors(
+    batch: dict[str, Any], device: torch.device, non_blocking: bool, **kwargs: Any
+) -> dict[str, Tensor]:
     """The tensors of a batch, as plain tensors on ``device``."""
     return {
         key: torch.as_tensor(value).as_subclass(Tensor).to(device, non_blocking=non_blocking)

@@ -96,7 +96,9 @@ class ConditionalUNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(attention_levels) != len(channels):
-            raise ValueError(f"attention_levels: expected {len(channels)} entries, one a level; found {attention_levels}.")
+            raise ValueError(
+                f"attention_levels: expected {len(channels)} entries, one a level; found {attention_levels}."
+            )
         self.num_modalities = num_modalities
         self.spatial_divisor = 2 ** (len(channels) - 1)
         self.time_channels = channels[0]

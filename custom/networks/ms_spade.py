@@ -36,7 +36,9 @@ class SwitchableConv3d(nn.Module):
         """Convolve ``x`` (B, C, h, w, d), item b with kernel ``target[b]``; ``target`` (B,) int64."""
         batch = x.shape[0]
         weight = self.weight[target].flatten(0, 1)
-        y = F.conv3d(x.flatten(0, 1).unsqueeze(0), weight, self.bias[target].flatten(), padding=self.padding, groups=batch)
+        y = F.conv3d(
+            x.flatten(0, 1).unsqueeze(0), weight, self.bias[target].flatten(), padding=self.padding, groups=batch
+        )
         return y.view(batch, -1, y.shape[2], y.shape[3], y.shape[4])
 
 

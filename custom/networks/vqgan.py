@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from custom.networks.quantizer import Quantized, VectorQuantizer
 from custom.networks.wavelet import HaarTransform
 
-__all__ = ["KLBottleneck", "VQGAN"]
+__all__ = ["VQGAN", "KLBottleneck"]
 
 
 class KLBottleneck(nn.Module):

@@ -77,6 +77,7 @@ def translation_grid(
     sources: Sequence[str] | None = None,
     title: str = "",
     spacing: tuple[float, float] = (1.0, 1.0),
+    diagonal: str = "reconstruction",
 ) -> Path:
     """Grid of slices: one row a source, one column a target, the truth last; written as PNG.
 
@@ -87,6 +88,7 @@ def translation_grid(
         sources: the rows; default the order of ``truths`` that occur as sources.
         title: shown above, such as the subject.
         spacing: voxel size (mm) along the picture's columns and rows.
+        diagonal: what is shown where source and target are the same, for the note below.
 
     Returns:
         ``path``.
@@ -108,7 +110,7 @@ def translation_grid(
         _row_label(axes[i][0], "Ground\ntruth" if source is None else f"{display_name(source)} →")
     _right_marker(axes[0][0])
     reconstructed = any(source == target for source, target in predictions)
-    note = " Source = target: reconstruction." if reconstructed else ""
+    note = f" Source = target: {diagonal}." if reconstructed else ""
     return _save(figure, path, CONVENTION + note)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader
 from monai.transforms import Compose, DivisiblePadd, Orientationd, ScaleIntensityRangePercentilesd
 from torch import nn
 
 from custom.baselines import IntensityLookup
+from custom.data import write_datalist
 from custom.engines.evaluation import (
     NativeGrid,
     PairwiseInferer,
@@ -21,6 +24,7 @@ from custom.engines.evaluation import (
     prepare_subject,
     unit,
 )
+from custom.errors import user_message
 from custom.metrics import Reference
 from custom.reports.handlers import FiguresHandler, ProgressHandler, ScoresHandler
 from custom.reports.tables import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, SPADE_ONLY, read_rows
@@ -229,6 +233,9 @@ def test_nothing_evaluated_is_an_error(tmp_path):
 def test_clear_errors():
     with pytest.raises(ValueError, match="methods: expected some of copy-source"):
         PairwiseInferer(MODALITIES, methods=["magic"])
+    with pytest.raises(ValueError, match="amp: expected true or false; found 'maybe'"):
+        PairwiseInferer(MODALITIES, amp="maybe")
+    assert PairwiseInferer(MODALITIES, amp="True").amp is True
     with pytest.raises(ValueError, match="found 'pd'"):
         PairwiseInferer(MODALITIES, sources=["pd"])
     with pytest.raises(ValueError, match="batch_size to 1"):
@@ -239,3 +246,51 @@ def test_max_subjects():
     entries = [{"subject": str(i)} for i in range(5)]
     assert len(SubjectDataset(entries, max_subjects=2)) == 2
     assert len(SubjectDataset(entries)) == 5
+
+
+CONFIG = Path(__file__).parents[2] / "bundle" / "configs" / "evaluate.json"
+
+
+@pytest.fixture(scope="module")
+def bundle_data(tmp_path_factory) -> Path:
+    """A data set of three small subjects with its data list."""
+    folder = tmp_path_factory.mktemp("data")
+    modalities = ("t1", "t1ce", "t2", "flair")
+    entries = [write_subject(folder, subject, modalities) for subject in ("a", "bb", "ccc")]
+    write_datalist(folder / "datalist.json", {"training": entries[:2], "test": entries[2:]}, modalities)
+    return folder
+
+
+def bundle_workflow(bundle_data: Path, tmp_path: Path, **overrides) -> ConfigWorkflow:
+    values = {"dataset_dir": str(bundle_data), "output_dir": str(tmp_path), "device": "$torch.device('cpu')"}
+    workflow = ConfigWorkflow(str(CONFIG), logging_file=False, workflow_type="evaluation", **{**values, **overrides})
+    workflow.initialize()
+    return workflow
+
+
+def test_config_evaluates_every_pair(bundle_data, tmp_path, capsys):
+    workflow = bundle_workflow(bundle_data, tmp_path, network="$@network_def.to(@device)", num_figures=1)
+    workflow.run()
+    rows = read_rows(tmp_path / "per_subject.csv")
+    pairs = {(r.source, r.target) for r in rows if r.method == FULL_MODEL}
+    assert len(pairs) == 12
+    assert {r.method for r in rows} == {COPY_SOURCE, LOOKUP, CEILING, SPADE_ONLY, FULL_MODEL}
+    assert {r.subject for r in rows} == {"ccc"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "ccc_grid.png", "ccc_t1_to_t2.png", "intensity_lookup.npz", "per_subject.csv", "report.txt",
+    }  # fmt: skip
+    assert "brain" in capsys.readouterr().out
+
+
+def test_config_names_weights_that_are_missing(bundle_data, tmp_path):
+    workflow = bundle_workflow(bundle_data, tmp_path, ckpt_path=str(tmp_path / "absent.pt"))
+    with pytest.raises(RuntimeError) as caught:
+        workflow.parser.get_parsed_content("network")
+    assert "absent.pt: expected the model's weights" in user_message(caught.value, "")
+
+
+def test_config_network_is_that_of_inference():
+    definitions = [
+        json.loads((CONFIG.parent / f"{name}.json").read_text())["network_def"] for name in ("evaluate", "inference")
+    ]
+    assert definitions[0] == definitions[1]
