@@ -3,7 +3,14 @@
 from custom.networks.attention import Attention, SpatialTransformerBlock
 from custom.networks.conditional_unet import ConditionalUNet
 from custom.networks.diffusion import NoiseSchedule
-from custom.networks.ms_spade import MSSPADE, MSSPADEBlock, StyleTransfer, SwitchableConv3d
+from custom.networks.ms_spade import (
+    MSSPADE,
+    MSSPADEBlock,
+    ReleaseSPADEBlock,
+    ReleaseStyleTransfer,
+    StyleTransfer,
+    SwitchableConv3d,
+)
 from custom.networks.quantizer import Quantized, VectorQuantizer
 from custom.networks.translator import LatentTranslator
 from custom.networks.vqgan import VQGAN, KLBottleneck
@@ -20,6 +27,8 @@ __all__ = [
     "MSSPADEBlock",
     "NoiseSchedule",
     "Quantized",
+    "ReleaseSPADEBlock",
+    "ReleaseStyleTransfer",
     "SpatialTransformerBlock",
     "StyleTransfer",
     "SwitchableConv3d",

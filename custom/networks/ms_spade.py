@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MSSPADE", "MSSPADEBlock", "StyleTransfer", "SwitchableConv3d"]
+__all__ = [
+    "MSSPADE",
+    "MSSPADEBlock",
+    "ReleaseSPADEBlock",
+    "ReleaseStyleTransfer",
+    "StyleTransfer",
+    "SwitchableConv3d",
+]
 
 
 class SwitchableConv3d(nn.Module):
@@ -156,4 +163,62 @@ class StyleTransfer(nn.Module):
         h = self.conv_out(h)
         if self.residual:
             return latent + h
+        return h
+
+
+class ReleaseSPADEBlock(nn.Module):
+    """Pre-activation residual block of the authors' release: (MS-SPADE, leaky ReLU, C3) twice with a shortcut.
+
+    The first convolution leads to ``min(in_channels, out_channels)`` channels; the shortcut is a convolution without
+    bias where the channels change. This is SPADE's residual block with switchable normalisations.
+
+    Args:
+        num_modalities: number of parameter sets.
+        in_channels, out_channels: channels of input and output.
+        hidden_channels: hidden channels of the MS-SPADE layers.
+
+    Source: Park et al. 2019 (https://arxiv.org/abs/1903.07291), Fig. 4.
+    """
+
+    def __init__(self, num_modalities: int, in_channels: int, out_channels: int, hidden_channels: int = 64) -> None:
+        super().__init__()
+        middle = min(in_channels, out_channels)
+        self.norm1 = MSSPADE(num_modalities, in_channels, hidden_channels)
+        self.conv1 = nn.Conv3d(in_channels, middle, 3, padding=1)
+        self.norm2 = MSSPADE(num_modalities, middle, hidden_channels)
+        self.conv2 = nn.Conv3d(middle, out_channels, 3, padding=1)
+        self.shortcut: nn.Module = (
+            nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        h = self.conv1(F.leaky_relu(self.norm1(x, target), 0.2))
+        return self.shortcut(x) + self.conv2(F.leaky_relu(self.norm2(h, target), 0.2))
+
+
+class ReleaseStyleTransfer(nn.Module):
+    """The target-style transfer of the authors' release: four SPADE residual blocks of L → w → 2w → w → L channels.
+
+    Args:
+        num_modalities: size of the vocabulary.
+        latent_channels: channels L of the latent.
+        width: channels w after the first block.
+        hidden_channels: hidden channels of the MS-SPADE layers.
+    """
+
+    def __init__(
+        self, num_modalities: int, latent_channels: int, *, width: int = 64, hidden_channels: int = 64
+    ) -> None:
+        super().__init__()
+        channels = [latent_channels, width, 2 * width, width, latent_channels]
+        self.blocks = nn.ModuleList(
+            ReleaseSPADEBlock(num_modalities, i, o, hidden_channels)
+            for i, o in zip(channels[:-1], channels[1:], strict=True)
+        )
+
+    def forward(self, latent: Tensor, target: Tensor) -> Tensor:
+        """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64."""
+        h = latent
+        for block in self.blocks:
+            h = block(h, target)
         return h

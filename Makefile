@@ -1,0 +1,48 @@
+# Every target builds the environment it needs; `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format phantoms train evaluate clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## build .venv with everything that the project needs
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## translate a held-out phantom (and IMAGE=path), print scores, draw output/demo/demo.png
+	$(BIN)/python -m custom demo $(if $(IMAGE),--image $(IMAGE))
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)  ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+phantoms: $(INSTALLED)  ## make the phantoms that the shipped weights were trained on
+	$(BIN)/python -c "from custom.data import ensure_phantom; ensure_phantom('bundle/data/phantom')"
+
+train: $(INSTALLED)  ## train the three stages on phantoms; writes bundle/models/model.pt
+	for stage in train_autoencoder train_spade train; do \
+		$(BIN)/python -m monai.bundle run training --config_file bundle/configs/$$stage.json || exit 1; done
+
+evaluate: $(INSTALLED)  ## score the weights on the held-out phantoms
+	$(BIN)/python -m monai.bundle run evaluating --config_file bundle/configs/evaluate.json
+
+clean:  ## remove what the other targets made, but for .venv and the weights
+	rm -rf output bundle/output bundle/data build dist *.egg-info .pytest_cache .ruff_cache

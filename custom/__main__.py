@@ -1,0 +1,62 @@
+"""Command line: ``python -m custom COMMAND``. What MONAI's own ``python -m monai.bundle`` does is not repeated here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import fire
+
+from custom.errors import report_plainly
+
+
+def phantom(out: str, subjects: int = 48, seed: int = 0, spacing: float = 1.0, modalities: Any = None) -> None:
+    """Make a data set of synthetic brains in the BraTS 2021 layout.
+
+    Args:
+        out: folder to write to; subjects that are complete there are kept.
+        subjects: how many.
+        seed: the same seed and number give the same brains.
+        spacing: edge length of a voxel in mm.
+        modalities: list of contrasts, by default t1, t1ce, t2, flair.
+    """
+    from custom.data.phantom import write_dataset
+    from custom.modalities import BRATS_MODALITIES
+
+    folders = write_dataset(out, subjects, seed, modalities or BRATS_MODALITIES, spacing=spacing)
+    print(f"{len(folders)} subjects in {out}")
+
+
+def demo(image: str | None = None, output_dir: str = "output/demo", **overrides: Any) -> None:
+    """Translate a held-out phantom, and ``image`` if given, with the shipped weights; print scores, draw pictures.
+
+    Args:
+        image: a file, or a folder of subjects in the BraTS 2021 layout.
+        output_dir: where the results go.
+        overrides: values of the bundle's configs, such as ``--amp true``.
+    """
+    from custom.demo import demo as run
+
+    run(image, output_dir, **overrides)
+
+
+def summary(*sizes: int, preset: str = "small", size: Any = (192, 192, 144)) -> None:
+    """Print parameters by part, latent shape and FLOPs of each step of a translation.
+
+    Args:
+        preset: ``small``, ``paper`` or ``release``.
+        size: voxels of the volume, ``--size 192 192 144``.
+    """
+    from custom.summary import summary as run
+
+    # fire gives a flag one value; the rest of "--size 192 192 144" arrives as positional arguments
+    run(preset=preset, size=(size, *sizes) if isinstance(size, int) else tuple(size))
+
+
+def main() -> None:
+    report_plainly()
+    fire.Fire({"phantom": phantom, "demo": demo, "summary": summary}, name="python -m custom")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
