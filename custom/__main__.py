@@ -53,9 +53,21 @@ def summary(*sizes: int, preset: str = "small", size: Any = (192, 192, 144)) -> 
     run(preset=preset, size=(size, *sizes) if isinstance(size, int) else tuple(size))
 
 
+def package(out: str = "dist", weights: str | None = None) -> None:
+    """Write the Model Zoo artifact, a zip that works without this repository.
+
+    Args:
+        out: folder for it.
+        weights: pack these instead of the bundle's model.pt, after checking that they fit.
+    """
+    from custom.package import package as run
+
+    print(run(out, weights))
+
+
 def main() -> None:
     report_plainly()
-    fire.Fire({"phantom": phantom, "demo": demo, "summary": summary}, name="python -m custom")
+    fire.Fire({"demo": demo, "package": package, "phantom": phantom, "summary": summary}, name="python -m custom")
 
 
 if __name__ == "__main__":

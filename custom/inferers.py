@@ -10,6 +10,7 @@ import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
+from custom.arguments import as_bool
 from custom.modalities import BRATS_MODALITIES, canonical, target_indices
 
 __all__ = ["TranslationInferer"]
@@ -41,7 +42,7 @@ class TranslationInferer(Inferer):
         seed: int = 0,
         num_samples: int = 1,
         num_inference_steps: int | None = 0,
-        amp: bool = False,
+        amp: bool | str = False,
     ) -> None:
         self.indices = target_indices(targets, modalities)
         self.targets = [canonical(modalities[i]) for i in self.indices]
@@ -49,7 +50,7 @@ class TranslationInferer(Inferer):
         self.seed = int(seed)
         self.num_samples = _whole("num_samples", num_samples, smallest=1)
         self.num_steps = _whole("num_inference_steps", num_inference_steps or 0, smallest=0)
-        self.amp = amp
+        self.amp = as_bool("amp", amp)
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
-from monai.losses import PerceptualLoss
+from monai.losses.perceptual import MedicalNetPerceptualSimilarity, normalize_tensor
+from monai.networks.nets import ResNetFeatures
 from torch import Tensor, nn
 
 __all__ = ["FeatureMatching", "MedicalNetPerceptual", "class_adversarial_loss", "class_discriminator_loss"]
@@ -29,14 +30,19 @@ class FeatureMatching(nn.Module):
 
 
 class MedicalNetPerceptual(nn.Module):
-    """Perceptual term on the features of MedicalNet's 3D ResNet, MONAI's ``PerceptualLoss``.
+    """Perceptual term on the features of MedicalNet's 3D ResNet-10, as MONAI's ``PerceptualLoss`` has it.
+
+    ``mean over voxels of Σ_c (f_c/‖f‖ − g_c/‖g‖)²`` for the last features f, g of the two images, each shifted and
+    scaled to mean 0 and standard deviation 1.
 
     Args:
-        weights: a local checkpoint of ``medicalnet_resnet10_23datasets``; without it MONAI looks in torch.hub's cache
-            and then on the network.
+        weights: MedicalNet's ``resnet_10_23dataset.pth``. Without it MONAI's way is taken: the network's code and
+            weights from torch.hub's cache, which is filled from the internet on first use (this needs
+            ``huggingface_hub``).
 
     Raises:
-        FileNotFoundError: where ``weights`` is missing, or where the cache is empty and the network not reachable.
+        FileNotFoundError: where ``weights`` is missing, or where the cache is empty and the internet not reachable.
+        ValueError: if ``weights`` is no checkpoint of that network.
 
     Source: Chen et al. 2019, MedicalNet (https://arxiv.org/abs/1904.00625).
     """
@@ -45,27 +51,66 @@ class MedicalNetPerceptual(nn.Module):
 
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        ways_out = (
-            "Either put MedicalNet's weights into torch.hub's cache "
-            f"({torch.hub.get_dir()}) or a file and name it as 'perceptual_weights', or use the default, feature "
-            "matching in the discriminator ('perceptual': FeatureMatching), which needs no download."
-        )
-        if weights is not None and not Path(weights).is_file():
-            raise FileNotFoundError(f"perceptual_weights: expected a checkpoint at {weights}, found none. {ways_out}")
-        try:
-            self.loss = PerceptualLoss(
-                spatial_dims=3,
-                network_type="medicalnet_resnet10_23datasets",
-                is_fake_3d=False,
-                pretrained_path=weights,
-                pretrained_state_dict_key="state_dict" if weights else None,
-            )
-        except (URLError, OSError, RuntimeError) as error:
-            raise FileNotFoundError(f"MedicalNet's weights could not be loaded ({error}). {ways_out}") from error
+        self.model = _medicalnet_from_hub() if weights is None else _medicalnet_from_file(Path(weights).expanduser())
+        self.requires_grad_(False).eval()
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
-        """Distance of two images (B, 1, H, W, D)."""
-        return self.loss(fake, real)
+        """Distance of two images (B, 1, H, W, D), computed in float32."""
+        with torch.autocast(fake.device.type, enabled=False):
+            f, g = (normalize_tensor(self.model(_standardized(x.float()))) for x in (fake, real))
+            return (f - g).square().sum(dim=1).mean()
+
+
+def _standardized(image: Tensor) -> Tensor:
+    # the bound is for crops of nothing but background
+    return (image - image.mean()) / image.std().clamp_min(1e-3)
+
+
+WAYS_OUT = (
+    "Either give the file resnet_10_23dataset.pth of https://github.com/Tencent/MedicalNet as 'weights', or set "
+    "'perceptual' to custom.losses.FeatureMatching, the default, which needs no pretrained network."
+)
+
+
+def _medicalnet_from_hub() -> nn.Module:
+    try:
+        return MedicalNetPerceptualSimilarity(net="medicalnet_resnet10_23datasets").model
+    # offline, torch.hub fails in many ways: URLError, a KeyError for a refusing proxy, a missing huggingface_hub
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+        raise FileNotFoundError(
+            f"perceptual: expected MedicalNet in torch.hub's cache ({torch.hub.get_dir()}) or a connection to download "
+            f"it; found {type(error).__name__}: {error}. {WAYS_OUT}"
+        ) from error
+
+
+def _medicalnet_from_file(path: Path) -> nn.Module:
+    """MONAI's ResNet-10 with MedicalNet's dilated last two levels, so that its features have 1/8 of the resolution."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected the weights of MedicalNet; found no file. {WAYS_OUT}")
+    network = ResNetFeatures("resnet10", pretrained=False)
+    for level, dilation in ((network.layer3, 2), (network.layer4, 4)):
+        for module in level.modules():
+            if isinstance(module, nn.Conv3d):
+                module.stride = (1, 1, 1)
+                if module.kernel_size == (3, 3, 3):
+                    module.dilation = module.padding = (dilation,) * 3
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content.get("state_dict", content)
+        network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    except (RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        detail = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: expected weights of MedicalNet's ResNet-10; found {detail} {WAYS_OUT}") from error
+    return _LastFeatures(network)
+
+
+class _LastFeatures(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(image)[-1]
 
 
 def class_adversarial_loss(logits: Tensor, modality: Tensor) -> Tensor:

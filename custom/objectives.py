@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
+from custom.arguments import as_bool
 from custom.losses import FeatureMatching, class_adversarial_loss, class_discriminator_loss
 from custom.networks import LatentTranslator
 
@@ -29,12 +30,15 @@ __all__ = [
 
 
 class Step(NamedTuple):
-    """Result of one objective: named weighted ``terms`` (scalars), and what a discriminator compares."""
+    """Result of one objective: named weighted ``terms`` (scalars), and what a discriminator compares.
+
+    ``modality`` (B,) is the target's, where there is one.
+    """
 
     terms: dict[str, Tensor]
     fake: Tensor
     real: Tensor
-    modality: Tensor
+    modality: Tensor | None = None
 
     @property
     def loss(self) -> Tensor:
@@ -57,7 +61,9 @@ class Objective(nn.Module):
         for name in self.trainable:
             for parameter_name, parameter in network.get_submodule(name).named_parameters():
                 # codes moved by averages take no gradient
-                averaged = parameter_name.endswith("bottleneck.embedding.weight") and network.autoencoder.bottleneck.ema
+                averaged = parameter_name.endswith("bottleneck.embedding.weight") and getattr(
+                    network.autoencoder.bottleneck, "ema", False
+                )
                 parameter.requires_grad_(not averaged)
 
     def train(self, mode: bool = True) -> Objective:
@@ -137,16 +143,36 @@ class AutoencoderObjective(Objective):
                 reconstruction, image, self.perceptual, discriminator, self.adversarial
             )
             terms |= {"perceptual": w_perc * perceptual, "adversarial": w_adv * adversarial}
-        return Step(terms, reconstruction, image, quantized.indices)
+        return Step(terms, reconstruction, image)
 
     def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
         return _patch_discriminator_loss(discriminator, self.adversarial, step)
 
 
+def _random_part(size: int | None, *latents: Tensor) -> tuple[Tensor, ...]:
+    """The same random cube of ``size`` voxels an axis out of each latent (B, L, h, w, d); the whole without a size."""
+    for axis in range(2, 5):
+        spare = latents[0].shape[axis] - (size or latents[0].shape[axis])
+        if spare > 0:
+            start = int(torch.randint(spare + 1, ()))
+            latents = tuple(latent.narrow(axis, start, size) for latent in latents)
+    return latents
+
+
 class StyleObjective(Objective):
-    """Stage 2 in latent space: L1 to the quantised target latent, cycle, class-conditional adversarial.
+    """Stage 2 in latent space: L1 to the quantised target latent, cycle, image, class-conditional adversarial.
+
+    The image term is the L1 distance of what the frozen decoder makes of the target-like and of the target's latent.
+    Directions of the latent that hardly differ can mean very different intensities, which the latent term alone does
+    not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
 
     Batch: ``source``, ``target`` latents (B, L, h, w, d); ``source_modality``, ``target_modality`` (B,).
+
+    Args:
+        network: the translator.
+        latent_weight, cycle_weight, image_weight, adversarial_weight: weights of the terms; an image weight of 0 leaves
+            that term out.
+        part_size: latent voxels along each axis of the random part; the whole latent where not given.
     """
 
     def __init__(
@@ -155,20 +181,28 @@ class StyleObjective(Objective):
         *,
         latent_weight: float = 1.0,
         cycle_weight: float = 0.5,
+        image_weight: float = 0.0,
         adversarial_weight: float = 0.01,
+        part_size: int | None = None,
     ) -> None:
         super().__init__(network, ["style_transfer"])
-        self.weights = (latent_weight, cycle_weight, adversarial_weight)
+        self.weights = (latent_weight, cycle_weight, image_weight, adversarial_weight)
+        self.part_size = part_size
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
-        source, target, to = batch["source"], batch["target"], batch["target_modality"]
-        target_like = self.network.transfer(source, to)
-        back = self.network.transfer(target_like, batch["source_modality"])
-        w_latent, w_cycle, w_adv = self.weights
+        net, source, target, to = self.network, batch["source"], batch["target"], batch["target_modality"]
+        target_like = net.transfer(source, to)
+        parts = _random_part(self.part_size, source, target, target_like)
+        back = net.transfer(parts[2], batch["source_modality"])
+        w_latent, w_cycle, w_image, w_adv = self.weights
         terms = {
             "latent": w_latent * F.l1_loss(target_like.float(), target),
-            "cycle": w_cycle * F.l1_loss(back.float(), source),
+            "cycle": w_cycle * F.l1_loss(back.float(), parts[0]),
         }
+        if w_image > 0:
+            with torch.no_grad():
+                truth = net.decode(parts[1]).float()
+            terms["image"] = w_image * F.l1_loss(net.decode(parts[2]).float(), truth)
         if discriminator is not None:
             terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(target_like)[-1], to)
         return Step(terms, target_like, target, to)
@@ -226,11 +260,30 @@ class JointObjective(Objective):
 class DiffusionObjective(Objective):
     """Stage 3, eq. (4): ``E‖target(ε, z_0, t) − f_θ(z_src→tar, z_t, t, y)‖²`` for the schedule's prediction type.
 
+    The optional image term is the squared distance of what the frozen decoder makes of the estimated and of the true
+    target latent, for the reason given at ``StyleObjective``. It needs an estimate of z_0 at every noise level, which a
+    network that predicts ε does not give near pure noise.
+
     Batch: as for ``StyleObjective``.
+
+    Args:
+        network: the translator.
+        image_weight: weight of the image term; 0 leaves it out.
+        part_size: latent voxels along each axis of the random part that is decoded; the whole where not given.
+
+    Raises:
+        ValueError: for an image term with a network that predicts ε.
     """
 
-    def __init__(self, network: LatentTranslator) -> None:
+    def __init__(self, network: LatentTranslator, *, image_weight: float = 0.0, part_size: int | None = None) -> None:
         super().__init__(network, ["unet"])
+        if image_weight > 0 and network.schedule.prediction_type == "epsilon":
+            raise ValueError(
+                "image_weight: expected 0 where the network predicts epsilon, whose estimate of the latent is unbounded "
+                f"near pure noise; found {image_weight}. Set it to 0, or prediction_type to 'sample' or 'v_prediction'."
+            )
+        self.image_weight = image_weight
+        self.part_size = part_size
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
         net, source, to = self.network, batch["source"], batch["target_modality"]
@@ -242,11 +295,21 @@ class DiffusionObjective(Objective):
         noisy = net.schedule.add_noise(clean, noise, timesteps)
         prediction = net.predict(noisy, source, target_like, timesteps, to).float()
         truth = net.schedule.training_target(clean, noise, timesteps)
-        return Step({"diffusion": F.mse_loss(prediction, truth)}, prediction, truth, to)
+        terms = {"diffusion": F.mse_loss(prediction, truth)}
+        if self.image_weight > 0:
+            estimate = net.schedule.split(prediction, noisy, timesteps)[0] / net.latent_scale
+            terms["image"] = self.image_weight * self._image_term(estimate, batch["target"])
+        return Step(terms, prediction, truth, to)
+
+    def _image_term(self, estimate: Tensor, target: Tensor) -> Tensor:
+        estimate, target = _random_part(self.part_size, estimate, target)
+        with torch.no_grad():
+            truth = self.network.decode(target).float()
+        return F.mse_loss(self.network.decode(estimate).float(), truth)
 
 
 def style_objective(
-    network: LatentTranslator, joint: bool, latent: Mapping[str, Any], image: Mapping[str, Any]
+    network: LatentTranslator, joint: bool | str, latent: Mapping[str, Any], image: Mapping[str, Any]
 ) -> StyleObjective | JointObjective:
     """Objective of stage 2: in latent space, or the paper's ``joint`` training.
 
@@ -256,4 +319,4 @@ def style_objective(
         latent: keyword arguments of ``StyleObjective``.
         image: keyword arguments of ``JointObjective``.
     """
-    return JointObjective(network, **image) if joint else StyleObjective(network, **latent)
+    return JointObjective(network, **image) if as_bool("joint", joint) else StyleObjective(network, **latent)

@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY, discover
+from custom.files import appearing_whole
 from custom.modalities import BRATS_MODALITIES, canonical
 
 logger = logging.getLogger(__name__)
@@ -109,16 +109,8 @@ def write_datalist(path: str | os.PathLike, split: Mapping[str, Sequence[Entry]]
             {key: value if key == SUBJECT_KEY else _shorten(value, folder) for key, value in entry.items()}
             for entry in split.get(section, ())
         ]
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=1)
-            stream.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with appearing_whole(target) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return target
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from monai.data import CacheDataset, Dataset
-from monai.transforms import Compose, Lambda, Randomizable, RandSpatialCropd
+from monai.transforms import Compose, Lambda, RandFlipd, Randomizable, RandSpatialCropd
 from torch import Tensor
 from tqdm import tqdm
 
-from custom.data.sampling import RandModalityPaird
+from custom.arguments import as_bool
+from custom.data.sampling import RandModalityPaird, check_pairable
 from custom.networks import LatentTranslator
 
-__all__ = ["LatentPairs", "cat_collate", "encode_subjects", "measure_latent_scale"]
+__all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "measure_latent_scale", "style_pairs"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ def encode_subjects(
     modalities: Sequence[str],
     *,
     device: torch.device,
-    amp: bool = False,
-    flip: bool = False,
+    amp: bool | str = False,
+    flip: bool | str = False,
 ) -> list[dict[str, Tensor]]:
     """Quantised latents of every modality of every subject. They carry no sampling noise, so they are exact.
 
@@ -46,10 +47,11 @@ def encode_subjects(
         A list of ``{"latents": (m, L, h, w, d) float32, "modality": (m,) int64}``.
     """
     network = network.to(device).eval()
+    amp, mirrors = as_bool("amp", amp), ([], [2]) if as_bool("flip", flip) else ([],)
     subjects = []
     for subject in tqdm(dataset, desc="encoding subjects", unit="subject", disable=_rank() > 0):
         present = [i for i, m in enumerate(modalities) if m in subject]
-        for axes in ([], [2]) if flip else ([],):
+        for axes in mirrors:
             latents = []
             for i in present:
                 image = torch.as_tensor(subject[modalities[i]]).as_subclass(Tensor).unsqueeze(0).flip(axes)
@@ -62,7 +64,15 @@ def encode_subjects(
 
 
 def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[str, Tensor]]) -> None:
-    """Set ``network.latent_scale`` to 1 / standard deviation over all the training latents, the same on every rank."""
+    """Set ``network.latent_scale`` to 1 / standard deviation over all the training latents, the same on every rank.
+
+    Args:
+        network: whose buffer is set.
+        subjects: from ``encode_subjects``; on each rank its own share.
+
+    Raises:
+        ValueError: if the latents do not vary.
+    """
     device = network.latent_scale.device
     sums = torch.zeros(3, dtype=torch.float64)
     for subject in subjects:
@@ -75,7 +85,7 @@ def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[s
     std = (squares / count - (total / count) ** 2) ** 0.5
     if not std > 0:
         raise ValueError(
-            f"latents: expected them to vary, found standard deviation {std}. Train the autoencoder first."
+            f"latents: expected them to vary; found a standard deviation of {std}. Train the autoencoder first."
         )
     network.latent_scale.fill_(1.0 / std)
 
@@ -87,12 +97,17 @@ class LatentPairs(Dataset, Randomizable):
         data: from ``encode_subjects``.
         pairs_per_subject: pairs K of an item; they share their size, so they form a batch with mixed targets.
         crop_size: latent voxels of a random crop, the same for the pairs of an item; the whole volume where not given.
+
+    Raises:
+        ValueError: for a subject with fewer than two modalities.
     """
 
     def __init__(
         self, data: Sequence[dict[str, Tensor]], pairs_per_subject: int = 4, crop_size: Sequence[int] | None = None
     ) -> None:
         super().__init__(data)
+        for index, subject in enumerate(data):
+            check_pairable(len(subject["modality"]), f"subject {index} of the training")
         self.pairs_per_subject = pairs_per_subject
         self.crop_size = crop_size
 
@@ -121,8 +136,8 @@ def latent_pairs(
     modalities: Sequence[str],
     *,
     device: torch.device,
-    amp: bool = False,
-    flip: bool = False,
+    amp: bool | str = False,
+    flip: bool | str = False,
     pairs_per_subject: int = 4,
     crop_size: Sequence[int] | None = None,
 ) -> LatentPairs:
@@ -144,29 +159,35 @@ def style_pairs(
     network: LatentTranslator,
     modalities: Sequence[str],
     *,
-    joint: bool,
+    joint: bool | str,
     image_crop: Sequence[int],
+    flip: bool | str = False,
     **kwargs: Any,
 ) -> Dataset:
     """Training pairs of stage 2: latents, or for the ``joint`` training images.
 
     Args:
-        data, transform, network, modalities, kwargs: as for ``latent_pairs``.
+        data, transform, network, modalities, kwargs: as for ``latent_pairs``; of ``kwargs`` only the latents make use.
         joint: pairs of images, ``{"image", "label", "source_modality", "target_modality"}``.
         image_crop: voxels of a random crop of an image pair.
+        flip: mirror left to right: half of the image pairs, or all the latents as well.
     """
-    if not joint:
-        return latent_pairs(data, transform, network, modalities, **kwargs)
-    crop = RandSpatialCropd(["image", "label"], roi_size=image_crop, random_size=False)
-    batch = Lambda(lambda item: {key: value.unsqueeze(0) for key, value in item.items()})
-    return CacheDataset(
-        data, Compose([*transform.transforms, RandModalityPaird(modalities), crop, batch]), progress=False
-    )
+    if not as_bool("joint", joint):
+        return latent_pairs(data, transform, network, modalities, flip=flip, **kwargs)
+    pair = ["image", "label"]
+    mirror = RandFlipd(pair, prob=0.5 if as_bool("flip", flip) else 0.0, spatial_axis=0)
+    crop = RandSpatialCropd(pair, roi_size=image_crop, random_size=False)
+    random_part = [RandModalityPaird(modalities), crop, mirror, Lambda(_as_batch)]
+    return CacheDataset(data, Compose([*transform.transforms, *random_part]), progress=False)
 
 
 def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Concatenate items that are batches already, along their first axis."""
     return {key: torch.cat([item[key] for item in items]) for key in items[0]}
+
+
+def _as_batch(item: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.unsqueeze(0) for key, value in item.items()}
 
 
 def _rank() -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import tempfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from custom.data.signal_equations import (
     longitudinal,
     transverse,
 )
+from custom.files import appearing_whole
 from custom.modalities import BRATS_MODALITIES
 
 BRATS_BOX_MM = (240, 240, 155)
@@ -232,15 +232,8 @@ def _save(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     image = nib.Nifti1Image(data, affine)
     image.header["descrip"] = DESCRIPTION
     image.header.set_xyzt_units("mm")
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".nii.gz", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with appearing_whole(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
 def _write_subject(folder: Path, seed: int, modalities: tuple[str, ...], spacing: float) -> Path:

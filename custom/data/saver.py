@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
 
 from custom.data.inputs import SYNTHETIC_SUFFIX, image_stem
+from custom.files import appearing_whole
 from custom.modalities import canonical
 
 __all__ = ["SaveTranslationsd", "save_synthetic"]
@@ -93,16 +93,8 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
     image.header.set_slope_inter(1, 0)
     image.header["cal_min"], image.header["cal_max"] = 0, 0  # the source's display window does not fit [0, 1]
     image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIPTION_BYTES]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part.nii.gz")
-    os.close(descriptor)
-    try:
+    with appearing_whole(path) as temporary:
         nib.save(image, temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> nib.Nifti1Image:

@@ -1,6 +1,7 @@
 """Engines: training of the three stages, their validation and handlers, and the evaluation."""
 
-from custom.engines.handlers import Checkpoints, ImagePanels, LossLog, StageProgress
+from custom.engines.checkpoints import Checkpoints, load_stage
+from custom.engines.handlers import ImagePanels, LossLog, MovingAverage, StageProgress
 from custom.engines.trainer import StageTrainer
 from custom.engines.validation import StageInferer, prepare_translation
 
@@ -8,8 +9,10 @@ __all__ = [
     "Checkpoints",
     "ImagePanels",
     "LossLog",
+    "MovingAverage",
     "StageInferer",
     "StageProgress",
     "StageTrainer",
+    "load_stage",
     "prepare_translation",
 ]

@@ -18,6 +18,7 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.transforms import Compose, Invertd
 
+from custom.arguments import as_bool
 from custom.baselines import BACKGROUND, IntensityLookup, brain_mask, copy_source
 from custom.data.inputs import FAULT_KEY, TolerantDataset
 from custom.errors import user_message
@@ -86,7 +87,7 @@ class PairwiseInferer(Inferer):
         self.sources = tuple(self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities))
         self.seed = seed
         self.num_steps = num_steps
-        self.amp = _flag("amp", amp)
+        self.amp = as_bool("amp", amp)
         self._known = set(lookup.pairs) if lookup is not None else set()
 
     def count(self, names: Sequence[str]) -> int:
@@ -304,14 +305,6 @@ class TranslationEvaluator(SupervisedEvaluator):
             if target != of_target:
                 reference, of_target = make_reference(item, target, to_native), target
             yield prediction, reference.score(to_native(unit(prediction.image[0]), target))
-
-
-def _flag(name: str, value: bool | str) -> bool:
-    """A switch as configs or a command line give it: ``--amp true`` arrives as text."""
-    known = {"true": True, "false": False}
-    if str(value).lower() not in known:
-        raise ValueError(f"{name}: expected true or false; found {value!r}. Correct it.")
-    return known[str(value).lower()]
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

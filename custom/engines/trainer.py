@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys, GanKeys
 from torch import Tensor, nn
 
+from custom.arguments import as_bool
 from custom.objectives import Objective
 
 __all__ = ["StageTrainer", "prepare_tensors"]
@@ -39,7 +40,8 @@ class StageTrainer(SupervisedTrainer):
         adversarial_start: iteration from which the discriminator takes part; before that it is neither trained nor
             asked, so that it does not learn to reject noise.
         clip_norm: gradients are clipped to this norm; 0 switches clipping off.
-        kwargs: as for ``SupervisedTrainer`` (``device, max_epochs, train_data_loader, optimizer, amp, …``).
+        amp: compute in bfloat16 where autocast does. It has the range of float32, so gradients need no scaler.
+        kwargs: as for ``SupervisedTrainer`` (``device, max_epochs, train_data_loader, optimizer, …``).
     """
 
     def __init__(
@@ -50,9 +52,13 @@ class StageTrainer(SupervisedTrainer):
         discriminator_optimizer: torch.optim.Optimizer | None = None,
         adversarial_start: int = 0,
         clip_norm: float = 1.0,
+        amp: bool | str = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(network=objective, loss_function=None, prepare_batch=prepare_tensors, **kwargs)
+        # MONAI's own amp would set up a scaler of float16 gradients
+        super().__init__(network=objective, loss_function=None, prepare_batch=prepare_tensors, amp=False, **kwargs)
+        objective.to(self.state.device)
+        self.bfloat16 = as_bool("amp", amp)
         self.discriminator = discriminator
         self.discriminator_optimizer = discriminator_optimizer
         self.adversarial_start = adversarial_start
@@ -82,20 +88,24 @@ class StageTrainer(SupervisedTrainer):
         return engine.state.output
 
     def _autocast(self, engine: StageTrainer) -> torch.autocast:
-        return torch.autocast(engine.state.device.type, dtype=torch.bfloat16, enabled=engine.amp)
+        return torch.autocast(engine.state.device.type, dtype=torch.bfloat16, enabled=engine.bfloat16)
 
     def _update(self, loss: Tensor, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.clip_norm > 0:
-            nn.utils.clip_grad_norm_((p for p in module.parameters() if p.grad is not None), self.clip_norm)
+        parameters = [p for p in module.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm if self.clip_norm > 0 else math.inf)
+        if not torch.isfinite(norm):
+            raise ValueError(
+                f"iteration {self.state.iteration}: expected finite gradients; found a norm of {norm.item()} in the "
+                f"{type(module).__name__}. Lower the learning rate or switch amp off."
+            )
         optimizer.step()
 
 
 def _check_finite(loss: Tensor, terms: dict[str, Tensor], iteration: int) -> None:
     if not torch.isfinite(loss):
-        values: Sequence[str] = [f"{name} = {value.item():.4g}" for name, value in terms.items()]
+        values = ", ".join(f"{name} = {value.item():.4g}" for name, value in terms.items())
         raise ValueError(
-            f"iteration {iteration}: expected a finite loss, found {', '.join(values)}. "
-            "Lower the learning rate or switch amp off."
+            f"iteration {iteration}: expected a finite loss; found {values}. Lower the learning rate or switch amp off."
         )

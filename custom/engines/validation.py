@@ -8,6 +8,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
+from custom.arguments import as_bool
 from custom.engines.trainer import prepare_tensors
 from custom.networks import LatentTranslator
 
@@ -36,12 +37,12 @@ class StageInferer(Inferer):
         seed: of the sampler's noise; the same for every image.
     """
 
-    def __init__(self, stage: str, amp: bool = False, seed: int = 0) -> None:
+    def __init__(self, stage: str, amp: bool | str = False, seed: int = 0) -> None:
         super().__init__()
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {STAGES}, found {stage!r}.")
         self.stage = stage
-        self.amp = amp
+        self.amp = as_bool("amp", amp)
         self.seed = seed
 
     def __call__(self, inputs: Tensor, network: LatentTranslator, target: Tensor | None = None) -> Tensor:

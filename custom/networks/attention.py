@@ -51,7 +51,7 @@ class SpatialTransformerBlock(nn.Module):
 
     Args:
         channels: channels of the feature map.
-        context_channels: channels of a context token (the number of modalities).
+        context_channels: channels of a context token (the number of modalities); 0 for no cross-attention.
         num_heads: heads of both attentions.
         norm_num_groups: groups of the first normalisation.
 
@@ -61,9 +61,12 @@ class SpatialTransformerBlock(nn.Module):
     def __init__(self, channels: int, context_channels: int, num_heads: int, norm_num_groups: int) -> None:
         super().__init__()
         self.norm_in = nn.GroupNorm(norm_num_groups, channels, eps=1e-6)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(channels), nn.LayerNorm(channels), nn.LayerNorm(channels)
+        crossed = context_channels > 0
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2: nn.Module | None = nn.LayerNorm(channels) if crossed else None
+        self.norm3 = nn.LayerNorm(channels)
         self.self_attention = Attention(channels, channels, num_heads)
-        self.cross_attention = Attention(channels, context_channels, num_heads)
+        self.cross_attention: nn.Module | None = Attention(channels, context_channels, num_heads) if crossed else None
         self.feed_forward = nn.Sequential(
             nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
         )
@@ -72,10 +75,11 @@ class SpatialTransformerBlock(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Transform ``x`` (B, C, h, w, d) given ``context`` (B, S, E)."""
+        """Transform ``x`` (B, C, h, w, d) given ``context`` (B, S, E), which is not read without cross-attention."""
         h = self.norm_in(x).flatten(2).transpose(1, 2)
         normed = self.norm1(h)
         h = h + self.self_attention(normed, normed)
-        h = h + self.cross_attention(self.norm2(h), context)
+        if self.cross_attention is not None and self.norm2 is not None:
+            h = h + self.cross_attention(self.norm2(h), context)
         h = h + self.feed_forward(self.norm3(h))
         return x + self.proj_out(h).transpose(1, 2).reshape(x.shape)

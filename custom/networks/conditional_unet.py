@@ -105,10 +105,11 @@ class ConditionalUNet(nn.Module):
         emb = 4 * channels[0]
         self.time_embedding = nn.Sequential(nn.Linear(channels[0], emb), nn.SiLU(), nn.Linear(emb, emb))
         self.class_embedding: nn.Embedding | None = nn.Embedding(num_modalities, emb) if class_embedding else None
+        context = 0 if class_embedding else num_modalities
         self.conv_in = nn.Conv3d(in_channels, channels[0], 3, padding=1)
 
         def block(i: int, o: int, attention: bool) -> _Block:
-            transformer = SpatialTransformerBlock(o, num_modalities, num_heads, norm_num_groups) if attention else None
+            transformer = SpatialTransformerBlock(o, context, num_heads, norm_num_groups) if attention else None
             return _Block(i, o, emb, norm_num_groups, transformer)
 
         skips, width = [channels[0]], channels[0]

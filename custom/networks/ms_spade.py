@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -145,11 +146,10 @@ class StyleTransfer(nn.Module):
         self.residual = residual
         self.conv_in = nn.Conv3d(latent_channels, in_channels, 7, padding=3)
         res_in = [in_channels, *res_channels]
-        self.res_blocks = nn.ModuleList(_ResBlock(i, o) for i, o in zip(res_in[:-1], res_in[1:], strict=True))
+        self.res_blocks = nn.ModuleList(_ResBlock(i, o) for i, o in pairwise(res_in))
         spade_in = [res_in[-1], *spade_channels]
         self.spade_blocks = nn.ModuleList(
-            MSSPADEBlock(num_modalities, i, o, hidden_channels)
-            for i, o in zip(spade_in[:-1], spade_in[1:], strict=True)
+            MSSPADEBlock(num_modalities, i, o, hidden_channels) for i, o in pairwise(spade_in)
         )
         self.conv_out = nn.Conv3d(spade_in[-1], latent_channels, 7, padding=3)
 
@@ -212,8 +212,7 @@ class ReleaseStyleTransfer(nn.Module):
         super().__init__()
         channels = [latent_channels, width, 2 * width, width, latent_channels]
         self.blocks = nn.ModuleList(
-            ReleaseSPADEBlock(num_modalities, i, o, hidden_channels)
-            for i, o in zip(channels[:-1], channels[1:], strict=True)
+            ReleaseSPADEBlock(num_modalities, i, o, hidden_channels) for i, o in pairwise(channels)
         )
 
     def forward(self, latent: Tensor, target: Tensor) -> Tensor:

@@ -94,6 +94,8 @@ class VectorQuantizer(nn.Module):
         """Indices (N,) of the codes nearest to ``flat`` (N, C), with distances in float32 whatever the autocast."""
         if torch.jit.is_scripting():
             return self._search(flat)
+        if not torch.amp.is_autocast_available(flat.device.type):  # the meta device
+            return self._search(flat)
         with torch.autocast(flat.device.type, enabled=False):
             return self._search(flat)
 

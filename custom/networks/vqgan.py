@@ -54,6 +54,8 @@ class VQGAN(nn.Module):
         norm_num_groups: groups of the group normalisation.
         haar_levels: open with as many levels of the exact Haar transform, each of which halves every axis before the
             first convolution; 0 for the paper's plain convolutions.
+        final_activation: a SiLU between the last normalisation and the last convolution of both halves, as in the
+            VQ-GAN that the paper cites and in the authors' release; MONAI's ``Encoder`` and ``Decoder`` leave it out.
         bottleneck: replaces the codebook built from the arguments above, e.g. by a ``VectorQuantizer`` with other
             settings or a ``KLBottleneck``.
 
@@ -70,6 +72,7 @@ class VQGAN(nn.Module):
         decoder_num_res_blocks: Sequence[int] | None = None,
         norm_num_groups: int = 32,
         haar_levels: int = 0,
+        final_activation: bool = False,
         bottleneck: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -97,6 +100,9 @@ class VQGAN(nn.Module):
             out_channels=image_channels,
             **common(decoder_num_res_blocks or num_res_blocks),
         )
+        if final_activation:
+            for half in (self.encoder, self.decoder):
+                half.blocks.insert(len(half.blocks) - 1, nn.SiLU())
         self.quant_conv = Convolution(3, embedding_dim, moments, kernel_size=1, conv_only=True)
         self.post_quant_conv = Convolution(3, embedding_dim, embedding_dim, kernel_size=1, conv_only=True)
 

@@ -136,7 +136,7 @@ class TestLoad:
         def refuse(*args: object, **kwargs: object) -> None:
             raise PermissionError("read-only")
 
-        monkeypatch.setattr(module.tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(module, "appearing_whole", refuse)
         assert len(load_datalist(root, "training")) == 1
         assert "cannot be written" in caplog.text
         assert not (root / "datalist.json").exists()

@@ -1,0 +1,162 @@
+"""Tests of custom.networks.ms_spade."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks.spade_norm import SPADE
+from torch import Tensor, nn
+
+from custom.networks import (
+    MSSPADE,
+    MSSPADEBlock,
+    ReleaseSPADEBlock,
+    ReleaseStyleTransfer,
+    StyleTransfer,
+    SwitchableConv3d,
+)
+
+M, L = 3, 2
+TARGETS = torch.tensor([2, 0, 1])
+
+
+def style_transfer(residual: bool = False) -> StyleTransfer:
+    return StyleTransfer(
+        M, L, in_channels=3, res_channels=[4, 4], spade_channels=[4, 3], hidden_channels=3, residual=residual
+    )
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "convolution": (lambda: SwitchableConv3d(M, 2, 5), 2, 5),
+    "convolution of one voxel": (lambda: SwitchableConv3d(M, 2, 4, kernel_size=1), 2, 4),
+    "normalisation": (lambda: MSSPADE(M, 4, 3), 4, 4),
+    "block": (lambda: MSSPADEBlock(M, 4, 4, 3), 4, 4),
+    "block to other channels": (lambda: MSSPADEBlock(M, 4, 2, 3), 4, 2),
+    "style transfer": (style_transfer, L, L),
+    "residual style transfer": (lambda: style_transfer(residual=True), L, L),
+    "release block": (lambda: ReleaseSPADEBlock(M, 4, 4, 3), 4, 4),
+    "release block to more channels": (lambda: ReleaseSPADEBlock(M, 2, 4, 3), 2, 4),
+    "release style transfer": (lambda: ReleaseStyleTransfer(M, L, width=3, hidden_channels=3), L, L),
+}
+every_network = pytest.mark.parametrize(("make", "channels", "out_channels"), NETWORKS.values(), ids=NETWORKS)
+
+
+@every_network
+def test_shapes(make: Callable[[], nn.Module], channels: int, out_channels: int) -> None:
+    network = make()
+    for shape in [(4, 4, 4), (5, 3, 2)]:
+        assert network(torch.randn(3, channels, *shape), TARGETS).shape == (3, out_channels, *shape)
+
+
+@every_network
+def test_mixed_batch_equals_items(make, channels: int, out_channels: int, check_batch) -> None:
+    check_batch(make(), torch.randn(3, channels, 4, 3, 5), TARGETS)
+
+
+@every_network
+def test_gradients(make, channels: int, out_channels: int) -> None:
+    network = make().double()
+    x = torch.randn(1, channels, 3, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: network(v, torch.tensor([1])), x, fast_mode=True)
+
+
+@every_network
+def test_every_parameter_learns(make, channels: int, out_channels: int, check_learning) -> None:
+    network = make()
+    check_learning(network, network(torch.randn(3, channels, 4, 4, 3), TARGETS))
+
+
+@every_network
+def test_only_the_target_of_the_batch_learns(make, channels: int, out_channels: int) -> None:
+    network = make()
+    (network(torch.randn(2, channels, 4, 4, 3), torch.tensor([1, 1])) ** 3).sum().backward()
+    convolutions = [m for m in network.modules() if isinstance(m, SwitchableConv3d)]
+    assert convolutions
+    for convolution in convolutions:
+        assert [bool(g.any()) for g in convolution.weight.grad] == [False, True, False]
+
+
+@every_network
+def test_the_target_selects(make, channels: int, out_channels: int) -> None:
+    network, x = make(), torch.randn(1, channels, 4, 4, 4)
+    outputs = [network(x, torch.tensor([m])) for m in range(M)]
+    assert not torch.allclose(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[1], outputs[2])
+
+
+@every_network
+def test_state_dict_round_trip_and_script(make, channels: int, out_channels: int, check_state_dict, check_script):
+    x = torch.randn(3, channels, 4, 3, 4)
+    check_state_dict(make, x, TARGETS)
+    check_script(make(), x, TARGETS)
+
+
+def test_convolution_is_torchs_with_the_targets_kernel() -> None:
+    convolution, x = SwitchableConv3d(M, 2, 5), torch.randn(3, 2, 4, 5, 3)
+    found = convolution(x, TARGETS)
+    for item, target in enumerate(TARGETS):
+        expected = F.conv3d(x[item : item + 1], convolution.weight[target], convolution.bias[target], padding=1)
+        torch.testing.assert_close(found[item : item + 1], expected)
+
+
+def test_equation_1() -> None:
+    layer, h = MSSPADE(M, 4, 3), 2 + 3 * torch.randn(2, 4, 4, 5, 3)
+    found = layer(h, torch.tensor([2, 2]))
+    mean, var = h.mean(dim=(2, 3, 4), keepdim=True), h.var(dim=(2, 3, 4), keepdim=True, unbiased=False)
+    hidden = F.relu(F.conv3d(h, layer.shared.weight[2], layer.shared.bias[2], padding=1))
+    weight, bias = layer.gamma_beta.weight[2], layer.gamma_beta.bias[2]
+    gamma = 1 + F.conv3d(hidden, weight[:4], bias[:4], padding=1)
+    beta = F.conv3d(hidden, weight[4:], bias[4:], padding=1)
+    torch.testing.assert_close(found, gamma * (h - mean) / (var + 1e-5).sqrt() + beta)
+
+
+@pytest.mark.parametrize("target", range(M))
+def test_equals_monais_spade_of_the_target(target: int) -> None:
+    layer, h = MSSPADE(M, 4, 3), torch.randn(2, 4, 4, 5, 3)
+    spade = SPADE(4, 4, kernel_size=3, spatial_dims=3, hidden_channels=3)
+    spade.mlp_shared.adn = nn.ReLU()  # MONAI's is leaky; the paper's is not
+    with torch.no_grad():
+        spade.mlp_shared.conv.weight.copy_(layer.shared.weight[target])
+        spade.mlp_shared.conv.bias.copy_(layer.shared.bias[target])
+        for part, convolution in enumerate((spade.mlp_gamma.conv, spade.mlp_beta.conv)):
+            convolution.weight.copy_(layer.gamma_beta.weight[target].chunk(2)[part])
+            convolution.bias.copy_(layer.gamma_beta.bias[target].chunk(2)[part])
+    # activation and normalisation of the gamma and beta maps are MONAI's defaults: none of the former asked for
+    for convolution in (spade.mlp_gamma, spade.mlp_beta):
+        convolution.adn = nn.Identity()
+    spade.param_free_norm = nn.InstanceNorm3d(4)
+    torch.testing.assert_close(layer(h, torch.full((2,), target)), spade(h, h))
+
+
+def test_residual_adds_the_source() -> None:
+    plain, residual = style_transfer(), style_transfer(residual=True)
+    residual.load_state_dict(plain.state_dict())
+    z = torch.randn(3, L, 4, 4, 4)
+    torch.testing.assert_close(residual(z, TARGETS), z + plain(z, TARGETS))
+
+
+def release_state(state: dict[str, Tensor], num_modalities: int) -> dict[str, Tensor]:
+    """The release's ``spade.block.*`` as a state dict of ``ReleaseStyleTransfer``: kernels stacked by modality."""
+    mapped: dict[str, Tensor] = {}
+    for i in range(4):
+        for kind in ("weight", "bias"):
+            for n in (0, 1):
+                mapped[f"blocks.{i}.conv{n + 1}.{kind}"] = state[f"spade.block.{i}.conv_{n}.{kind}"]
+                spades = [f"spade.block.{i}.norm_{n}.spades.{m}" for m in range(num_modalities)]
+                shared = [state[f"{s}.mlp_shared.0.{kind}"] for s in spades]
+                maps = [torch.cat([state[f"{s}.mlp_{part}.{kind}"] for part in ("gamma", "beta")]) for s in spades]
+                mapped[f"blocks.{i}.norm{n + 1}.shared.{kind}"] = torch.stack(shared)
+                mapped[f"blocks.{i}.norm{n + 1}.gamma_beta.{kind}"] = torch.stack(maps)
+        mapped[f"blocks.{i}.shortcut.weight"] = state[f"spade.block.{i}.conv_s.weight"]
+    return mapped
+
+
+def test_release_style_transfer_computes_what_the_release_does(release_layout) -> None:
+    config = release_layout["config"]
+    network = ReleaseStyleTransfer(config["num_classes"], config["embed_dim"], width=config["spade_width"])
+    network.load_state_dict(release_state(release_layout["state_dict"], config["num_classes"]), strict=True)
+    found = network(release_layout["quantized"], release_layout["target"])
+    torch.testing.assert_close(found, release_layout["target_like"], rtol=0, atol=1e-4)

@@ -1,0 +1,208 @@
+"""Tests of custom.networks.quantizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.layers.vector_quantizer import EMAQuantizer
+
+from custom.networks import VectorQuantizer
+
+CODES, CHANNELS = 16, 3
+
+
+def latents(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, CHANNELS, 4, 5, 3)
+
+
+def monai_twin(quantizer: VectorQuantizer, **settings: float) -> EMAQuantizer:
+    twin = EMAQuantizer(3, CODES, CHANNELS, **settings)
+    twin.embedding.weight.data.copy_(quantizer.embedding.weight)
+    twin.ema_w.copy_(quantizer.ema_w)
+    return twin
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 4), (3, 1, 1, 1), (2, 5, 4, 3)])
+def test_shapes(shape: tuple[int, ...]) -> None:
+    latent = torch.randn(shape[0], CHANNELS, *shape[1:])
+    quantized = VectorQuantizer(CODES, CHANNELS)(latent)
+    assert quantized.latent.shape == latent.shape
+    assert quantized.indices.shape == shape
+    assert quantized.indices.dtype == torch.int64
+    assert quantized.loss.shape == ()
+
+
+def test_equals_monai_without_training() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, commitment_cost=0.4).eval()
+    twin = monai_twin(quantizer, commitment_cost=0.4).eval()
+    latent = latents()
+    ours = quantizer(latent)
+    theirs, loss, indices = twin(latent)
+    torch.testing.assert_close(ours.latent, theirs)
+    torch.testing.assert_close(ours.loss, loss)
+    assert torch.equal(ours.indices, indices)
+
+
+def test_moving_averages_equal_monai_over_steps() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, decay=0.8, epsilon=1e-4)
+    twin = monai_twin(quantizer, decay=0.8, epsilon=1e-4)
+    for _ in range(5):
+        latent = latents()
+        ours, (theirs, loss, indices) = quantizer(latent), twin(latent)
+        assert torch.equal(ours.indices, indices)
+        torch.testing.assert_close(ours.latent, theirs)
+        torch.testing.assert_close(ours.loss, loss)
+        torch.testing.assert_close(quantizer.ema_cluster_size, twin.ema_cluster_size)
+        torch.testing.assert_close(quantizer.ema_w, twin.ema_w)
+        torch.testing.assert_close(quantizer.embedding.weight, twin.embedding.weight)
+
+
+def test_a_code_is_quantised_to_itself() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS).eval()
+    grid = torch.randint(CODES, (2, 3, 2, 4))
+    quantized = quantizer(quantizer.embed(grid))
+    assert torch.equal(quantized.indices, grid)
+    assert quantized.loss == 0
+
+
+@pytest.mark.parametrize("chunk", [1, CODES, 7 * CODES, 10**6])
+def test_chunked_equals_unchunked(chunk: int) -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, max_chunk_elements=chunk)
+    flat = torch.randn(50, CHANNELS)
+    expected = torch.cdist(flat, quantizer.embedding.weight).argmin(dim=1)
+    assert torch.equal(quantizer.nearest(flat), expected)
+
+
+def test_no_voxels_by_codes_matrix(largest_result) -> None:
+    codes, bound = 512, 4096
+    quantizer = VectorQuantizer(codes, CHANNELS, max_chunk_elements=bound, revival_threshold=0.1, data_init=True)
+    latent = torch.randn(1, CHANNELS, 8, 8, 8)
+    with largest_result:
+        quantizer(latent)
+    assert largest_result.elements <= bound
+
+
+def test_batch_equals_items(check_batch) -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS).eval()
+    check_batch(lambda z: quantizer(z).latent, latents(3))
+
+
+def test_gradients_pass_straight_through() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, commitment_cost=0.0)
+    latent, weight = latents().requires_grad_(), latents()
+    quantized = quantizer(latent)
+    ((quantized.latent * weight).sum() + quantized.loss).backward()
+    torch.testing.assert_close(latent.grad, weight)
+    assert quantizer.embedding.weight.grad is None
+    assert not quantizer.embedding.weight.requires_grad
+
+
+def test_commitment_draws_latents_to_their_codes() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, commitment_cost=0.5).eval()
+    latent = latents().requires_grad_()
+    quantized = quantizer(latent)
+    quantized.loss.backward()
+    expected = 0.5 * 2 * (latent.detach() - quantizer.embed(quantized.indices)) / latent.numel()
+    torch.testing.assert_close(latent.grad, expected)
+
+
+def test_gradient_codebook() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, update="gradient", commitment_cost=0.25)
+    before = quantizer.embedding.weight.detach().clone()
+    latent = latents()
+    quantized = quantizer(latent)
+    error = (latent - quantizer.embed(quantized.indices)).square().mean()
+    torch.testing.assert_close(quantized.loss, 1.25 * error)
+    quantized.loss.backward()
+    used = torch.bincount(quantized.indices.flatten(), minlength=CODES) > 0
+    assert torch.equal(quantizer.embedding.weight.grad.abs().sum(dim=1) > 0, used)
+    assert torch.equal(quantizer.embedding.weight.detach(), before)
+    assert quantizer.ema_cluster_size.sum() == 0
+
+
+def test_gradient_of_the_codebook_loss(randomize) -> None:
+    quantizer = VectorQuantizer(4, 2, update="gradient")
+    latent = torch.randn(1, 2, 2, 2, 2)
+    quantizer(latent).loss.backward()
+    nearest = quantizer.nearest(latent.movedim(1, -1).reshape(-1, 2))
+    flat = latent.movedim(1, -1).reshape(-1, 2)
+    codes = quantizer.embedding.weight.detach()
+    expected = torch.zeros_like(codes).index_add_(0, nearest, 2 * (codes[nearest] - flat) / flat.numel())
+    torch.testing.assert_close(quantizer.embedding.weight.grad, expected)
+
+
+def test_dead_codes_are_revived() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, revival_threshold=0.5)
+    with torch.no_grad():
+        quantizer.embedding.weight.fill_(1e3)
+        quantizer.embedding.weight[0].zero_()
+    quantizer.ema_w.copy_(quantizer.embedding.weight)
+    latent = latents()
+    quantizer(latent)
+    rows = latent.movedim(1, -1).reshape(-1, CHANNELS)
+    distances = torch.cdist(quantizer.embedding.weight[1:], rows).min(dim=1).values
+    assert distances.max() < 1e-3
+    assert quantizer.usage(quantizer.eval()(latent).indices)[0] > 0.5
+
+
+def test_without_revival_dead_codes_stay() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS)
+    with torch.no_grad():
+        quantizer.embedding.weight.fill_(1e3)
+        quantizer.embedding.weight[0].zero_()
+    quantizer.ema_w.copy_(quantizer.embedding.weight)
+    quantizer(latents())
+    usage, perplexity = quantizer.usage(quantizer.eval()(latents()).indices)
+    assert usage == 1 / CODES
+    assert perplexity == 1
+
+
+def test_codes_start_from_the_first_training_batch() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, data_init=True)
+    before = quantizer.embedding.weight.clone()
+    latent = 50 + latents()
+    quantizer.eval()(latent)
+    assert torch.equal(quantizer.embedding.weight, before)
+    assert not quantizer.initialized
+    quantizer.train()(latent)
+    assert quantizer.initialized
+    assert (quantizer.embedding.weight - 50).abs().max() < 10
+
+
+def test_evaluation_changes_nothing() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, revival_threshold=0.5).eval()
+    before = {k: v.clone() for k, v in quantizer.state_dict().items()}
+    quantizer(latents())
+    assert all(torch.equal(v, before[k]) for k, v in quantizer.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("indices", "usage", "perplexity"),
+    [([0, 0, 0, 0], 0.125, 1.0), ([0, 2, 4, 6], 0.5, 4.0), (list(range(8)), 1.0, 8.0), ([1, 1, 1, 3], 0.25, 1.7548)],
+)
+def test_usage_and_perplexity(indices: list[int], usage: float, perplexity: float) -> None:
+    found = VectorQuantizer(8, 2).usage(torch.tensor(indices).view(1, -1, 1, 1))
+    torch.testing.assert_close(found, (torch.tensor(usage), torch.tensor(perplexity)), rtol=1e-4, atol=0)
+
+
+def test_distances_in_float32_under_autocast() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS).eval()
+    latent = latents()
+    expected = quantizer(latent)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = quantizer(latent)
+    assert torch.equal(found.indices, expected.indices)
+    assert found.loss.dtype == torch.float32
+
+
+def test_state_dict_round_trip(check_state_dict) -> None:
+    check_state_dict(lambda: VectorQuantizer(CODES, CHANNELS), latents())
+
+
+def test_script_equals_eager(check_script) -> None:
+    check_script(VectorQuantizer(CODES, CHANNELS), latents())
+
+
+def test_unknown_update() -> None:
+    with pytest.raises(ValueError, match="update: expected 'ema' or 'gradient', found 'sgd'"):
+        VectorQuantizer(CODES, CHANNELS, update="sgd")

@@ -1,0 +1,271 @@
+"""Tests of custom.networks.translator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
+from custom.networks.diffusion import PREDICTION_TYPES
+from custom.networks.translator import CONDITIONINGS
+
+M, L = 3, 2
+LATENTS = {"none": 1, "source": 2, "target_like": 2, "source_and_target_like": 3}
+TARGETS = torch.tensor([2, 0])
+
+
+def translator(unet: nn.Module | None = None, prediction_type: str = "epsilon", **settings) -> LatentTranslator:
+    conditioning = settings.get("conditioning", "target_like")
+    network = LatentTranslator(
+        M,
+        VQGAN([4], L, 16, num_res_blocks=[1], norm_num_groups=2, haar_levels=1),
+        StyleTransfer(M, L, in_channels=3, res_channels=[3], spade_channels=[3], hidden_channels=2),
+        unet
+        or ConditionalUNet(
+            LATENTS.get(conditioning, 2) * L,
+            L,
+            M,
+            channels=[4, 4],
+            attention_levels=[False, True],
+            num_heads=2,
+            norm_num_groups=2,
+        ),
+        NoiseSchedule(prediction_type=prediction_type),
+        **{"num_inference_steps": 2, **settings},
+    )
+    network.latent_scale.fill_(1.7)
+    return network.eval()
+
+
+@pytest.fixture
+def trained(randomize):
+    """A translator whose UNet predicts something: untrained, it predicts zeros."""
+
+    def make(**settings) -> LatentTranslator:
+        network = translator(**settings)
+        randomize(network.unet)
+        return network
+
+    return make
+
+
+def image(batch: int = 2) -> Tensor:
+    return torch.rand(batch, 1, 8, 4, 8) * 2 - 1
+
+
+def latent(batch: int = 2) -> Tensor:
+    return torch.randn(batch, L, 4, 2, 4)
+
+
+class Perfect(nn.Module):
+    """Knows the scaled clean latent and predicts from it exactly what the schedule asks for."""
+
+    spatial_divisor = 1
+
+    def __init__(self, clean: Tensor, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.clean, self.schedule = clean, schedule
+        self.inputs: list[Tensor] = []
+
+    def forward(self, x: Tensor, timesteps: Tensor, target: Tensor) -> Tensor:
+        self.inputs.append(x)
+        noisy = x[:, :L]
+        signal, sigma = self.schedule.coefficients(timesteps)
+        return self.schedule.training_target(self.clean, (noisy - signal * self.clean) / sigma, timesteps)
+
+
+def test_shapes_and_attributes(tiny_translator) -> None:
+    assert tiny_translator.spatial_divisor == 4 * 4
+    x = torch.rand(2, 1, 16, 16, 32) * 2 - 1
+    z = tiny_translator.encode(x)
+    assert z.shape == (2, 4, 4, 4, 8)
+    assert tiny_translator.transfer(z, torch.tensor([3, 1])).shape == z.shape
+    assert tiny_translator.decode(z).shape == x.shape
+    assert tiny_translator(x).shape == x.shape
+    assert tiny_translator.translate(x[:1], torch.tensor([0, 1, 3])).shape == (3, 1, 16, 16, 32)
+
+
+def test_forward_is_the_chain_of_its_parts(trained) -> None:
+    network, x, noise = trained(), image(), latent()
+    z = network.encode(x)
+    target_like = network.transfer(z, TARGETS)
+    expected = network.decode(network.sample(z, target_like, TARGETS, noise))
+    torch.testing.assert_close(network(x, TARGETS, noise), expected)
+
+
+def test_batch_equals_items(trained, check_batch) -> None:
+    check_batch(trained(), image(), TARGETS, latent())
+
+
+def test_same_seed_same_volume_in_batch_or_single(trained) -> None:
+    network, x = trained(), image(3)
+    targets = torch.tensor([2, 0, 1])
+    noise = network.draw_noise(network.encode(x), seed=5)
+    assert noise.shape == (1, L, 4, 2, 4)
+    assert torch.equal(noise, network.draw_noise(network.encode(x[:1]), seed=5))
+    assert not torch.equal(noise, network.draw_noise(network.encode(x), seed=6))
+    batch = network(x, targets, noise)
+    for i in range(3):
+        torch.testing.assert_close(batch[i : i + 1], network(x[i : i + 1], targets[i : i + 1], noise))
+
+
+def test_translate_equals_forward_for_each_target(trained) -> None:
+    network, x, noise = trained(), image(1), latent(1)
+    found = network.translate(x, torch.tensor([1, 2, 0]), noise)
+    for row, target in zip(found.split(1), (1, 2, 0), strict=True):
+        torch.testing.assert_close(row, network(x, torch.tensor([target]), noise))
+
+
+def test_translate_encodes_once(trained, monkeypatch) -> None:
+    network, calls = trained(), []
+    encode = network.autoencoder.encode
+    monkeypatch.setattr(network.autoencoder, "encode", lambda x: calls.append(len(x)) or encode(x))
+    network.translate(image(1), torch.tensor([0, 1, 2]))
+    assert calls == [1]
+
+
+def test_default_target(trained) -> None:
+    network, x, noise = trained(default_target=2), image(), latent()
+    assert torch.equal(network(x, None, noise), network(x, torch.tensor([2, 2]), noise))
+
+
+def test_noise_is_drawn_where_it_is_not_given(trained) -> None:
+    network, x = trained(), image(1)
+    assert not torch.equal(network(x, TARGETS[:1]), network(x, TARGETS[:1]))
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_perfect_denoiser_gives_the_target_latent(prediction_type: str, eta: float, num_steps: int) -> None:
+    truth, schedule = latent(), NoiseSchedule(prediction_type=prediction_type)
+    network = translator(Perfect(1.7 * truth, schedule), prediction_type, eta=eta)
+    found = network.sample(latent(), latent(), TARGETS, latent(), num_steps)
+    torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_residual_with_an_untrained_unet_is_ms_spade(num_steps: int) -> None:
+    network = translator(prediction_type="sample", residual=True, num_inference_steps=num_steps)
+    x = image()
+    z = network.encode(x)
+    target_like = network.transfer(z, TARGETS)
+    torch.testing.assert_close(network.sample(z, target_like, TARGETS, latent()), target_like)
+    torch.testing.assert_close(network(x, TARGETS), network.decode(target_like))
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_conditioning_latents(conditioning: str) -> None:
+    schedule = NoiseSchedule()
+    unet = Perfect(latent(), schedule)
+    network = translator(unet, conditioning=conditioning)
+    z, target_like, noise = latent(), latent(), latent()
+    network.sample(z, target_like, TARGETS, noise)
+    inputs = unet.inputs[0]
+    assert inputs.shape[1] == LATENTS[conditioning] * L
+    scaled = {"none": [], "source": [z], "target_like": [target_like], "source_and_target_like": [z, target_like]}
+    torch.testing.assert_close(inputs, torch.cat([noise, *(1.7 * t for t in scaled[conditioning])], dim=1))
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_every_conditioning_translates(conditioning: str, trained) -> None:
+    assert trained(conditioning=conditioning)(image(), TARGETS).shape == (2, 1, 8, 4, 8)
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.6])
+def test_strength_starts_from_the_noised_target_like_latent(strength: float) -> None:
+    schedule = NoiseSchedule()
+    unet = Perfect(latent(), schedule)
+    network = translator(unet, strength=strength)
+    target_like, noise = latent(), latent()
+    network.sample(latent(), target_like, TARGETS, noise)
+    start = torch.tensor([round(strength * 1000) - 1])
+    torch.testing.assert_close(unet.inputs[0][:, :L], schedule.add_noise(1.7 * target_like, noise, start))
+
+
+def test_requantize_gives_codes(trained) -> None:
+    network = trained(requantize=True)
+    codes = network.autoencoder.bottleneck.embedding.weight
+    found = network.sample(latent(), latent(), TARGETS, latent()).movedim(1, -1).reshape(-1, 1, L)
+    assert (found - codes).abs().amax(dim=2).min(dim=1).values.max() < 1e-5
+
+
+def test_number_of_steps(trained) -> None:
+    network, args = trained(), (latent(), latent(), TARGETS, latent())
+    assert torch.equal(network.sample(*args), network.sample(*args, 2))
+    assert not torch.equal(network.sample(*args), network.sample(*args, 3))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"conditioning": "source_and_target_like", "prediction_type": "sample", "residual": True},
+        {"conditioning": "none", "prediction_type": "v_prediction", "strength": 0.5, "requantize": True},
+    ],
+    ids=["default", "small preset", "other branches"],
+)
+def test_script_equals_eager(trained, settings: dict) -> None:
+    network = trained(**settings)
+    script = torch.jit.script(network)
+    x, z, target_like, noise = image(), latent(), latent(), latent()
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        for name, args in {
+            "forward": (x, TARGETS, noise),
+            "translate": (x[:1], torch.tensor([0, 1, 2]), noise[:1]),
+            "sample": (z, target_like, TARGETS, noise, 3),
+            "encode": (x,),
+            "transfer": (z, TARGETS),
+            "decode": (z,),
+            "predict": (noise, z, target_like, torch.tensor([7, 900]), TARGETS),
+        }.items():
+            torch.testing.assert_close(getattr(script, name)(*args), getattr(network, name)(*args), msg=name)
+        torch.testing.assert_close(script(x, noise=noise), network(x, noise=noise))
+
+
+def test_scripted_network_survives_saving(trained, tmp_path) -> None:
+    network, x, noise = trained(), image(), latent()
+    torch.jit.script(network).save(str(tmp_path / "network.ts"))
+    loaded = torch.jit.load(str(tmp_path / "network.ts"))
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        torch.testing.assert_close(loaded(x, TARGETS, noise), network(x, TARGETS, noise))
+
+
+def test_state_dict_is_flat_and_complete(trained, check_state_dict) -> None:
+    def make() -> LatentTranslator:
+        network = trained()
+        network.latent_scale.uniform_(0.5, 2)
+        return network
+
+    state = make().state_dict()
+    assert all(isinstance(v, Tensor) for v in state.values())
+    assert {"latent_scale", "schedule.alphas_cumprod"} <= set(state)
+    check_state_dict(make, image(), TARGETS, latent())
+
+
+def test_every_trained_parameter_gets_a_gradient(trained) -> None:
+    network = trained()
+    output = network(image(), TARGETS, latent())
+    (output * torch.randn_like(output)).sum().backward()
+    # the search of the nearest code passes gradients straight through; a single token needs no queries and keys
+    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    without = {name for name, p in trainable.items() if p.grad is None or not p.grad.any()}
+    assert all("cross_attention.to_" in n or ".transformer.norm2." in n for n in without)
+    assert network.autoencoder.bottleneck.embedding.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"conditioning": "palette"}, r"conditioning: expected one of \('target_like'.*found 'palette'"),
+        ({"residual": True}, "residual: needs prediction_type 'sample', found 'epsilon'. Switch one of them"),
+        ({"strength": 0.0}, r"strength: expected a number in \(0, 1\], found 0.0"),
+        ({"strength": 1.5}, r"strength: expected a number in \(0, 1\], found 1.5"),
+        ({"default_target": M}, "default_target: expected an index below 3, found 3"),
+        ({"default_target": -1}, "default_target: expected an index below 3, found -1"),
+    ],
+)
+def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        translator(**settings)

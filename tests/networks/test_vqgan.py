@@ -1,0 +1,193 @@
+"""Tests of custom.networks.vqgan."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from custom.networks import VQGAN, KLBottleneck, VectorQuantizer
+
+
+def vqgan(**settings) -> VQGAN:
+    defaults = {"num_res_blocks": [1, 1], "norm_num_groups": 2, "haar_levels": 1}
+    return VQGAN([4, 4], 3, 16, **{**defaults, **settings})
+
+
+def image(batch: int = 2, edge: int = 8) -> Tensor:
+    return torch.rand(batch, 1, edge, edge, edge) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "haar_levels", "downsampling"),
+    [([4], 0, 1), ([4, 8], 0, 2), ([4], 1, 2), ([4], 2, 4), ([4, 4, 8], 0, 4), ([4, 4], 1, 4), ([4, 4], 2, 8)],
+)
+def test_shapes(channels: list[int], haar_levels: int, downsampling: int) -> None:
+    network = VQGAN(
+        channels, 3, 16, num_res_blocks=[1] * len(channels), norm_num_groups=2, haar_levels=haar_levels
+    ).eval()
+    assert network.downsampling == downsampling
+    x = torch.randn(2, 1, 16, 8, 24)
+    latent = network.encode(x)
+    assert latent.shape == (2, 3, 16 // downsampling, 8 // downsampling, 24 // downsampling)
+    assert network.decode(latent).shape == x.shape
+    reconstruction, quantized = network(x)
+    assert reconstruction.shape == x.shape
+    assert quantized.indices.shape == (2, *latent.shape[2:])
+
+
+def test_forward_is_encode_quantise_decode() -> None:
+    network, x = vqgan().eval(), image()
+    reconstruction, quantized = network(x)
+    expected = network.quantize(network.encode(x))
+    assert torch.equal(quantized.latent, expected.latent)
+    assert torch.equal(reconstruction, network.decode(expected.latent))
+
+
+def test_final_activation() -> None:
+    network = vqgan(final_activation=True)
+    for half in (network.encoder, network.decoder):
+        norm, activation, convolution = half.blocks[-3:]
+        assert isinstance(norm, torch.nn.GroupNorm)
+        assert isinstance(activation, torch.nn.SiLU)
+        assert convolution.conv.weight.ndim == 5
+
+
+def test_decoder_may_be_deeper() -> None:
+    plain, deeper = vqgan(), vqgan(decoder_num_res_blocks=[2, 2])
+    assert len(deeper.decoder.blocks) == len(plain.decoder.blocks) + 2
+    assert len(deeper.encoder.blocks) == len(plain.encoder.blocks)
+
+
+def test_batch_equals_items(check_batch) -> None:
+    network = vqgan().eval()
+    check_batch(lambda x: network(x)[0], image(3))
+
+
+def test_gradients() -> None:
+    network = vqgan().double()
+    x = image(1, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(network.encode, x, fast_mode=True)
+    latent = torch.randn(1, 3, 1, 2, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(network.decode, latent, fast_mode=True)
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_every_parameter_learns(update: str, check_learning) -> None:
+    network = vqgan(bottleneck=VectorQuantizer(4, 3, update=update))
+    reconstruction, quantized = network(image())
+    frozen = ("bottleneck.embedding.weight",) if update == "ema" else ()
+    check_learning(network, torch.cat([reconstruction.flatten(), quantized.loss.view(1)]), frozen)
+
+
+@pytest.mark.parametrize("bottleneck", [None, KLBottleneck], ids=["vq", "kl"])
+def test_state_dict_round_trip(bottleneck, check_state_dict) -> None:
+    def make() -> torch.nn.Module:
+        return Reconstruction(vqgan(bottleneck=bottleneck and bottleneck(3)))
+
+    check_state_dict(make, image())
+
+
+@pytest.mark.parametrize("bottleneck", [None, KLBottleneck], ids=["vq", "kl"])
+def test_script_equals_eager(bottleneck, check_script) -> None:
+    check_script(Reconstruction(vqgan(bottleneck=bottleneck and bottleneck(3))), image())
+
+
+class Reconstruction(torch.nn.Module):
+    """The reconstruction alone."""
+
+    def __init__(self, network: VQGAN) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[0]
+
+
+def test_kl_variant_has_the_same_interface(check_learning) -> None:
+    network, x = vqgan(bottleneck=KLBottleneck(3)), image()
+    latent = network.encode(x)
+    assert latent.shape == (2, 6, 2, 2, 2)
+    quantized = network.quantize(latent)
+    assert quantized.latent.shape == (2, 3, 2, 2, 2)
+    assert quantized.indices.numel() == 0
+    assert not torch.equal(quantized.latent, network.quantize(latent).latent)
+    network.eval()
+    assert torch.equal(network.quantize(latent).latent, latent[:, :3])
+    reconstruction, _ = network.train()(x)
+    assert reconstruction.shape == x.shape
+    check_learning(network, reconstruction)
+
+
+@pytest.mark.parametrize(
+    ("mean", "log_var", "divergence"), [(0.0, 0.0, 0.0), (2.0, 0.0, 2.0), (0.0, 1.0, (2.718281828 - 2) / 2)]
+)
+def test_kl_divergence(mean: float, log_var: float, divergence: float) -> None:
+    moments = torch.cat([torch.full((1, 2, 2, 2, 2), mean), torch.full((1, 2, 2, 2, 2), log_var)], dim=1)
+    found = KLBottleneck(2, kl_weight=0.5).eval()(moments).loss
+    torch.testing.assert_close(found, torch.tensor(0.5 * divergence))
+
+
+# the release's names of the blocks that MONAI numbers in the order of the forward pass; the release's residual block
+# in the middle stands at the bottom level: after the encoder's last, before the decoder's first
+RELEASE_BLOCKS = {
+    "encoder": [
+        *("conv_in", "down.0.block.0", "down.0.downsample", "down.1.block.0", "down.1.downsample", "down.2.block.0"),
+        *("mid.block_1", "norm_out", "activation", "conv_out"),
+    ],
+    "decoder": [
+        *("conv_in", "mid.block_1", "up.2.block.0", "up.2.block.1", "up.2.upsample"),
+        *("up.1.block.0", "up.1.block.1", "up.1.upsample", "up.0.block.0", "up.0.block.1"),
+        *("norm_out", "activation", "conv_out"),
+    ],
+}
+
+
+def release_name(name: str) -> str:
+    """The release's name of a parameter of ``VQGAN``."""
+    name = name.replace("bottleneck.", "quantize.").replace(".postconv.", ".conv.")
+    if match := re.match(r"(encoder|decoder)\.blocks\.(\d+)", name):
+        half, number = match.groups()
+        name = name.replace(match.group(), f"{half}.{RELEASE_BLOCKS[half][int(number)]}", 1)
+    # MONAI wraps every convolution in a module of its own
+    return re.sub(r"\.conv\.(weight|bias)$", r".\1", name)
+
+
+@pytest.fixture(scope="module")
+def release(release_layout) -> VQGAN:
+    config = release_layout["config"]
+    channels = [config["ch"] * m for m in config["ch_mult"]]
+    network = VQGAN(
+        channels,
+        config["embed_dim"],
+        config["n_embed"],
+        num_res_blocks=[1, 1, 2],
+        decoder_num_res_blocks=[2, 2, 3],
+        norm_num_groups=config["num_groups"],
+        haar_levels=0,
+        final_activation=True,
+    ).eval()
+    weights, state = release_layout["state_dict"], network.state_dict()
+    names = {name: release_name(name) for name in state}
+    for name, theirs in names.items():
+        if theirs in weights:
+            state[name] = weights[theirs]
+    unused = {name for name in weights if not name.startswith("spade.")} - set(names.values())
+    assert not unused
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def test_release_encodes(release: VQGAN, release_layout) -> None:
+    latent = release.encode(release_layout["image"])
+    torch.testing.assert_close(latent, release_layout["latent"], rtol=0, atol=1e-4)
+    quantized = release.quantize(latent)
+    assert torch.equal(quantized.indices, release_layout["indices"])
+    torch.testing.assert_close(quantized.latent, release_layout["quantized"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("latent", "image"), [("quantized", "reconstruction"), ("target_like", "translation")])
+def test_release_decodes(release: VQGAN, release_layout, latent: str, image: str) -> None:
+    torch.testing.assert_close(release.decode(release_layout[latent]), release_layout[image], rtol=0, atol=1e-4)

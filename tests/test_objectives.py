@@ -1,0 +1,209 @@
+"""Tests of custom.objectives."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import PatchDiscriminator
+
+from custom.networks import LatentTranslator
+from custom.networks.vqgan import VQGAN, KLBottleneck
+from custom.objectives import (
+    AutoencoderObjective,
+    DiffusionObjective,
+    JointObjective,
+    Objective,
+    StyleObjective,
+    style_objective,
+)
+
+SIZE, LATENT = 16, 8
+OBJECTIVES = [AutoencoderObjective, StyleObjective, JointObjective, DiffusionObjective]
+# with a single token of context the attention's weights are 1, whatever the query and the key
+NOT_READ = ("transformer.norm2", "cross_attention.to_q", "cross_attention.to_k")
+IN_IMAGE_SPACE = (AutoencoderObjective, JointObjective)
+
+
+@pytest.fixture
+def network(tiny_translator: LatentTranslator) -> LatentTranslator:
+    return copy.deepcopy(tiny_translator)
+
+
+def batch_of(objective: Objective | type[Objective]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    kind = objective if isinstance(objective, type) else type(objective)
+    shape = (2, 1, SIZE, SIZE, SIZE) if kind in IN_IMAGE_SPACE else (2, 4, LATENT, LATENT, LATENT)
+    names = ("image", "label") if kind in IN_IMAGE_SPACE else ("source", "target")
+    return {name: torch.rand(shape, generator=generator) * 2 - 1 for name in names} | {
+        "source_modality": torch.tensor([0, 3]),
+        "target_modality": torch.tensor([2, 1]),
+    }
+
+
+def discriminator_for(objective: Objective) -> torch.nn.Module:
+    image = isinstance(objective, IN_IMAGE_SPACE)
+    torch.manual_seed(3)
+    return PatchDiscriminator(
+        spatial_dims=3, in_channels=1 if image else 4, out_channels=1 if image else 5, channels=4, num_layers_d=1,
+        norm="INSTANCE",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_every_trained_parameter_gets_a_gradient_and_every_frozen_one_none(
+    network: LatentTranslator, kind: type[Objective]
+) -> None:
+    objective = kind(network).train()
+    for parameter in network.parameters():
+        if not parameter.any():  # layers that start at zero pass no gradient on
+            torch.nn.init.normal_(parameter, std=0.1)
+    objective(batch_of(kind), discriminator_for(objective)).loss.backward()
+    for name, parameter in network.named_parameters():
+        part = name.split(".")[0]
+        averaged = name == "autoencoder.bottleneck.embedding.weight"
+        if any(unread in name for unread in NOT_READ):
+            assert parameter.grad is None, name
+        elif part in objective.trainable and not averaged:
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+        else:
+            assert parameter.grad is None, name
+            assert not parameter.requires_grad, name
+    trained = {id(p) for p in objective.trained_parameters()}
+    assert all(id(p) in trained for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", [StyleObjective, DiffusionObjective])
+def test_a_frozen_autoencoder_does_not_move(network: LatentTranslator, kind: type[Objective]) -> None:
+    objective = kind(network)
+    before = copy.deepcopy(network.autoencoder.state_dict())
+    objective.train()
+    network.encode(torch.rand(1, 1, SIZE, SIZE, SIZE))
+    objective(batch_of(kind))
+    assert not network.autoencoder.training
+    for name, value in network.autoencoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_codebook_moves_in_the_first_stage(network: LatentTranslator) -> None:
+    before = network.autoencoder.bottleneck.embedding.weight.clone()
+    AutoencoderObjective(network).train()(batch_of(AutoencoderObjective))
+    assert not torch.equal(network.autoencoder.bottleneck.embedding.weight, before)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_train_and_eval_modes(network: LatentTranslator, kind: type[Objective]) -> None:
+    objective = kind(network).train()
+    for part in ("autoencoder", "style_transfer", "unet"):
+        modes = {m.training for m in network.get_submodule(part).modules()}
+        assert modes == {part in objective.trainable}, part
+    assert not any(m.training for m in objective.eval().modules())
+
+
+def test_terms_of_the_first_stage(network: LatentTranslator) -> None:
+    objective = AutoencoderObjective(
+        network, reconstruction_weight=2.0, quantisation_weight=3.0, perceptual_weight=0.5, adversarial_weight=0.25
+    ).eval()
+    batch, discriminator = batch_of(objective), discriminator_for(objective).eval()
+    step = objective(batch, discriminator)
+    image, (pred, quantized) = batch["image"], network.autoencoder(batch["image"])
+    fake, real = discriminator(pred), discriminator(image)
+    matching = [(f - r).abs().mean() for f, r in zip(fake[:-1], real[:-1], strict=True)]
+    expected = {
+        "reconstruction": 2.0 * (pred - image).abs().mean(),
+        "quantisation": 3.0 * quantized.loss,
+        "perceptual": 0.5 * torch.stack(matching).mean(),
+        "adversarial": 0.25 * (1 - torch.tanh(fake[-1])).mean(),
+    }
+    assert step.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(step.terms[name], value, msg=name)
+    torch.testing.assert_close(step.loss, sum(expected.values()))
+    hinge = 0.5 * ((1 - torch.tanh(real[-1])).mean() + (1 + torch.tanh(fake[-1])).mean())
+    torch.testing.assert_close(objective.discriminator_loss(discriminator, step), hinge)
+
+
+def test_terms_of_the_second_stage(network: LatentTranslator) -> None:
+    objective = StyleObjective(network, latent_weight=2.0, cycle_weight=3.0, adversarial_weight=0.5).eval()
+    batch, discriminator = batch_of(objective), discriminator_for(objective).eval()
+    step = objective(batch, discriminator)
+    target_like = network.transfer(batch["source"], batch["target_modality"])
+    back = network.transfer(target_like, batch["source_modality"])
+    logits = discriminator(target_like)[-1]
+    truth = batch["target_modality"].view(-1, 1, 1, 1).expand(-1, *logits.shape[2:])
+    torch.testing.assert_close(step.terms["latent"], 2.0 * (target_like - batch["target"]).abs().mean())
+    torch.testing.assert_close(step.terms["cycle"], 3.0 * (back - batch["source"]).abs().mean())
+    torch.testing.assert_close(step.terms["adversarial"], 0.5 * F.cross_entropy(logits, truth))
+    assert objective(batch).terms.keys() == {"latent", "cycle"}
+
+
+def test_the_cycle_of_an_identity_costs_nothing(network: LatentTranslator) -> None:
+    network.style_transfer = torch.nn.Identity()
+    network.transfer = lambda latent, target: latent
+    batch = batch_of(StyleObjective)
+    batch["target"] = batch["source"]
+    assert StyleObjective(network)(batch).loss.item() == 0
+
+
+def test_terms_of_the_joint_training(network: LatentTranslator) -> None:
+    objective = JointObjective(network, reconstruction_weight=2.0, cycle_weight=3.0).eval()
+    batch = batch_of(objective)
+    step = objective(batch, discriminator_for(objective))
+    latent = network.encode(batch["image"])
+    target_like = network.transfer(latent, batch["target_modality"])
+    translation = network.decode(target_like)
+    cycled = network.decode(network.transfer(target_like, batch["source_modality"]))
+    own = F.l1_loss(network.decode(latent), batch["image"])
+    torch.testing.assert_close(
+        step.terms["reconstruction"], 2.0 * (F.l1_loss(translation, batch["label"]) + own)
+    )
+    torch.testing.assert_close(step.terms["cycle"], 3.0 * F.l1_loss(cycled, batch["image"]))
+    assert step.terms.keys() == {"reconstruction", "quantisation", "cycle", "perceptual", "adversarial"}
+    assert step.fake.shape == batch["label"].shape
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_diffusion_loss_of_a_perfect_denoiser_is_zero(network: LatentTranslator, prediction_type: str) -> None:
+    network.schedule.prediction_type = prediction_type
+    network.latent_scale.fill_(2.0)
+    batch = batch_of(DiffusionObjective)
+    alphas_cumprod = network.schedule.alphas_cumprod
+
+    def predict(noisy, latent, target_like, timesteps, target):  # knows the clean latent
+        a = alphas_cumprod[timesteps].view(-1, 1, 1, 1, 1)
+        clean = 2.0 * batch["target"]
+        noise = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
+        return {"epsilon": noise, "sample": clean, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * clean}[
+            prediction_type
+        ]
+
+    network.predict = predict
+    assert DiffusionObjective(network)(batch).loss.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_diffusion_loss_of_a_denoiser_that_says_nothing_is_the_variance_of_noise(network: LatentTranslator) -> None:
+    network.predict = lambda noisy, *rest: torch.zeros_like(noisy)
+    torch.manual_seed(0)
+    loss = DiffusionObjective(network)(batch_of(DiffusionObjective)).loss.item()
+    assert loss == pytest.approx(1, abs=5 * math.sqrt(2 / (2 * 4 * LATENT**3)))
+
+
+def test_kl_variant_trains(network: LatentTranslator) -> None:
+    network.autoencoder = VQGAN([8, 8], 4, norm_num_groups=4, num_res_blocks=[1, 1], bottleneck=KLBottleneck(4))
+    objective = AutoencoderObjective(network).train()
+    objective(batch_of(objective)).loss.backward()
+    assert all(p.grad is not None for p in network.autoencoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("joint", "kind"),
+    [(False, StyleObjective), ("false", StyleObjective), (True, JointObjective), ("true", JointObjective)],
+)
+def test_switch_of_the_second_stage(network: LatentTranslator, joint: bool | str, kind: type[Objective]) -> None:
+    objective = style_objective(network, joint, {"cycle_weight": 7.0}, {"cycle_weight": 7.0})
+    assert type(objective) is kind
+    assert 7.0 in objective.weights
