@@ -279,7 +279,7 @@ class DiffusionObjective(Objective):
         super().__init__(network, ["unet"])
         if image_weight > 0 and network.schedule.prediction_type == "epsilon":
             raise ValueError(
-                "image_weight: expected 0 where the network predicts epsilon, whose estimate of the latent is unbounded "
+                "image_weight: expected 0 where the network predicts epsilon, whose estimate of z_0 is unbounded "
                 f"near pure noise; found {image_weight}. Set it to 0, or prediction_type to 'sample' or 'v_prediction'."
             )
         self.image_weight = image_weight

@@ -28,7 +28,12 @@ READ_BY_NAME = {
     "imports", "initialize", "run", "finalize", "_meta_", "displayable_configs", "channel_def", *RUN_IDS.values(),
     *(p["id"].replace("::", "#") for p in (TrainProperties | InferProperties).values()),
 }  # fmt: skip
-PREPROCESSING = ("Orientationd", "ScaleIntensityRangePercentilesd", "DivisiblePadd", "custom.transforms.ValidateVolumed")
+PREPROCESSING = (
+    "Orientationd",
+    "ScaleIntensityRangePercentilesd",
+    "DivisiblePadd",
+    "custom.transforms.ValidateVolumed",
+)
 TINY = {
     "network_def#autoencoder#channels": [8],
     "network_def#style_transfer#in_channels": 8,
@@ -263,9 +268,7 @@ def user_error_of(workflow: ConfigWorkflow, part: str) -> str:
     return str(error)
 
 
-@pytest.mark.parametrize(
-    ("name", "first"), [("train_spade", "train_autoencoder.json"), ("train", "train_spade.json")]
-)
+@pytest.mark.parametrize(("name", "first"), [("train_spade", "train_autoencoder.json"), ("train", "train_spade.json")])
 def test_missing_stage_names_the_training_to_run_first(phantoms: Path, tmp_path: Path, name: str, first: str) -> None:
     message = user_error_of(make_workflow(name, phantoms, tmp_path), "network")
     assert f"Run the training of {first} first" in message

@@ -20,11 +20,16 @@ def test_the_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+def fail_halfway(target: Path) -> None:
+    with appearing_whole(target) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError("half")
+
+
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "list.json"
     target.write_text("old")
-    with pytest.raises(RuntimeError, match="half"), appearing_whole(target) as temporary:
-        temporary.write_text("ne")
-        raise RuntimeError("half")
+    with pytest.raises(RuntimeError, match="half"):
+        fail_halfway(target)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]

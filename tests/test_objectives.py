@@ -158,9 +158,7 @@ def test_terms_of_the_joint_training(network: LatentTranslator) -> None:
     translation = network.decode(target_like)
     cycled = network.decode(network.transfer(target_like, batch["source_modality"]))
     own = F.l1_loss(network.decode(latent), batch["image"])
-    torch.testing.assert_close(
-        step.terms["reconstruction"], 2.0 * (F.l1_loss(translation, batch["label"]) + own)
-    )
+    torch.testing.assert_close(step.terms["reconstruction"], 2.0 * (F.l1_loss(translation, batch["label"]) + own))
     torch.testing.assert_close(step.terms["cycle"], 3.0 * F.l1_loss(cycled, batch["image"]))
     assert step.terms.keys() == {"reconstruction", "quantisation", "cycle", "perceptual", "adversarial"}
     assert step.fake.shape == batch["label"].shape

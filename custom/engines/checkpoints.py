@@ -29,7 +29,7 @@ PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
 
 def write_atomically(state: Mapping[str, Any], path: str | Path) -> None:
-    """``torch.save`` to ``path``, so that a reader never sees half a file."""
+    """``torch.save`` of a dictionary to ``path``, which appears whole or not at all."""
     with appearing_whole(path) as temporary:
         torch.save(dict(state), temporary)
 

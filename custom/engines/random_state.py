@@ -25,12 +25,13 @@ def random_state(owner: object = None) -> dict[str, Any]:
     Returns:
         Tensors and numbers only, so that ``torch.load(..., weights_only=True)`` reads it.
     """
+    holders = {path: item for path, item in _randomizables(owner) if "R" in vars(item)}
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": random.getstate(),
         "numpy": _pack(np.random.get_state()),
-        "transforms": [_pack(g.get_state()) for g in _generators(owner, set())],
+        "transforms": {path: _pack(item.R.get_state()) for path, item in holders.items()},
     }
 
 
@@ -38,13 +39,14 @@ def restore_random_state(state: dict[str, Any], owner: object = None) -> None:
     """Undo whatever was drawn since ``random_state(owner)`` gave ``state``.
 
     Raises:
-        ValueError: if ``owner`` does not hold as many generators as it did.
+        ValueError: if ``owner`` does not hold the transforms that it held.
     """
-    generators = list(_generators(owner, set()))
-    if len(generators) != len(state["transforms"]):
+    items = dict(_randomizables(owner))
+    missing = [path for path in state["transforms"] if path not in items]
+    if missing:
         raise ValueError(
-            f"random state: expected {len(state['transforms'])} random transforms; found {len(generators)}. Resume "
-            "with the transforms that the run started with."
+            f"random state: expected a random transform at {', '.join(missing)}; found none. Resume with the "
+            "transforms that the run started with."
         )
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
@@ -52,23 +54,24 @@ def restore_random_state(state: dict[str, Any], owner: object = None) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(_unpack(state["numpy"]))
-    for generator, saved in zip(generators, state["transforms"], strict=True):
-        generator.set_state(_unpack(saved))
+    for path, packed in state["transforms"].items():
+        items[path].R = np.random.RandomState()
+        items[path].R.set_state(_unpack(packed))
 
 
-def _generators(owner: object, seen: set[int]) -> Iterator[np.random.RandomState]:
-    """The instances' own generators in a fixed order, each once."""
+def _randomizables(
+    owner: object, path: str = "data", seen: set[int] | None = None
+) -> Iterator[tuple[str, Randomizable]]:
+    """Everything below ``owner`` that may hold a generator of its own, by path; some get theirs only in use."""
+    seen = set() if seen is None else seen
     if id(owner) in seen or not isinstance(owner, WALKED):
         return
     seen.add(id(owner))
-    members = owner if isinstance(owner, (list, tuple)) else vars(owner).values()
-    for member in members:
-        if isinstance(member, np.random.RandomState):
-            if id(member) not in seen:
-                seen.add(id(member))
-                yield member
-        else:
-            yield from _generators(member, seen)
+    if isinstance(owner, Randomizable):
+        yield path, owner
+    members = enumerate(owner) if isinstance(owner, (list, tuple)) else vars(owner).items()
+    for name, member in members:
+        yield from _randomizables(member, f"{path}.{name}", seen)
 
 
 def _pack(state: tuple) -> list[Any]:

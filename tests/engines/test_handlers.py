@@ -60,13 +60,13 @@ def averaged(momenta: list[float], *, done: int = 0, **kwargs: Any) -> tuple[Two
         model.count += 1
 
     engine = Engine(step)
-    engine.state.iteration = done
     handler.attach(engine)
 
     @engine.on(Events.STARTED)
     def resume() -> None:
         engine.state.iteration = done
 
+    # a run that was resumed: fewer steps are left of the epochs
     engine.run(range(len(momenta)), max_epochs=1)
     expected = 0.0
     for number, momentum in enumerate(momenta, start=1):
