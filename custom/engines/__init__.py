@@ -1,7 +1,7 @@
 """Engines: training of the three stages, their validation and handlers, and the evaluation."""
 
 from custom.engines.checkpoints import Checkpoints, load_stage
-from custom.engines.handlers import ImagePanels, LossLog, MovingAverage, StageProgress
+from custom.engines.handlers import ImagePanels, LossLog, MovingAverage, StageProgress, as_handler
 from custom.engines.trainer import StageTrainer
 from custom.engines.validation import StageInferer, prepare_translation
 
@@ -13,6 +13,7 @@ __all__ = [
     "StageInferer",
     "StageProgress",
     "StageTrainer",
+    "as_handler",
     "load_stage",
     "prepare_translation",
 ]

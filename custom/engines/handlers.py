@@ -6,7 +6,7 @@ import csv
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from ignite.engine import Engine, Events
@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-__all__ = ["ImagePanels", "LossLog", "MovingAverage", "StageProgress"]
+__all__ = ["ImagePanels", "LossLog", "MovingAverage", "StageProgress", "as_handler"]
+
+Handler = TypeVar("Handler")
+
+
+def as_handler(handler: Handler) -> Handler:
+    """``handler`` itself, for a config's list of handlers: MONAI's checks take components there, not references."""
+    return handler
 
 
 class MovingAverage(EMAHandler):

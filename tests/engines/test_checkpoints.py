@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,18 +130,27 @@ def test_resumed_run_equals_one_that_never_stopped(tiny_translator: LatentTransl
     torch.testing.assert_close(second.average.state_dict(), expected["best_network"], rtol=1e-4, atol=1e-6)
 
 
-def test_last_checkpoint_holds_tensors_and_numbers_only(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
-    start(make_run(tmp_path, tiny_translator, max_epochs=1))
-    state = torch.load(tmp_path / "last.pt", weights_only=True)
+@pytest.fixture(scope="module")
+def one_epoch(tiny_translator: LatentTranslator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of one epoch; do not change it in a test."""
+    folder = tmp_path_factory.mktemp("one_epoch")
+    start(make_run(folder, tiny_translator, max_epochs=1))
+    return folder
+
+
+def test_last_checkpoint_holds_tensors_and_numbers_only(one_epoch: Path) -> None:
+    state = torch.load(one_epoch / "last.pt", weights_only=True)
     assert set(state) == {
         "network", "best_network", "optimizer", "discriminator", "discriminator_optimizer", "lr_scheduler",
         "epoch", "epoch_length", "best", "random_state",
     }  # fmt: skip
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(p.name for p in one_epoch.iterdir()) == ["best.pt", "last.pt"]
 
 
-def test_raised_max_epochs_take_the_new_schedule(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
-    start(make_run(tmp_path, tiny_translator, max_epochs=1))
+def test_raised_max_epochs_take_the_new_schedule(
+    tiny_translator: LatentTranslator, one_epoch: Path, tmp_path: Path
+) -> None:
+    shutil.copy(one_epoch / "last.pt", tmp_path)
     run = start(make_run(tmp_path, tiny_translator, max_epochs=3, resume=True))
     reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     schedule = WarmupCosineSchedule(reference, warmup_steps=2, t_total=6, warmup_multiplier=0.1)
@@ -152,8 +162,8 @@ def test_raised_max_epochs_take_the_new_schedule(tiny_translator: LatentTranslat
     assert [loss["lr"] for loss in run.losses] == pytest.approx(rates[2:])
 
 
-def test_finished_run_has_nothing_to_resume(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
-    start(make_run(tmp_path, tiny_translator, max_epochs=1))
+def test_finished_run_has_nothing_to_resume(tiny_translator: LatentTranslator, one_epoch: Path, tmp_path: Path) -> None:
+    shutil.copy(one_epoch / "last.pt", tmp_path)
     assert start(make_run(tmp_path, tiny_translator, max_epochs=1, resume=True)).losses == []
 
 
@@ -182,10 +192,13 @@ def _replace(name: str, value: Any) -> Callable[[dict], Any]:
     ],
 )
 def test_checkpoint_of_another_training_is_an_error(
-    tiny_translator: LatentTranslator, tmp_path: Path, change: Callable[[dict], Any], message: str
+    tiny_translator: LatentTranslator,
+    one_epoch: Path,
+    tmp_path: Path,
+    change: Callable[[dict], Any],
+    message: str,
 ) -> None:
-    start(make_run(tmp_path, tiny_translator, max_epochs=1))
-    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    state = torch.load(one_epoch / "last.pt", weights_only=True)
     torch.save(change(state), tmp_path / "last.pt")
     with pytest.raises(ValueError, match=r"last.pt: " + message):
         start(make_run(tmp_path, tiny_translator, resume=True))

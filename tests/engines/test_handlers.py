@@ -64,10 +64,9 @@ def averaged(momenta: list[float], *, done: int = 0, **kwargs: Any) -> tuple[Two
 
     @engine.on(Events.STARTED)
     def resume() -> None:
-        engine.state.iteration = done
+        engine.state.epoch, engine.state.iteration = done // len(momenta), done
 
-    # a run that was resumed: fewer steps are left of the epochs
-    engine.run(range(len(momenta)), max_epochs=1)
+    engine.run(range(len(momenta)), max_epochs=1 + done // len(momenta))
     expected = 0.0
     for number, momentum in enumerate(momenta, start=1):
         expected += momentum * (number - expected)
