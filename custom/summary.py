@@ -149,7 +149,7 @@ def _arithmetic(network: LatentTranslator, size: tuple[int, ...], latent_shape: 
     steps = network.num_inference_steps
     flops = {name: count_flops(part) for name, part in parts.items()}
     total = sum(flops.values()) + (steps - 1) * flops["one UNet step"]
-    flops[f"one translation, {steps} steps"] = total
+    flops[f"one translation, {steps} step{'s' if steps > 1 else ''}"] = total
     return [Row("arithmetic", name, count / 1e9, "GFLOP") for name, count in flops.items()]
 
 

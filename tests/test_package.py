@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -41,9 +42,10 @@ def artifact(tmp_path_factory) -> Path:
 
 
 def run_there(artifact: Path, *command: str) -> str:
-    """Run Python from ``/`` without the repository's own ``custom`` on the path."""
+    """``python -m monai.bundle`` from ``/``, without the repository's ``custom``: only the bundle is on the path."""
     isolated = [sys.executable, "-P", "-c", _WITHOUT_REPOSITORY, *command]
-    result = subprocess.run(isolated, cwd="/", capture_output=True, text=True, timeout=300)
+    path = {**os.environ, "PYTHONPATH": str(artifact)}
+    result = subprocess.run(isolated, cwd="/", capture_output=True, text=True, timeout=300, env=path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return result.stdout
 
