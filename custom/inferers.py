@@ -12,6 +12,7 @@ from monai.utils import convert_to_dst_type
 
 from custom.arguments import as_bool
 from custom.modalities import BRATS_MODALITIES, canonical, target_indices
+from custom.networks.diffusion import draw_noise
 
 __all__ = ["TranslationInferer"]
 
@@ -97,18 +98,12 @@ class TranslationInferer(Inferer):
                 )
             return torch.cat([network(image, target).float() for target in targets], dim=1)
         latent = network.encode(image)
-        noise = _noise(latent, seed)
+        noise = draw_noise(latent, seed)
         channels = []
         for target in targets:
             sampled = network.sample(latent, network.transfer(latent, target), target, noise, self.num_steps)
             channels.append(network.decode(sampled).float())
         return torch.cat(channels, dim=1)
-
-
-def _noise(latent: torch.Tensor, seed: int) -> torch.Tensor:
-    """What ``LatentTranslator.draw_noise`` gives, for scripted networks too: (1, L, h, w, d), drawn on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn((1, *latent.shape[1:]), generator=generator).to(latent.device)
 
 
 @contextmanager

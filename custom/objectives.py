@@ -85,26 +85,54 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
-def _image_terms(
-    fake: Tensor, real: Tensor, perceptual: nn.Module, discriminator: nn.Module, adversarial: PatchAdversarialLoss
-) -> tuple[Tensor, Tensor]:
-    """(perceptual, adversarial) terms of a generated image, before their weights."""
-    features = discriminator(fake)
-    adversarial_term = adversarial(features[-1].float(), target_is_real=True, for_discriminator=False)
-    if perceptual.needs_features:
-        with torch.no_grad():
-            real_features = discriminator(real)
-        return perceptual(features, real_features), adversarial_term
-    return perceptual(fake.float(), real.float()), adversarial_term
+class _ImageObjective(Objective):
+    """Base of the objectives whose discriminator sees images: the perceptual and the hinge adversarial term.
+
+    Args:
+        network, trainable: as for ``Objective``.
+        perceptual: ``FeatureMatching`` or ``MedicalNetPerceptual``; feature matching where not given.
+        perceptual_weight, adversarial_weight: weights of the terms.
+    """
+
+    def __init__(
+        self,
+        network: LatentTranslator,
+        trainable: Sequence[str],
+        *,
+        perceptual: nn.Module | None,
+        perceptual_weight: float,
+        adversarial_weight: float,
+    ) -> None:
+        super().__init__(network, trainable)
+        self.perceptual = perceptual or FeatureMatching()
+        self.adversarial = PatchAdversarialLoss(criterion="hinge")
+        self.perceptual_weight = perceptual_weight
+        self.adversarial_weight = adversarial_weight
+
+    def realism_terms(self, fake: Tensor, real: Tensor, discriminator: nn.Module | None) -> dict[str, Tensor]:
+        """Weighted perceptual and adversarial terms of a generated image; none before the discriminator takes part."""
+        if discriminator is None:
+            return {}
+        features = discriminator(fake)
+        adversarial = self.adversarial(features[-1].float(), target_is_real=True, for_discriminator=False)
+        if self.perceptual.needs_features:
+            with torch.no_grad():
+                real_features = discriminator(real)
+            perceptual = self.perceptual(features, real_features)
+        else:
+            perceptual = self.perceptual(fake.float(), real.float())
+        return {
+            "perceptual": self.perceptual_weight * perceptual,
+            "adversarial": self.adversarial_weight * adversarial,
+        }
+
+    def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
+        real = self.adversarial(discriminator(step.real)[-1].float(), target_is_real=True, for_discriminator=True)
+        fake = discriminator(step.fake.detach())[-1].float()
+        return 0.5 * (real + self.adversarial(fake, target_is_real=False, for_discriminator=True))
 
 
-def _patch_discriminator_loss(discriminator: nn.Module, adversarial: PatchAdversarialLoss, step: Step) -> Tensor:
-    real = adversarial(discriminator(step.real)[-1].float(), target_is_real=True, for_discriminator=True)
-    fake = adversarial(discriminator(step.fake.detach())[-1].float(), target_is_real=False, for_discriminator=True)
-    return 0.5 * (real + fake)
-
-
-class AutoencoderObjective(Objective):
+class AutoencoderObjective(_ImageObjective):
     """Stage 1: ``L1 + quantisation + perceptual + adversarial`` of the VQ-GAN (Fig. 3a without the cycle).
 
     Batch: ``image`` (B, 1, H, W, D) in [-1, 1].
@@ -125,28 +153,25 @@ class AutoencoderObjective(Objective):
         perceptual_weight: float = 0.1,
         adversarial_weight: float = 0.01,
     ) -> None:
-        super().__init__(network, ["autoencoder"])
-        self.perceptual = perceptual or FeatureMatching()
-        self.adversarial = PatchAdversarialLoss(criterion="hinge")
-        self.weights = (reconstruction_weight, quantisation_weight, perceptual_weight, adversarial_weight)
+        super().__init__(
+            network,
+            ["autoencoder"],
+            perceptual=perceptual,
+            perceptual_weight=perceptual_weight,
+            adversarial_weight=adversarial_weight,
+        )
+        self.weights = (reconstruction_weight, quantisation_weight)
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
         image = batch["image"]
         reconstruction, quantized = self.network.autoencoder(image)
-        w_rec, w_quant, w_perc, w_adv = self.weights
+        w_rec, w_quant = self.weights
         terms = {
             "reconstruction": w_rec * F.l1_loss(reconstruction.float(), image),
             "quantisation": w_quant * quantized.loss,
         }
-        if discriminator is not None:
-            perceptual, adversarial = _image_terms(
-                reconstruction, image, self.perceptual, discriminator, self.adversarial
-            )
-            terms |= {"perceptual": w_perc * perceptual, "adversarial": w_adv * adversarial}
+        terms |= self.realism_terms(reconstruction, image, discriminator)
         return Step(terms, reconstruction, image)
-
-    def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
-        return _patch_discriminator_loss(discriminator, self.adversarial, step)
 
 
 def _random_part(size: int | None, *latents: Tensor) -> tuple[Tensor, ...]:
@@ -213,7 +238,7 @@ class StyleObjective(Objective):
         )
 
 
-class JointObjective(Objective):
+class JointObjective(_ImageObjective):
     """Stage 2 as in the paper's Fig. 3a: autoencoder and MS-SPADE together, all five losses in image space.
 
     Batch: ``image``, ``label`` (B, 1, H, W, D); ``source_modality``, ``target_modality`` (B,).
@@ -230,14 +255,18 @@ class JointObjective(Objective):
         perceptual_weight: float = 0.1,
         adversarial_weight: float = 0.01,
     ) -> None:
-        super().__init__(network, ["autoencoder", "style_transfer"])
-        self.perceptual = perceptual or FeatureMatching()
-        self.adversarial = PatchAdversarialLoss(criterion="hinge")
-        self.weights = (reconstruction_weight, quantisation_weight, cycle_weight, perceptual_weight, adversarial_weight)
+        super().__init__(
+            network,
+            ["autoencoder", "style_transfer"],
+            perceptual=perceptual,
+            perceptual_weight=perceptual_weight,
+            adversarial_weight=adversarial_weight,
+        )
+        self.weights = (reconstruction_weight, quantisation_weight, cycle_weight)
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
         image, label, net = batch["image"], batch["label"], self.network
-        w_rec, w_quant, w_cycle, w_perc, w_adv = self.weights
+        w_rec, w_quant, w_cycle = self.weights
         quantized = net.autoencoder.quantize(net.autoencoder.encode(image))
         target_like = net.transfer(quantized.latent, batch["target_modality"])
         translation = net.decode(target_like)
@@ -248,13 +277,8 @@ class JointObjective(Objective):
             "quantisation": w_quant * quantized.loss,
             "cycle": w_cycle * F.l1_loss(cycled.float(), image),
         }
-        if discriminator is not None:
-            perceptual, adversarial = _image_terms(translation, label, self.perceptual, discriminator, self.adversarial)
-            terms |= {"perceptual": w_perc * perceptual, "adversarial": w_adv * adversarial}
+        terms |= self.realism_terms(translation, label, discriminator)
         return Step(terms, translation, label, batch["target_modality"])
-
-    def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
-        return _patch_discriminator_loss(discriminator, self.adversarial, step)
 
 
 class DiffusionObjective(Objective):

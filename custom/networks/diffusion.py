@@ -6,7 +6,7 @@ import torch
 from monai.networks.schedulers.scheduler import NoiseSchedules
 from torch import Tensor, nn
 
-__all__ = ["PREDICTION_TYPES", "NoiseSchedule"]
+__all__ = ["PREDICTION_TYPES", "NoiseSchedule", "draw_noise"]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -90,3 +90,12 @@ class NoiseSchedule(nn.Module):
         spread = eta * (sigma / sigma_t) * (1 - (signal_t / signal).square()).clamp(min=0.0).sqrt()
         kept = (sigma.square() - spread.square()).clamp(min=0.0).sqrt()
         return signal * clean + kept * noise + spread * torch.randn_like(noisy)
+
+
+def draw_noise(latent: Tensor, seed: int) -> Tensor:
+    """Standard normal noise (1, L, h, w, d) for ``latent`` (B, L, h, w, d), drawn by a CPU generator.
+
+    It is the same on every device and for every item of a batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((1, *latent.shape[1:]), generator=generator).to(latent.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from custom.networks.diffusion import NoiseSchedule
+from custom.networks.diffusion import NoiseSchedule, draw_noise
 
 __all__ = ["CONDITIONINGS", "LatentTranslator"]
 
@@ -179,7 +179,5 @@ class LatentTranslator(nn.Module):
 
     @torch.jit.unused
     def draw_noise(self, latent: Tensor, seed: int) -> Tensor:
-        """Standard normal noise (1, L, h, w, d) for ``latent``, from a CPU generator: the same on every device and for
-        every item of a batch."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn((1, *latent.shape[1:]), generator=generator).to(latent.device)
+        """``custom.networks.diffusion.draw_noise``: standard normal, (1, L, h, w, d), from ``seed`` alone."""
+        return draw_noise(latent, seed)
