@@ -48,10 +48,15 @@ class Step(NamedTuple):
 class Objective(nn.Module):
     """Base: freezes ``network`` but for the parts named in ``trainable``.
 
+    Its state dict is the network's, so that a federated round exchanges what ``model.pt`` holds.
+
     Args:
         network: the translator.
         trainable: names of its submodules that this stage trains.
     """
+
+    # whether a trained part has parameters that never get a gradient, which distributed training must know
+    has_unused_parameters: bool = False
 
     def __init__(self, network: LatentTranslator, trainable: Sequence[str]) -> None:
         super().__init__()
@@ -73,6 +78,12 @@ class Objective(nn.Module):
         for name in self.trainable:
             self.network.get_submodule(name).train(mode)
         return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        return self.network.load_state_dict(state_dict, *args, **kwargs)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.network.parameters() if p.requires_grad]
@@ -184,10 +195,18 @@ def _random_part(size: int | None, *latents: Tensor) -> tuple[Tensor, ...]:
     return latents
 
 
+def _image_distance(network: LatentTranslator, estimate: Tensor, target: Tensor) -> Tensor:
+    """Mean squared distance of the images of two latents; the gradient reaches ``estimate`` only."""
+    with torch.no_grad():
+        truth = network.decode(target).float()
+    return F.mse_loss(network.decode(estimate).float(), truth)
+
+
 class StyleObjective(Objective):
     """Stage 2 in latent space: L1 to the quantised target latent, cycle, image, class-conditional adversarial.
 
-    The image term is the L1 distance of what the frozen decoder makes of the target-like and of the target's latent.
+    The image term is the squared distance of what the frozen decoder makes of the target-like and of the target's
+    latent.
     Directions of the latent that hardly differ can mean very different intensities, which the latent term alone does
     not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
 
@@ -225,9 +244,7 @@ class StyleObjective(Objective):
             "cycle": w_cycle * F.l1_loss(back.float(), parts[0]),
         }
         if w_image > 0:
-            with torch.no_grad():
-                truth = net.decode(parts[1]).float()
-            terms["image"] = w_image * F.l1_loss(net.decode(parts[2]).float(), truth)
+            terms["image"] = w_image * _image_distance(net, parts[2], parts[1])
         if discriminator is not None:
             terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(target_like)[-1], to)
         return Step(terms, target_like, target, to)
@@ -294,13 +311,25 @@ class DiffusionObjective(Objective):
         network: the translator.
         image_weight: weight of the image term; 0 leaves it out.
         part_size: latent voxels along each axis of the random part that is decoded; the whole where not given.
+        pure_noise_share: share of the items, in [0, 1], that start at the last timestep, where a sampler of few steps
+            takes its largest; the others draw theirs uniformly.
 
     Raises:
         ValueError: for an image term with a network that predicts ε.
     """
 
-    def __init__(self, network: LatentTranslator, *, image_weight: float = 0.0, part_size: int | None = None) -> None:
+    def __init__(
+        self,
+        network: LatentTranslator,
+        *,
+        image_weight: float = 0.0,
+        part_size: int | None = None,
+        pure_noise_share: float = 0.0,
+    ) -> None:
         super().__init__(network, ["unet"])
+        # attention to the one-hot target has one token, so its queries, keys and norm are not asked; they stay
+        # trainable, as freezing them would change which optimiser states a resumed run expects
+        self.has_unused_parameters = True
         if image_weight > 0 and network.schedule.prediction_type == "epsilon":
             raise ValueError(
                 "image_weight: expected 0 where the network predicts epsilon, whose estimate of z_0 is unbounded "
@@ -308,6 +337,7 @@ class DiffusionObjective(Objective):
             )
         self.image_weight = image_weight
         self.part_size = part_size
+        self.pure_noise_share = pure_noise_share
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
         net, source, to = self.network, batch["source"], batch["target_modality"]
@@ -315,21 +345,21 @@ class DiffusionObjective(Objective):
         with torch.no_grad():
             target_like = net.transfer(source, to).float()
         noise = torch.randn_like(clean)
-        timesteps = torch.randint(net.schedule.num_train_timesteps, (clean.shape[0],), device=clean.device)
+        timesteps = self._draw_timesteps(len(clean), clean.device)
         noisy = net.schedule.add_noise(clean, noise, timesteps)
         prediction = net.predict(noisy, source, target_like, timesteps, to).float()
         truth = net.schedule.training_target(clean, noise, timesteps)
         terms = {"diffusion": F.mse_loss(prediction, truth)}
         if self.image_weight > 0:
             estimate = net.schedule.split(prediction, noisy, timesteps)[0] / net.latent_scale
-            terms["image"] = self.image_weight * self._image_term(estimate, batch["target"])
+            parts = _random_part(self.part_size, estimate, batch["target"])
+            terms["image"] = self.image_weight * _image_distance(net, *parts)
         return Step(terms, prediction, truth, to)
 
-    def _image_term(self, estimate: Tensor, target: Tensor) -> Tensor:
-        estimate, target = _random_part(self.part_size, estimate, target)
-        with torch.no_grad():
-            truth = self.network.decode(target).float()
-        return F.mse_loss(self.network.decode(estimate).float(), truth)
+    def _draw_timesteps(self, count: int, device: torch.device) -> Tensor:
+        last = self.network.schedule.num_train_timesteps - 1
+        timesteps = torch.randint(last + 1, (count,), device=device)
+        return timesteps.masked_fill(torch.rand(count, device=device) < self.pure_noise_share, last)
 
 
 def style_objective(

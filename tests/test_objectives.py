@@ -190,6 +190,25 @@ def test_diffusion_loss_of_a_denoiser_that_says_nothing_is_the_variance_of_noise
     assert loss == pytest.approx(1, abs=5 * math.sqrt(2 / (2 * 4 * LATENT**3)))
 
 
+def test_image_term_is_the_squared_distance_of_the_decoded_latents(network: LatentTranslator) -> None:
+    objective, batch = StyleObjective(network, image_weight=3.0).eval(), batch_of(StyleObjective)
+    target_like = network.transfer(batch["source"], batch["target_modality"])
+    expected = 3.0 * F.mse_loss(network.decode(target_like), network.decode(batch["target"]))
+    torch.testing.assert_close(objective(batch).terms["image"], expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_share_of_the_items_that_start_from_pure_noise(network: LatentTranslator, share: float) -> None:
+    torch.manual_seed(0)
+    timesteps = DiffusionObjective(network, pure_noise_share=share)._draw_timesteps(4000, torch.device("cpu"))
+    assert timesteps.shape == (4000,)
+    assert timesteps.max() == 999
+    # five standard deviations of a mean of 4000 draws, at most 0.5 / sqrt(4000) each
+    assert (timesteps == 999).float().mean().item() == pytest.approx(share + (1 - share) / 1000, abs=0.04)
+    if share < 1:
+        assert timesteps[timesteps < 999].float().mean().item() == pytest.approx(499, abs=5 * 289 / 2000**0.5)
+
+
 def test_kl_variant_trains(network: LatentTranslator) -> None:
     network.autoencoder = VQGAN([8, 8], 4, norm_num_groups=4, num_res_blocks=[1, 1], bottleneck=KLBottleneck(4))
     objective = AutoencoderObjective(network).train()

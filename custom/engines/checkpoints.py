@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,12 +34,13 @@ def write_atomically(state: Mapping[str, Any], path: str | Path) -> None:
         torch.save(dict(state), temporary)
 
 
-def load_stage(network: Network, path: str | os.PathLike, *, trained_by: str) -> Network:
-    """``network`` with the weights of the stage before.
+def load_stage(network: Network, path: str | os.PathLike, *, parts: Sequence[str], trained_by: str) -> Network:
+    """``network`` with what the stages before have trained; the rest, which may have another shape, stays as it is.
 
     Args:
         network: the translator.
-        path: ``best.pt`` of that stage.
+        path: ``best.pt`` of the stage before, or a whole ``model.pt``.
+        parts: names of the submodules to take from there.
         trained_by: the config that writes it, named in the message when it is missing.
 
     Raises:
@@ -51,7 +52,7 @@ def load_stage(network: Network, path: str | os.PathLike, *, trained_by: str) ->
             f"{path}: expected the weights of the stage before; found no file. Run the training of {trained_by} first, "
             "with the same output_dir."
         )
-    return load_weights(network, path)
+    return load_weights(network, path, parts)
 
 
 class Checkpoints:

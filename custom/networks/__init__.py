@@ -6,8 +6,9 @@ from custom.networks.diffusion import NoiseSchedule
 from custom.networks.ms_spade import (
     MSSPADE,
     MSSPADEBlock,
-    ReleaseSPADEBlock,
+    PreActivationBlock,
     ReleaseStyleTransfer,
+    ResidualStyleTransfer,
     StyleTransfer,
     SwitchableConv3d,
 )
@@ -26,9 +27,10 @@ __all__ = [
     "LatentTranslator",
     "MSSPADEBlock",
     "NoiseSchedule",
+    "PreActivationBlock",
     "Quantized",
-    "ReleaseSPADEBlock",
     "ReleaseStyleTransfer",
+    "ResidualStyleTransfer",
     "SpatialTransformerBlock",
     "StyleTransfer",
     "SwitchableConv3d",

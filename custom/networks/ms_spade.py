@@ -13,11 +13,15 @@ from torch import Tensor, nn
 __all__ = [
     "MSSPADE",
     "MSSPADEBlock",
-    "ReleaseSPADEBlock",
+    "PreActivationBlock",
     "ReleaseStyleTransfer",
+    "ResidualStyleTransfer",
     "StyleTransfer",
     "SwitchableConv3d",
 ]
+
+
+NORMS = ("instance", "channel")
 
 
 class SwitchableConv3d(nn.Module):
@@ -62,19 +66,33 @@ class MSSPADE(nn.Module):
         num_modalities: number of parameter sets.
         channels: channels of ``h``.
         hidden_channels: channels between the two convolutions.
+        norm: ``"instance"`` as above, or ``"channel"``: each voxel is divided by the root mean square over its
+            channels. That keeps how bright a voxel is against the others, and does not depend on how much of the head
+            the volume or the crop holds.
 
     Source: Kim & Park 2024, Fig. 2a; SPADE: Park et al. 2019 (https://arxiv.org/abs/1903.07291).
     """
 
-    def __init__(self, num_modalities: int, channels: int, hidden_channels: int = 64) -> None:
+    def __init__(
+        self, num_modalities: int, channels: int, hidden_channels: int = 64, *, norm: str = "instance"
+    ) -> None:
         super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"norm: expected one of {NORMS}, found {norm!r}.")
+        self.norm = norm
         self.shared = SwitchableConv3d(num_modalities, channels, hidden_channels)
         self.gamma_beta = SwitchableConv3d(num_modalities, hidden_channels, 2 * channels)
 
     def forward(self, h: Tensor, target: Tensor) -> Tensor:
         """Normalise ``h`` (B, C, h, w, d) in the manner of ``target`` (B,)."""
         gamma, beta = self.gamma_beta(F.relu(self.shared(h, target)), target).chunk(2, dim=1)
-        return (1 + gamma) * F.instance_norm(h) + beta
+        normalized = F.instance_norm(h) if self.norm == "instance" else _channel_norm(h)
+        return (1 + gamma) * normalized + beta
+
+
+def _channel_norm(h: Tensor) -> Tensor:
+    """``h`` (B, C, h, w, d) over the root mean square of each voxel's channels."""
+    return h * torch.rsqrt(h.square().mean(dim=1, keepdim=True) + 1e-4)
 
 
 class _ResBlock(nn.Module):
@@ -127,8 +145,6 @@ class StyleTransfer(nn.Module):
         res_channels: output channels of the residual blocks.
         spade_channels: output channels of the MS-SPADE blocks.
         hidden_channels: hidden channels of the MS-SPADE layers.
-        residual: add the result to the source latent. The contrasts share their anatomy, so the change is easier
-            to learn than the whole; off in the paper.
     """
 
     def __init__(
@@ -140,10 +156,8 @@ class StyleTransfer(nn.Module):
         res_channels: Sequence[int] = (256, 256),
         spade_channels: Sequence[int] = (256, 256, 256, 128),
         hidden_channels: int = 64,
-        residual: bool = False,
     ) -> None:
         super().__init__()
-        self.residual = residual
         self.conv_in = nn.Conv3d(latent_channels, in_channels, 7, padding=3)
         res_in = [in_channels, *res_channels]
         self.res_blocks = nn.ModuleList(_ResBlock(i, o) for i, o in pairwise(res_in))
@@ -160,14 +174,11 @@ class StyleTransfer(nn.Module):
             h = block(h)
         for block in self.spade_blocks:
             h = block(h, target)
-        h = self.conv_out(h)
-        if self.residual:
-            return latent + h
-        return h
+        return self.conv_out(h)
 
 
-class ReleaseSPADEBlock(nn.Module):
-    """Pre-activation residual block of the authors' release: (MS-SPADE, leaky ReLU, C3) twice with a shortcut.
+class PreActivationBlock(nn.Module):
+    """Pre-activation residual block, as in the authors' release: (MS-SPADE, leaky ReLU, C3) twice with a shortcut.
 
     The first convolution leads to ``min(in_channels, out_channels)`` channels; the shortcut is a convolution without
     bias where the channels change. This is SPADE's residual block with switchable normalisations.
@@ -176,16 +187,25 @@ class ReleaseSPADEBlock(nn.Module):
         num_modalities: number of parameter sets.
         in_channels, out_channels: channels of input and output.
         hidden_channels: hidden channels of the MS-SPADE layers.
+        norm: as for ``MSSPADE``.
 
     Source: Park et al. 2019 (https://arxiv.org/abs/1903.07291), Fig. 4.
     """
 
-    def __init__(self, num_modalities: int, in_channels: int, out_channels: int, hidden_channels: int = 64) -> None:
+    def __init__(
+        self,
+        num_modalities: int,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int = 64,
+        *,
+        norm: str = "instance",
+    ) -> None:
         super().__init__()
         middle = min(in_channels, out_channels)
-        self.norm1 = MSSPADE(num_modalities, in_channels, hidden_channels)
+        self.norm1 = MSSPADE(num_modalities, in_channels, hidden_channels, norm=norm)
         self.conv1 = nn.Conv3d(in_channels, middle, 3, padding=1)
-        self.norm2 = MSSPADE(num_modalities, middle, hidden_channels)
+        self.norm2 = MSSPADE(num_modalities, middle, hidden_channels, norm=norm)
         self.conv2 = nn.Conv3d(middle, out_channels, 3, padding=1)
         self.shortcut: nn.Module = (
             nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1, bias=False)
@@ -212,7 +232,7 @@ class ReleaseStyleTransfer(nn.Module):
         super().__init__()
         channels = [latent_channels, width, 2 * width, width, latent_channels]
         self.blocks = nn.ModuleList(
-            ReleaseSPADEBlock(num_modalities, i, o, hidden_channels) for i, o in pairwise(channels)
+            PreActivationBlock(num_modalities, i, o, hidden_channels) for i, o in pairwise(channels)
         )
 
     def forward(self, latent: Tensor, target: Tensor) -> Tensor:
@@ -221,3 +241,45 @@ class ReleaseStyleTransfer(nn.Module):
         for block in self.blocks:
             h = block(h, target)
         return h
+
+
+class ResidualStyleTransfer(nn.Module):
+    """A target-style transfer that learns fast: what MS-SPADE adds to the source latent.
+
+    The contrasts share their anatomy, so the change is easier to learn than the whole, and training starts from the
+    identity. Pre-activation blocks with the channel norm keep the intensities on the way, which instance statistics
+    take out at every layer.
+
+    Args:
+        num_modalities: size of the vocabulary.
+        latent_channels: channels L of the latent.
+        width: channels of every block.
+        num_blocks: number of blocks.
+        hidden_channels: hidden channels of the MS-SPADE layers.
+    """
+
+    def __init__(
+        self,
+        num_modalities: int,
+        latent_channels: int,
+        *,
+        width: int = 64,
+        num_blocks: int = 3,
+        hidden_channels: int = 16,
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv3d(latent_channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
+        )
+        self.conv_out = nn.Conv3d(width, latent_channels, 3, padding=1)
+        for last in [self.conv_out, *(block.conv2 for block in self.blocks)]:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, latent: Tensor, target: Tensor) -> Tensor:
+        """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64."""
+        h = self.conv_in(latent)
+        for block in self.blocks:
+            h = block(h, target)
+        return latent + self.conv_out(h)

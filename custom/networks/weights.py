@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,12 +20,13 @@ NAMED = 3  # parameters named in a message
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_weights(network: Network, path: str | os.PathLike) -> Network:
+def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None) -> Network:
     """Load a flat state dict strictly, tensors only, onto the device that ``network`` is on.
 
     Args:
         network: a ``LatentTranslator`` or another module.
         path: of the state dict.
+        parts: names of the submodules to load, each strictly; the others keep their weights. All where not given.
 
     Returns:
         ``network``, unchanged if anything fails.
@@ -52,14 +53,21 @@ def load_weights(network: Network, path: str | os.PathLike) -> Network:
             f"{file}: expected a flat state dict, name → tensor; found {_kind(state)}. "
             "Give the model.pt that the last training stage writes, not a training checkpoint."
         )
-    differences = _differences(network, state)
+    expected = network.state_dict()
+    if parts is not None:
+        state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
+    differences = _differences(network, expected, state)
     if differences:
         raise ValueError(
             f"{file}: expected the weights of this network; found {'; '.join(differences)}. Use the preset and the "
             "modalities that the weights were trained with."
         )
-    network.load_state_dict(state, strict=True)
+    network.load_state_dict(state, strict=parts is None)
     return network
+
+
+def _of_parts(state: Mapping[str, torch.Tensor], parts: Sequence[str]) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in state.items() if k.startswith(tuple(f"{part}." for part in parts))}
 
 
 def _kind(state: object) -> str:
@@ -68,8 +76,9 @@ def _kind(state: object) -> str:
     return type(state).__name__
 
 
-def _differences(network: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
-    expected = network.state_dict()
+def _differences(
+    network: nn.Module, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> list[str]:
     shapes = [k for k in expected if k in state and expected[k].shape != state[k].shape]
     found = []
     if vocabulary := _other_vocabulary(network, state):

@@ -303,17 +303,23 @@ def test_writing_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_missing_stage_names_the_training_to_run_first(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"best.pt: expected.*Run the training of train_spade.json first"):
-        load_stage(torch.nn.Linear(1, 1), tmp_path / "best.pt", trained_by="train_spade.json")
+        load_stage(torch.nn.Linear(1, 1), tmp_path / "best.pt", parts=["x"], trained_by="train_spade.json")
 
 
-def test_stage_is_loaded_strictly(tmp_path: Path) -> None:
-    network, other = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-    write_atomically(other.state_dict(), tmp_path / "best.pt")
-    assert load_stage(network, tmp_path / "best.pt", trained_by="x") is network
-    assert torch.equal(network.weight, other.weight)
-    write_atomically({"weight": other.weight.data}, tmp_path / "best.pt")
-    with pytest.raises(ValueError, match="1 missing tensors"):
-        load_stage(network, tmp_path / "best.pt", trained_by="x")
+def test_stage_takes_the_trained_parts_and_leaves_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    network = torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1), "second": torch.nn.Linear(1, 1)})
+    before = network["second"].weight.clone()
+    other = torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1), "second": torch.nn.Linear(3, 3)})
+    write_atomically(other.state_dict(), path)
+    assert load_stage(network, path, parts=["first"], trained_by="x") is network
+    assert torch.equal(network["first"].weight, other["first"].weight)
+    assert torch.equal(network["second"].weight, before)
+    with pytest.raises(ValueError, match="2 tensors of another shape"):
+        load_stage(network, path, parts=["first", "second"], trained_by="x")
+    write_atomically({"first.weight": torch.ones(1, 1)}, path)
+    with pytest.raises(ValueError, match=r"1 missing tensors \(first.bias\)"):
+        load_stage(network, path, parts=["first"], trained_by="x")
 
 
 def test_random_state_covers_every_generator(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from custom.networks import (
     MSSPADE,
     MSSPADEBlock,
-    ReleaseSPADEBlock,
+    PreActivationBlock,
     ReleaseStyleTransfer,
+    ResidualStyleTransfer,
     StyleTransfer,
     SwitchableConv3d,
 )
@@ -23,10 +24,16 @@ M, L = 3, 2
 TARGETS = torch.tensor([2, 0, 1])
 
 
-def style_transfer(residual: bool = False) -> StyleTransfer:
-    return StyleTransfer(
-        M, L, in_channels=3, res_channels=[4, 4], spade_channels=[4, 3], hidden_channels=3, residual=residual
-    )
+def style_transfer() -> StyleTransfer:
+    return StyleTransfer(M, L, in_channels=3, res_channels=[4, 4], spade_channels=[4, 3], hidden_channels=3)
+
+
+def residual_style_transfer() -> ResidualStyleTransfer:
+    """Trained a little: its last layers start at zero, where most gradients are zero too."""
+    network = ResidualStyleTransfer(M, L, width=4, num_blocks=2, hidden_channels=3)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return network
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
@@ -36,9 +43,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "block": (lambda: MSSPADEBlock(M, 4, 4, 3), 4, 4),
     "block to other channels": (lambda: MSSPADEBlock(M, 4, 2, 3), 4, 2),
     "style transfer": (style_transfer, L, L),
-    "residual style transfer": (lambda: style_transfer(residual=True), L, L),
-    "release block": (lambda: ReleaseSPADEBlock(M, 4, 4, 3), 4, 4),
-    "release block to more channels": (lambda: ReleaseSPADEBlock(M, 2, 4, 3), 2, 4),
+    "residual style transfer": (residual_style_transfer, L, L),
+    "normalisation over channels": (lambda: MSSPADE(M, 4, 3, norm="channel"), 4, 4),
+    "release block": (lambda: PreActivationBlock(M, 4, 4, 3), 4, 4),
+    "release block to more channels": (lambda: PreActivationBlock(M, 2, 4, 3), 2, 4),
     "release style transfer": (lambda: ReleaseStyleTransfer(M, L, width=3, hidden_channels=3), L, L),
 }
 every_network = pytest.mark.parametrize(("make", "channels", "out_channels"), NETWORKS.values(), ids=NETWORKS)
@@ -131,11 +139,31 @@ def test_equals_monais_spade_of_the_target(target: int) -> None:
     torch.testing.assert_close(layer(h, torch.full((2,), target)), spade(h, h))
 
 
-def test_residual_adds_the_source() -> None:
-    plain, residual = style_transfer(), style_transfer(residual=True)
-    residual.load_state_dict(plain.state_dict())
+def test_residual_style_transfer_starts_from_the_identity() -> None:
     z = torch.randn(3, L, 4, 4, 4)
-    torch.testing.assert_close(residual(z, TARGETS), z + plain(z, TARGETS))
+    assert torch.equal(ResidualStyleTransfer(M, L, width=4)(z, TARGETS), z)
+    assert not torch.allclose(residual_style_transfer()(z, TARGETS), z)
+
+
+def test_channel_norm_does_not_depend_on_the_rest_of_the_volume() -> None:
+    layer, h = MSSPADE(M, 4, 3, norm="channel"), torch.randn(3, 4, 9, 9, 9)
+    inner, middle = (..., *[slice(1, 8)] * 3), (..., *[slice(3, 6)] * 3)  # two 3³ convolutions reach two voxels far
+    changed = torch.full_like(h, 5.0)
+    changed[inner] = h[inner]
+    torch.testing.assert_close(layer(changed, TARGETS)[middle], layer(h, TARGETS)[middle])
+    instance = MSSPADE(M, 4, 3)
+    assert not torch.allclose(instance(changed, TARGETS)[middle], instance(h, TARGETS)[middle], atol=0.1)
+    with torch.no_grad():  # kernels of zero leave the normalisation alone
+        for parameter in layer.parameters():
+            parameter.zero_()
+    # the norm of 1e-4 below the root is little against 100 times a normal variable
+    size = layer(100 * h, TARGETS).square().mean(dim=1)
+    torch.testing.assert_close(size, torch.ones_like(size), atol=1e-3, rtol=0)
+
+
+def test_unknown_norm() -> None:
+    with pytest.raises(ValueError, match=r"norm: expected one of .*instance.*channel.*found 'batch'"):
+        MSSPADE(M, 4, norm="batch")
 
 
 def release_state(state: dict[str, Tensor], num_modalities: int) -> dict[str, Tensor]:
