@@ -7,10 +7,10 @@ INSTALLED := $(VENV)/.installed
 IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format phantoms train evaluate clean
+.PHONY: help install demo test test-label lint format phantoms train evaluate clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## build .venv with everything that the project needs
 
@@ -25,6 +25,9 @@ demo: $(INSTALLED)  ## translate a held-out phantom (and IMAGE=path), print scor
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest
+
+test-label:  ## compare MONAI Label's server with the command line (WEIGHTS=file, SCAN=file); several GB
+	$(PYTHON) tests/label $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(SCAN),--scan '$(SCAN)')
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from types import TracebackType
 
-__all__ = ["find_user_error", "report_plainly", "user_message"]
+__all__ = ["find_user_error", "for_label_client", "report_plainly", "user_message"]
 
 USER_ERRORS = (ValueError, OSError)
 
@@ -27,6 +27,18 @@ def user_message(error: BaseException, default: str) -> str:
         return str(known)
     *_, cause = _chain(error)
     return f"{default}: {type(cause).__name__}: {cause}"
+
+
+def for_label_client(error: ValueError) -> Exception | None:
+    """``error`` as the exception whose text the server of MONAI Label sends to its client; None outside of that server.
+
+    To any other exception it answers "Internal Server Error" and nothing else.
+    """
+    if "monailabel.app" not in sys.modules:
+        return None
+    from fastapi import HTTPException
+
+    return HTTPException(status_code=400, detail=str(error))
 
 
 def report_plainly() -> None:

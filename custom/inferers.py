@@ -11,6 +11,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
 from custom.arguments import as_bool
+from custom.errors import for_label_client
 from custom.modalities import BRATS_MODALITIES, canonical, target_indices
 from custom.networks.diffusion import draw_noise
 
@@ -32,7 +33,8 @@ class TranslationInferer(Inferer):
         amp: run the network under bfloat16 autocast. The result is float32 in any case.
 
     Raises:
-        ValueError: for an unknown target, fewer than one sample, or a negative number of steps.
+        ValueError: for an unknown target, fewer than one sample, or a negative number of steps. In the server of MONAI
+            Label the call raises instead, an error whose text reaches the client: MONAI wraps what constructors raise.
     """
 
     def __init__(
@@ -45,13 +47,19 @@ class TranslationInferer(Inferer):
         num_inference_steps: int | None = 0,
         amp: bool | str = False,
     ) -> None:
-        self.indices = target_indices(targets, modalities)
-        self.targets = [canonical(modalities[i]) for i in self.indices]
         self.num_modalities = len(modalities)
         self.seed = int(seed)
-        self.num_samples = _whole("num_samples", num_samples, smallest=1)
-        self.num_steps = _whole("num_inference_steps", num_inference_steps or 0, smallest=0)
         self.amp = as_bool("amp", amp)
+        self.fault: Exception | None = None
+        try:
+            self.indices = target_indices(targets, modalities)
+            self.targets = [canonical(modalities[i]) for i in self.indices]
+            self.num_samples = _whole("num_samples", num_samples, smallest=1)
+            self.num_steps = _whole("num_inference_steps", num_inference_steps or 0, smallest=0)
+        except ValueError as error:
+            self.fault = for_label_client(error)
+            if self.fault is None:
+                raise
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -71,6 +79,8 @@ class TranslationInferer(Inferer):
             ValueError: if the network has another number of modalities, or if steps were asked for and it is a plain
                 callable, whose number of steps is fixed.
         """
+        if self.fault is not None:
+            raise self.fault
         known = getattr(network, "num_modalities", self.num_modalities)
         if known != self.num_modalities:
             raise ValueError(
@@ -119,7 +129,10 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _whole(name: str, value: int | str, *, smallest: int) -> int:
     """``value``, which clients may send as text, as a number."""
-    number = int(value)
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = smallest - 1
     if number < smallest:
         raise ValueError(f"{name}: expected a whole number of at least {smallest}; found {value}. Correct it.")
     return number

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -150,11 +153,29 @@ def test_amp_gives_float32_close_to_full_precision(tiny_translator) -> None:
         ({"targets": []}, "found none"),
         ({"targets": "t1", "num_samples": 0}, "num_samples: expected a whole number of at least 1"),
         ({"targets": "t1", "num_inference_steps": -1}, "num_inference_steps: expected"),
+        ({"targets": "t1", "num_inference_steps": "many"}, "num_inference_steps: expected .* found many"),
     ],
 )
 def test_faults_are_found_at_construction(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TranslationInferer(**arguments)
+
+
+def test_a_label_server_gets_the_fault_from_the_call(monkeypatch) -> None:
+    """Its client is told the text of FastAPI's own exception only, and only if no constructor's wrapper hides it."""
+
+    class HTTPException(Exception):
+        def __init__(self, status_code: int, detail: str) -> None:
+            super().__init__(status_code, detail)
+
+    monkeypatch.setitem(sys.modules, "monailabel.app", ModuleType("monailabel.app"))
+    monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=HTTPException))
+    inferer = TranslationInferer("pet")
+    with pytest.raises(HTTPException) as raised:
+        inferer(images(1), CountingNetwork())
+    status, text = raised.value.args
+    assert status == 400
+    assert "expected one or more of t1, t1ce, t2, flair; found 'pet'" in text
 
 
 def test_vocabulary_of_another_size(tiny_translator) -> None:
