@@ -78,7 +78,8 @@ class SpatialTransformerBlock(nn.Module):
         """Transform ``x`` (B, C, h, w, d) given ``context`` (B, S, E), which is not read without cross-attention."""
         h = self.norm_in(x).flatten(2).transpose(1, 2)
         normed = self.norm1(h)
-        h = h + self.self_attention(normed, normed)
+        # the full computation even for a single voxel: a trace of it serves larger volumes too
+        h = h + self.self_attention.attend(normed, normed)
         if self.cross_attention is not None and self.norm2 is not None:
             h = h + self.cross_attention(self.norm2(h), context)
         h = h + self.feed_forward(self.norm3(h))

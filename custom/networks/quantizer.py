@@ -93,21 +93,23 @@ class VectorQuantizer(nn.Module):
     def nearest(self, flat: Tensor) -> Tensor:
         """Indices (N,) of the codes nearest to ``flat`` (N, C), with distances in float32 whatever the autocast."""
         if torch.jit.is_scripting():
-            return self._search(flat)
+            return self._search(flat, self.chunk_size)
+        # a trace keeps the chunks it has seen: on a larger volume it would leave the rest of the voxels out
+        chunk_size = flat.shape[0] if torch.jit.is_tracing() else self.chunk_size
         if not torch.amp.is_autocast_available(flat.device.type):  # the meta device
-            return self._search(flat)
+            return self._search(flat, chunk_size)
         with torch.autocast(flat.device.type, enabled=False):
-            return self._search(flat)
+            return self._search(flat, chunk_size)
 
-    def _search(self, flat: Tensor) -> Tensor:
+    def _search(self, flat: Tensor, chunk_size: int) -> Tensor:
         codes = self.embedding.weight.detach().float()
         # ‖z − e‖² = ‖z‖² − 2 (z·e − ‖e‖²/2): ‖z‖² does not change which code is nearest
         offset = -0.5 * codes.square().sum(dim=1)
         transposed = codes.t().contiguous()
         indices = torch.empty(flat.shape[0], dtype=torch.long, device=flat.device)
-        for start in range(0, flat.shape[0], self.chunk_size):
-            block = flat[start : start + self.chunk_size].float()
-            indices[start : start + self.chunk_size] = torch.addmm(offset, block, transposed).argmax(dim=1)
+        for start in range(0, flat.shape[0], chunk_size):
+            block = flat[start : start + chunk_size].float()
+            indices[start : start + chunk_size] = torch.addmm(offset, block, transposed).argmax(dim=1)
         return indices
 
     def embed(self, indices: Tensor) -> Tensor:

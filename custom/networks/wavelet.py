@@ -28,13 +28,13 @@ class HaarTransform(nn.Module):
         self.levels = levels
         low, high = torch.tensor([1.0, 1.0]) / 2**0.5, torch.tensor([1.0, -1.0]) / 2**0.5
         filters = [torch.einsum("i,j,k->ijk", a, b, c) for a in (low, high) for b in (low, high) for c in (low, high)]
-        # a constant of the architecture, hence not part of the state dict
-        self.register_buffer("kernel", torch.stack(filters).unsqueeze(1), persistent=False)
+        # a constant of the architecture, hence not part of the state dict; no buffer, as TorchScript saves every buffer
+        self.kernel = torch.stack(filters).unsqueeze(1)
 
     def forward(self, image: Tensor) -> Tensor:
         for _ in range(self.levels):
             b, c = image.shape[0], image.shape[1]
-            single = F.conv3d(image.flatten(0, 1).unsqueeze(1), self.kernel.to(image.dtype), stride=2)
+            single = F.conv3d(image.flatten(0, 1).unsqueeze(1), self.kernel.to(image), stride=2)
             image = single.view(b, 8 * c, single.shape[2], single.shape[3], single.shape[4])
         return image
 
@@ -44,6 +44,6 @@ class HaarTransform(nn.Module):
             b, c = coefficients.shape[0], coefficients.shape[1] // 8
             h, w, d = coefficients.shape[2], coefficients.shape[3], coefficients.shape[4]
             packed = coefficients.reshape(b * c, 8, h, w, d)
-            single = F.conv_transpose3d(packed, self.kernel.to(coefficients.dtype), stride=2)
+            single = F.conv_transpose3d(packed, self.kernel.to(coefficients), stride=2)
             coefficients = single.view(b, c, single.shape[2], single.shape[3], single.shape[4])
         return coefficients

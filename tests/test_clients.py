@@ -1,0 +1,371 @@
+"""What clients of the unpacked zip do, from ``/`` and without the repository: commands, exports, loading.
+
+The networks are tiny and untrained, and the zip is unpacked under a path with spaces.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from custom import package as package_module
+from custom.data import ensure_phantom
+from custom.networks import LatentTranslator
+from custom.networks.weights import load_weights
+from custom.package import BUNDLE_NAME, package
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
+# convolutions in another order of summation: a few ulp of values in about [-1, 1], grown through some ten layers
+SAME = {"rtol": 1e-4, "atol": 1e-4}
+WORKFLOWS = ("train_autoencoder", "train_spade", "train", "inference", "evaluate")
+TINY = {
+    "autoencoder#channels": [8],
+    "autoencoder#bottleneck#num_embeddings": 32,
+    "autoencoder#bottleneck#max_chunk_elements": 32 * 64,  # the latent of 16³ voxels is one chunk
+    "style_transfer#width": 8,
+    "style_transfer#num_blocks": 1,
+    "style_transfer#hidden_channels": 4,
+    "unet#channels": [8, 8, 8],
+    "unet#num_heads": 2,
+    "unet#norm_num_groups": 4,
+}
+
+
+def shrink(config: Path) -> None:
+    """Give a config the tiny network."""
+    parser = ConfigParser(json.loads(config.read_text()))
+    for key, value in TINY.items():
+        parser[f"network_def#{key}"] = value
+    config.write_text(json.dumps(parser.get()))
+
+
+def untrained(config: Path) -> LatentTranslator:
+    """The config's network with weights of which none are zero, so that every part acts on the result."""
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def")
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return network
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The zip of a bundle with a tiny network."""
+    copy = tmp_path_factory.mktemp("repository")
+    for part in ("bundle/configs", "bundle/docs", "custom"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "LICENSE", copy)
+    for name in WORKFLOWS:
+        shrink(copy / "bundle" / "configs" / f"{name}.json")
+    (copy / "bundle" / "models").mkdir()
+    torch.save(untrained(copy / "bundle/configs/inference.json").state_dict(), copy / "bundle/models/model.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package_module, "__file__", str(copy / "custom" / "package.py"))
+        return package(copy / "a folder for the zip")
+
+
+@pytest.fixture(scope="module")
+def bundle(artifact: Path) -> Path:
+    """The unpacked bundle."""
+    folder = artifact.parent / "un packed"
+    with zipfile.ZipFile(artifact) as archive:
+        archive.extractall(folder)
+    return folder / BUNDLE_NAME
+
+
+@pytest.fixture(scope="module")
+def network(bundle: Path) -> LatentTranslator:
+    """The bundle's network in this process, with the bundle's weights."""
+    return load_weights(untrained(bundle / "configs/inference.json"), bundle / "models/model.pt").eval()
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of small phantoms, one a section."""
+    return ensure_phantom(tmp_path_factory.mktemp("data") / "phantom", counts=(1, 1, 1), spacing=5.0)
+
+
+@pytest.fixture(scope="module")
+def scan(scans: Path) -> Path:
+    return next(scans.glob("*/*_t1.nii.gz"))
+
+
+@pytest.fixture(scope="module")
+def phantom(scan: Path) -> torch.Tensor:
+    """A part (1, 1, 16, 16, 16) of a phantom, in [-1, 1]."""
+    values = torch.from_numpy(nib.load(scan).get_fdata(dtype=np.float32))
+    middle = [(n - 16) // 2 for n in values.shape]
+    part = values[tuple(slice(m, m + 16) for m in middle)][None, None]
+    assert part.std() > 0
+    return 2 * part / part.max() - 1
+
+
+@pytest.fixture(scope="module")
+def noise() -> torch.Tensor:
+    return torch.randn((1, 8, 4, 4, 4), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def client(bundle: Path, elsewhere: Callable) -> Callable[..., str]:
+    """``client("run", "inference", config="inference", key=value)`` → output of the ``monai.bundle`` command."""
+
+    def run(*command: str, config: str | None = None, expect: int = 0, **options: object) -> str:
+        chosen = {"config_file": bundle / "configs" / f"{config}.json"} if config else {}
+        flags = [str(part) for key, value in (chosen | options).items() for part in (f"--{key}", value)]
+        return elsewhere("monai.bundle", *command, *flags, expect=expect)
+
+    return run
+
+
+def files_in(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+
+
+class TestWorkflows:
+    """``run`` finds the bundle by its config's path; nothing is written to the bundle."""
+
+    def test_training(self, client, bundle, scans, tmp_path, network) -> None:
+        before = files_in(bundle)
+        client(
+            "run", "training", config="train", dataset_dir=scans, output_dir=tmp_path,
+            spade_path=bundle / "models/model.pt", ckpt_path=tmp_path / "model.pt", latent_crop=[4, 4, 4],
+            part_size=4, max_epochs=1, val_interval=1, cache_workers=0, warmup_steps=1, amp=False,
+        )  # fmt: skip
+        trained = torch.load(tmp_path / "model.pt", weights_only=True)
+        assert trained.keys() == network.state_dict().keys()
+        assert trained["latent_scale"] != network.latent_scale
+        assert files_in(bundle) == before
+
+    def test_inference_and_run_workflow(self, client, bundle, scan, tmp_path) -> None:
+        options = {"image": scan, "targets": "['t2','flair']", "config": "inference"}
+        before = files_in(bundle)
+        client("run", "inference", output_dir=tmp_path / "a b", **options)
+        client(
+            "run_workflow", output_dir=tmp_path / "second", workflow_name="ConfigWorkflow", workflow_type="inference",
+            run_id="inference", **options,
+        )  # fmt: skip
+        source = nib.load(scan)
+        for target in ("t2", "flair"):
+            name = scan.name.replace(".nii.gz", f"_{target}_synthetic.nii.gz")
+            first, second = nib.load(tmp_path / "a b" / name), nib.load(tmp_path / "second" / name)
+            assert first.shape == source.shape
+            np.testing.assert_array_equal(first.affine, source.affine)
+            np.testing.assert_array_equal(first.get_fdata(), second.get_fdata())
+            assert first.get_fdata().any()
+        assert files_in(bundle) == before
+
+    def test_evaluating(self, client, scans, tmp_path) -> None:
+        client(
+            "run", "evaluating", config="evaluate", dataset_dir=scans, output_dir=tmp_path, num_figures=0,
+            lookup_subjects=1, sources="['t1']",
+        )  # fmt: skip
+        assert any("full model" in path.read_text() for path in tmp_path.rglob("*.csv"))
+
+
+class TestZoo:
+    """The Model Zoo's checks of a contribution."""
+
+    def test_metadata_fits_the_schema(self, client, bundle, tmp_path) -> None:
+        if not SCHEMA.is_file():
+            pytest.skip(f"the zoo's schema is not here: {SCHEMA}")
+        shutil.copy(SCHEMA, tmp_path)  # a file that is there already is not downloaded
+        meta = bundle / "configs/metadata.json"
+        client("verify_metadata", meta_file=meta, filepath=tmp_path / SCHEMA.name)
+        assert json.loads(meta.read_text())["schema"].endswith(SCHEMA.name)
+
+    def test_network_in_and_out(self, client, bundle) -> None:
+        client(
+            "verify_net_in_out", config="inference", net_id="network_def", bundle_root=bundle,
+            meta_file=bundle / "configs/metadata.json",
+        )  # fmt: skip
+
+    def test_missing_bundle_root_is_named(self, client, bundle) -> None:
+        errors = client(
+            "verify_net_in_out", config="inference", net_id="network_def",
+            meta_file=bundle / "configs/metadata.json", expect=1,
+        )  # fmt: skip
+        assert "bundle_root: expected the folder of the bundle, which holds configs/ and custom/; found '.'" in errors
+        assert "Add --bundle_root FOLDER." in errors
+
+
+class TestExport:
+    """What is exported gives the same as the network in Python, for the same image, target and noise."""
+
+    def test_scripted(self, client, bundle, network, phantom, noise, tmp_path) -> None:
+        client("ckpt_export", config="inference", bundle_root=bundle, filepath=tmp_path / "model.ts")
+        exported = torch.jit.load(tmp_path / "model.ts")
+        exported.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True), strict=True)
+        larger = torch.nn.functional.pad(phantom, [0, 16], value=-1.0)
+        for image, start in ((phantom, noise), (larger, noise.repeat(1, 1, 1, 1, 2))):
+            for target in (torch.tensor([1]), torch.tensor([3])):
+                with torch.no_grad():
+                    expected = network(image, target, start)
+                    torch.testing.assert_close(exported(image, target, start), expected, **SAME)
+
+    def test_traced(self, client, bundle, network, phantom, tmp_path) -> None:
+        client(
+            "ckpt_export", config="inference", bundle_root=bundle, filepath=tmp_path / "model.ts", use_trace=True,
+            **{"network_def#default_target": 2},
+        )  # fmt: skip
+        exported = torch.jit.load(tmp_path / "model.ts")
+        for image in (phantom, torch.nn.functional.pad(phantom, [0, 16], value=-1.0)):
+            torch.manual_seed(5)  # of the noise that the traced network draws
+            with torch.no_grad():
+                result = exported(image)
+                torch.manual_seed(5)
+                torch.testing.assert_close(result, network(image, torch.tensor([2])), **SAME)
+
+    def test_onnx(self, client, bundle, network, phantom, noise, tmp_path) -> None:
+        client(
+            "onnx_export", config="inference", net_id="network_def", bundle_root=bundle,
+            meta_file=bundle / "configs/metadata.json", ckpt_file=bundle / "models/model.pt",
+            filepath=tmp_path / "model.onnx", **{"network_def#default_target": 2},
+        )  # fmt: skip
+        model = onnx.load(tmp_path / "model.onnx")
+        take_noise_as_input(model, noise.shape)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        image, _ = session.get_inputs()
+        (result,) = session.run(None, {image.name: phantom.numpy(), "noise": noise.numpy()})
+        with torch.no_grad():
+            expected = network(phantom, torch.tensor([2]), noise)
+        torch.testing.assert_close(torch.from_numpy(result), expected, **SAME)
+
+
+def take_noise_as_input(model: onnx.ModelProto, shape: torch.Size) -> None:
+    """Replace the ONNX graph's node that draws the noise by an input ``noise``, for a result that can be compared."""
+    (draw,) = (node for node in model.graph.node if node.op_type.startswith("RandomNormal"))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("noise", onnx.TensorProto.FLOAT, list(shape)))
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            if name == draw.output[0]:
+                node.input[position] = "noise"
+    model.graph.node.remove(draw)
+
+
+_LOAD = """
+import json, sys
+import torch
+from monai.bundle import create_workflow, load
+folder, name, data, scan, image, result = sys.argv[1:]
+inputs = torch.load(image, weights_only=True)
+outputs = []
+for kind in ("train", "inference"):
+    with torch.no_grad():
+        outputs.append(load(name, bundle_dir=folder, workflow_type=kind).eval()(*inputs))
+torch.save(outputs, result)
+import custom
+missing = {}
+for kind, extra in (("train", {"spade_path": f"{folder}/{name}/models/model.pt", "cache_workers": 0, "amp": False}),
+                    ("inference", {"image": scan})):
+    workflow = create_workflow(
+        config_file=f"{folder}/{name}/configs/{kind}.json", workflow_type=kind, dataset_dir=data,
+        latent_crop=[4, 4, 4], **extra,
+    )
+    missing[kind] = workflow.check_properties()
+    assert workflow.bundle_root == f"{folder}/{name}", workflow.bundle_root
+print(json.dumps({"custom": custom.__file__, "missing": missing}))
+"""
+
+
+def test_download_load_and_create_workflow(
+    client, elsewhere, artifact, network, phantom, noise, scans, scan, tmp_path
+) -> None:
+    folder = tmp_path / "down loaded"
+    client("download", name=BUNDLE_NAME, url=artifact.as_uri(), bundle_dir=folder)
+    inputs = (phantom, torch.tensor([3]), noise)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    (tmp_path / "client.py").write_text(_LOAD)
+    said = elsewhere(
+        tmp_path / "client.py", folder, BUNDLE_NAME, scans, scan, tmp_path / "inputs.pt", tmp_path / "outputs.pt"
+    )
+    report = json.loads(said.strip().splitlines()[-1])
+    assert report["missing"] == {"train": [], "inference": []}
+    assert report["custom"] == str(folder / BUNDLE_NAME / "custom" / "__init__.py")
+    for output in torch.load(tmp_path / "outputs.pt", weights_only=True):
+        with torch.no_grad():
+            torch.testing.assert_close(output, network(*inputs), **SAME)
+
+
+_NEIGHBOUR = {
+    "bundle_root": ".",
+    "imports": ["$import torch"],
+    "network_def": {"_target_": "scripts.nets.Scale", "factor": 3.0},
+    "initialize": [],
+    "run": ["$@network_def(torch.ones(2))"],
+}
+_SCRIPT = """
+import torch
+
+class Scale(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x):
+        return self.factor * x
+"""
+_BOTH = """
+import sys
+import torch
+from monai.bundle import create_workflow, load
+folder, name, neighbours, image, result, first = sys.argv[1:]
+inputs = torch.load(image, weights_only=True)
+sys.path.insert(0, f"{neighbours}/neighbour")  # as its own documentation would ask for
+
+def ours():
+    with torch.no_grad():
+        return load(name, bundle_dir=folder, workflow_type="inference").eval()(*inputs)
+
+def theirs():
+    network = load("neighbour", bundle_dir=neighbours, workflow_type="train")
+    flow = create_workflow(config_file=f"{neighbours}/neighbour/configs/train.json")
+    (ran,) = flow.run()
+    assert type(network).__module__ == "scripts.nets", type(network)
+    assert torch.equal(ran, network(torch.ones(2)))
+    return ran.detach()
+
+order = [ours, theirs, ours, theirs] if first == "ours" else [theirs, ours, theirs, ours]
+torch.save([call() for call in order], result)
+"""
+
+
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_a_second_bundle_in_the_process(elsewhere, bundle, network, phantom, noise, tmp_path, first) -> None:
+    root = tmp_path / "neighbour"
+    (root / "configs").mkdir(parents=True)
+    (root / "models").mkdir()
+    (root / "scripts").mkdir()
+    (root / "scripts" / "__init__.py").touch()
+    (root / "scripts" / "nets.py").write_text(_SCRIPT)
+    (root / "configs" / "train.json").write_text(json.dumps(_NEIGHBOUR))
+    shutil.copy(bundle / "configs/metadata.json", root / "configs")
+    torch.save({"factor": torch.tensor(3.0)}, root / "models" / "model.pt")
+    inputs = (phantom, torch.tensor([1]), noise)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    (tmp_path / "client.py").write_text(_BOTH)
+    elsewhere(
+        tmp_path / "client.py", bundle.parent, BUNDLE_NAME, tmp_path, tmp_path / "inputs.pt", tmp_path / "outputs.pt",
+        first,
+    )  # fmt: skip
+    outputs = torch.load(tmp_path / "outputs.pt", weights_only=True)
+    with torch.no_grad():
+        expected = network(*inputs)
+    for output in outputs[first != "ours" :: 2]:
+        torch.testing.assert_close(output, expected, **SAME)
+    for output in outputs[first == "ours" :: 2]:
+        assert output.tolist() == [3.0, 3.0]
