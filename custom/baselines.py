@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from custom.data.inputs import FAULT_KEY, TolerantDataset
+from custom.distributed import main_first
 from custom.transforms import foreground, solid
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ class IntensityLookup:
         return np.clip((values + 1) * (0.5 * self.bins), 0, self.bins - 1).astype(np.int64)
 
 
+@main_first()
 def fit_or_load(
     path: str | os.PathLike[str],
     entries: Sequence[Mapping[str, Any]],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY, discover
+from custom.distributed import main_first
 from custom.files import appearing_whole
 from custom.modalities import BRATS_MODALITIES, canonical
 
@@ -191,6 +192,7 @@ def _checked_entry(item: Any, where: str, folder: Path, modalities: Sequence[str
     return entry
 
 
+@main_first()
 def load_datalist(
     dataset_dir: str | os.PathLike,
     section: str,

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from monai.data import CacheDataset, Dataset
+from monai.data import Dataset
 from monai.transforms import Compose, Lambda, RandFlipd, Randomizable, RandSpatialCropd
 from torch import Tensor
 from tqdm import tqdm
 
 from custom.arguments import as_bool
 from custom.data.sampling import RandModalityPaird, check_pairable
+from custom.distributed import CachedShare, is_main, largest, own_share
 from custom.networks import LatentTranslator
 
 __all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "measure_latent_scale", "style_pairs"]
@@ -49,7 +50,7 @@ def encode_subjects(
     network = network.to(device).eval()
     amp, mirrors = as_bool("amp", amp), ([], [2]) if as_bool("flip", flip) else ([],)
     subjects = []
-    for subject in tqdm(dataset, desc="encoding subjects", unit="subject", disable=_rank() > 0):
+    for subject in tqdm(dataset, desc="encoding subjects", unit="subject", disable=not is_main()):
         present = [i for i, m in enumerate(modalities) if m in subject]
         for axes in mirrors:
             latents = []
@@ -93,6 +94,9 @@ def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[s
 class LatentPairs(Dataset, Randomizable):
     """Random (source, target) pairs of latents, several of one subject an item.
 
+    In several processes each holds subjects of its own and is as long as the longest: its first subjects come twice in
+    an epoch where it has fewer.
+
     Args:
         data: from ``encode_subjects``.
         pairs_per_subject: pairs K of an item; they share their size, so they form a batch with mixed targets.
@@ -110,10 +114,15 @@ class LatentPairs(Dataset, Randomizable):
             check_pairable(len(subject["modality"]), f"subject {index} of the training")
         self.pairs_per_subject = pairs_per_subject
         self.crop_size = crop_size
+        self.length = largest(len(data))
+
+    def __len__(self) -> int:
+        return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,)."""
-        latents, modality = self.data[index]["latents"], self.data[index]["modality"]
+        subject = self.data[index % len(self.data)]
+        latents, modality = subject["latents"], subject["modality"]
         for axis, size in enumerate(self.crop_size or (), start=2):
             spare = latents.shape[axis] - size
             if spare > 0:
@@ -141,7 +150,7 @@ def latent_pairs(
     pairs_per_subject: int = 4,
     crop_size: Sequence[int] | None = None,
 ) -> LatentPairs:
-    """``LatentPairs`` of the subjects of a datalist: each is read and encoded once, here.
+    """``LatentPairs`` of the subjects of a datalist: each is read and encoded once, here, by one of the processes.
 
     Args:
         data: datalist entries.
@@ -149,7 +158,8 @@ def latent_pairs(
         network, modalities, device, amp, flip: as for ``encode_subjects``.
         pairs_per_subject, crop_size: as for ``LatentPairs``.
     """
-    subjects = encode_subjects(network, Dataset(data, transform), modalities, device=device, amp=amp, flip=flip)
+    share = Dataset(own_share(data), transform)
+    subjects = encode_subjects(network, share, modalities, device=device, amp=amp, flip=flip)
     return LatentPairs(subjects, pairs_per_subject, crop_size)
 
 
@@ -178,7 +188,7 @@ def style_pairs(
     mirror = RandFlipd(pair, prob=0.5 if as_bool("flip", flip) else 0.0, spatial_axis=0)
     crop = RandSpatialCropd(pair, roi_size=image_crop, random_size=False)
     random_part = [RandModalityPaird(modalities), crop, mirror, Lambda(_as_batch)]
-    return CacheDataset(data, Compose([*transform.transforms, *random_part]), progress=False)
+    return CachedShare(data, Compose([*transform.transforms, *random_part]), progress=False)
 
 
 def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -188,7 +198,3 @@ def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _as_batch(item: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.unsqueeze(0) for key, value in item.items()}
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

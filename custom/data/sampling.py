@@ -9,6 +9,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
+from custom.distributed import own_share
+
 __all__ = ["RandModalityPaird", "RandModalityd", "check_pairable", "single_images", "translation_pairs"]
 
 
@@ -66,12 +68,17 @@ class RandModalityPaird(_RandPresent):
 
 
 def single_images(entries: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> list[dict[str, Any]]:
-    """Every modality of every subject as an entry of its own, ``{"subject", "image"}``, for validation."""
-    return [{"subject": e["subject"], "image": e[m]} for e in entries for m in modalities if m in e]
+    """Every modality of every subject as an entry of its own, ``{"subject", "image"}``, for validation.
+
+    In several processes: this one's share.
+    """
+    return own_share([{"subject": e["subject"], "image": e[m]} for e in entries for m in modalities if m in e])
 
 
 def translation_pairs(entries: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> list[dict[str, Any]]:
     """One fixed pair for each modality of each subject, for validation: each source with the next target in turn.
+
+    In several processes: this one's share.
 
     Args:
         entries: datalist entries.
@@ -97,4 +104,4 @@ def translation_pairs(entries: Sequence[Mapping[str, Any]], modalities: Sequence
                     "target_modality": target,
                 }
             )
-    return pairs
+    return own_share(pairs)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler
 
 from custom.arguments import as_bool
+from custom.distributed import is_main
 from custom.engines.random_state import random_state, restore_random_state
 from custom.files import appearing_whole
 from custom.networks.weights import load_weights
@@ -115,12 +115,12 @@ class Checkpoints:
             self._save_best()
 
     def _save_best(self) -> None:
-        if _writes():
+        if is_main():
             write_atomically(self.networks["best_network"].state_dict(), self.save_dir / "best.pt")
 
     def _save_last(self, engine: Engine) -> None:
         done = engine.state.epoch
-        if _writes() and (done % self.interval == 0 or done == engine.state.max_epochs):
+        if is_main() and (done % self.interval == 0 or done == engine.state.max_epochs):
             state = {name: item.state_dict() for name, item in self._items().items()}
             state |= {"epoch": done, "epoch_length": engine.state.epoch_length, "best": self.best}
             state["random_state"] = random_state(_dataset(engine))
@@ -130,7 +130,7 @@ class Checkpoints:
         best = self.save_dir / "best.pt"
         if self.best == float("-inf"):
             self._save_best()
-        if self.final_path is not None and _writes():
+        if self.final_path is not None and is_main():
             write_atomically(torch.load(best, map_location="cpu", weights_only=True), self.final_path)
             logger.info("wrote the weights of the best epoch to %s", self.final_path)
 
@@ -192,7 +192,3 @@ def _with_own_shape(item: Any, saved: dict[str, Any]) -> dict[str, Any]:
 
 def _dataset(engine: Engine) -> object:
     return getattr(engine.state.dataloader, "dataset", None)
-
-
-def _writes() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

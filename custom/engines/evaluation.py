@@ -21,6 +21,7 @@ from monai.transforms import Compose, Invertd
 from custom.arguments import as_bool
 from custom.baselines import BACKGROUND, IntensityLookup, brain_mask, copy_source
 from custom.data.inputs import FAULT_KEY, TolerantDataset
+from custom.distributed import own_share
 from custom.errors import user_message
 from custom.metrics import Reference
 from custom.modalities import target_indices
@@ -180,6 +181,8 @@ def prepare_subject(
 class SubjectDataset(TolerantDataset):
     """Subjects ``{"subject", <modality>..., "seg"?}``; one that cannot be read becomes ``{"subject", "fault"}``.
 
+    In several processes: this one's share of them, in the order of ``own_share``.
+
     Args:
         data: entries of a data list.
         transform: the preprocessing.
@@ -189,7 +192,7 @@ class SubjectDataset(TolerantDataset):
     def __init__(
         self, data: Sequence[Mapping[str, Any]], transform: Compose | None = None, *, max_subjects: int | None = None
     ) -> None:
-        super().__init__(list(data)[:max_subjects], transform)
+        super().__init__(own_share(list(data)[:max_subjects]), transform)
 
     def _transform(self, index: int) -> dict[str, Any]:
         return {SUBJECT: self.data[index][SUBJECT], **super()._transform(index)}

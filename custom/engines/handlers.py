@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from custom.distributed import is_main, mean_of_ranks
+
 __all__ = ["ImagePanels", "LossLog", "MovingAverage", "StageProgress", "as_handler"]
 
 Handler = TypeVar("Handler")
@@ -50,7 +52,7 @@ class MovingAverage(EMAHandler):
 
 
 class StageProgress:
-    """One progress bar for a whole stage: its name, the epoch, the losses, the time left.
+    """One progress bar for a whole stage: its name, the epoch, the losses, the time left; the main process's.
 
     Args:
         stage: name shown at the left.
@@ -71,7 +73,7 @@ class StageProgress:
 
     def _open(self, engine: Engine) -> None:
         # not when the run starts: only after that is it known where a resumed run goes on
-        if self.bar is None:
+        if self.bar is None and is_main():
             total = engine.state.max_epochs * engine.state.epoch_length
             done = engine.state.iteration
             self.bar = tqdm(total=total, initial=done, desc=self.stage, unit="step", mininterval=1.0)
@@ -123,6 +125,8 @@ class _EventFile:
 class LossLog:
     """Writes every epoch's mean losses, and the validation metrics when there are any, to TensorBoard and a CSV.
 
+    In several processes the main one writes, and the losses are averaged over all.
+
     The rows of ``losses.csv`` are ``epoch, seconds, name, value``, with the seconds that the stage has taken so far. A
     new run starts the file anew; a resumed one continues it after the epoch that it resumes from.
 
@@ -147,7 +151,7 @@ class LossLog:
             self.evaluator.add_event_handler(Events.COMPLETED, self._validated, engine)
 
     def _start(self, engine: Engine) -> None:
-        if self.started is None:
+        if self.started is None and is_main():
             rows = self._earlier_rows(before=engine.state.epoch)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("w", newline="") as file:
@@ -166,16 +170,21 @@ class LossLog:
 
     def _write(self, engine: Engine) -> None:
         means = {name: float(total) / engine.state.epoch_length for name, total in self.sums.items()}
+        means = mean_of_ranks(means)
         self.sums = {}
         means["learning_rate"] = engine.optimizer.param_groups[0]["lr"]
         self._rows(engine.state.epoch, "train/{}", "{}", means)
 
     def _validated(self, evaluator: Engine, engine: Engine) -> None:
+        if not is_main():
+            return
         metrics = {name: float(value) for name, value in evaluator.state.metrics.items()}
         self._rows(engine.state.epoch, "validation/{}", "validation_{}", metrics)
         tqdm.write(f"epoch {engine.state.epoch}: " + ", ".join(f"{n} = {v:.4g}" for n, v in metrics.items()))
 
     def _rows(self, epoch: int, tag: str, name: str, values: Mapping[str, float]) -> None:
+        if not is_main():
+            return
         for key, value in values.items():
             self.events.writer.add_scalar(tag.format(key), value, epoch)
         self.events.writer.flush()
@@ -186,6 +195,8 @@ class LossLog:
 
 class ImagePanels:
     """Writes (source, prediction, truth) of the first image of each validation to TensorBoard, middle axial slice.
+
+    In several processes the main one writes.
 
     Args:
         log_dir: folder of the TensorBoard events.
@@ -203,7 +214,7 @@ class ImagePanels:
         engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self.events.close)
 
     def _start(self, evaluator: Engine) -> None:
-        self.pending = True
+        self.pending = is_main()
 
     def _panel(self, evaluator: Engine, trainer: Engine) -> None:
         if not self.pending:

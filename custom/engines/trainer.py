@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys, GanKeys
 from torch import Tensor, nn
 
 from custom.arguments import as_bool
+from custom.distributed import average_gradients, same_start, seed_rank, synchronized, world_size
 from custom.objectives import Objective
 
 __all__ = ["StageTrainer", "prepare_tensors"]
@@ -34,6 +36,9 @@ class StageTrainer(SupervisedTrainer):
     The iteration is its own because MONAI's takes one prediction and one scalar loss, and ``AdversarialTrainer``
     casts the generator's output, which here is more than a tensor.
 
+    In several processes every one starts from the main process's weights, draws its own crops and noise, and takes the
+    same steps, by averaged gradients.
+
     Args:
         objective: the losses of the stage; trained as the engine's ``network``.
         discriminator, discriminator_optimizer: the opponent and its optimiser.
@@ -47,7 +52,7 @@ class StageTrainer(SupervisedTrainer):
     def __init__(
         self,
         *,
-        objective: Objective | nn.Module,
+        objective: Objective,
         discriminator: nn.Module | None = None,
         discriminator_optimizer: torch.optim.Optimizer | None = None,
         adversarial_start: int = 0,
@@ -58,11 +63,21 @@ class StageTrainer(SupervisedTrainer):
         # MONAI's own amp would set up a scaler of float16 gradients
         super().__init__(network=objective, loss_function=None, prepare_batch=prepare_tensors, amp=False, **kwargs)
         objective.to(self.state.device)
+        self.objective = objective
+        self.network = synchronized(objective, find_unused_parameters=objective.has_unused_parameters)
         self.bfloat16 = as_bool("amp", amp)
         self.discriminator = discriminator
         self.discriminator_optimizer = discriminator_optimizer
         self.adversarial_start = adversarial_start
         self.clip_norm = clip_norm
+        if discriminator is not None:
+            same_start(discriminator)
+        if world_size() > 1:
+            # the seed that the run was initialised with, the same on every process
+            self.add_event_handler(Events.EPOCH_STARTED, self._seed_rank, torch.initial_seed())
+
+    def _seed_rank(self, engine: StageTrainer, seed: int) -> None:
+        seed_rank(seed, engine.state.epoch, engine.state.dataloader.dataset)
 
     def _iteration(self, engine: StageTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
         batch = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
@@ -78,9 +93,8 @@ class StageTrainer(SupervisedTrainer):
         terms = {name: value.detach() for name, value in step.terms.items()}
         if active is not None and engine.discriminator_optimizer is not None:
             active.requires_grad_(True)
-            objective = engine.network.module if hasattr(engine.network, "module") else engine.network
             with self._autocast(engine):
-                discriminator_loss = objective.discriminator_loss(active, step)
+                discriminator_loss = engine.objective.discriminator_loss(active, step)
             self._update(discriminator_loss, engine.discriminator_optimizer, active)
             terms[GanKeys.DLOSS] = discriminator_loss.detach()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -93,6 +107,8 @@ class StageTrainer(SupervisedTrainer):
     def _update(self, loss: Tensor, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if module is self.discriminator:  # the objective's are averaged on the way
+            average_gradients(module)
         parameters = [p for p in module.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm if self.clip_norm > 0 else math.inf)
         if not torch.isfinite(norm):

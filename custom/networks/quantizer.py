@@ -130,7 +130,7 @@ class VectorQuantizer(nn.Module):
             return
         codes = self._draw(flat, self.num_embeddings)
         # a little jitter keeps codes that were drawn from one vector apart
-        codes = codes + 1e-3 * flat.std() * self._same_on_every_rank(torch.randn_like(codes))
+        codes = self._same_on_every_rank(codes + 1e-3 * flat.std() * torch.randn_like(codes))
         self.embedding.weight.copy_(codes)
         self.ema_w.copy_(codes)
         self.ema_cluster_size.fill_(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import string_list_all_gather
 from tqdm import tqdm
 
 from custom.baselines import brain_mask
+from custom.distributed import is_main, rank, world_size
 from custom.engines.evaluation import SEGMENTATION, SUBJECT, EvaluationEvents, TranslationEvaluator, unit
 from custom.reports import figures, tables
-from custom.reports.tables import CEILING, FULL_MODEL
+from custom.reports.tables import CEILING, FULL_MODEL, Row
 
 
 class ScoresHandler:
     """Writes ``per_subject.csv`` subject by subject, and at the end the tables, to the terminal and ``report.txt``.
+
+    In several processes the main one writes: its own subjects as they come, at the end those of all, in the order of
+    the data list. ``state.metrics`` and ``state.failures`` are then every process's.
 
     Args:
         output_dir: folder for both files, made where absent.
@@ -32,6 +38,7 @@ class ScoresHandler:
     def __init__(self, output_dir: str | os.PathLike[str], *, modalities: Sequence[str] = ()) -> None:
         self.output_dir = Path(output_dir)
         self.modalities = tuple(modalities)
+        self._results: list[str] = []
 
     @property
     def csv_path(self) -> Path:
@@ -40,21 +47,42 @@ class ScoresHandler:
 
     def attach(self, engine: Engine) -> None:
         """Register on the evaluator."""
-        engine.add_event_handler(Events.STARTED, lambda engine: tables.write_rows(self.csv_path, []))
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._append)
         engine.add_event_handler(Events.COMPLETED, self._report)
 
+    def _start(self, engine: Engine) -> None:
+        self._results = []
+        if is_main():
+            tables.write_rows(self.csv_path, [])
+
     def _append(self, engine: Engine) -> None:
-        tables.write_rows(self.csv_path, engine.state.output["rows"], append=True)
+        subject, rows = engine.state.output[SUBJECT], engine.state.output["rows"]
+        if is_main():
+            tables.write_rows(self.csv_path, rows, append=True)
+        fields, failure = [tables.to_fields(row) for row in rows], engine.state.failures.get(subject)
+        # this is also the order of the data list, of which each process has every n-th subject
+        self._results.append(json.dumps([engine.state.iteration, rank(), subject, failure, fields]))
+
+    def _gather(self, engine: Engine) -> list[Row]:
+        """Rows of all processes; every one must come here."""
+        results = sorted(json.loads(result) for result in string_list_all_gather(self._results))
+        engine.state.failures = {subject: failure for *_, subject, failure, _ in results if failure is not None}
+        rows = [tables.from_fields(fields) for *_, all_fields in results for fields in all_fields]
+        if is_main() and world_size() > 1:
+            tables.write_rows(self.csv_path, rows)
+        return rows
 
     def _report(self, engine: Engine) -> None:
-        rows = tables.read_rows(self.csv_path)
+        rows = self._gather(engine)
         failures = engine.state.failures
         if not rows:
             reasons = "; ".join(f"{subject}: {why}" for subject, why in failures.items()) or "the data list is empty"
             raise ValueError(f"evaluation: no subject could be evaluated ({reasons}).")
         brain = tables.method_table(rows, "brain").get(FULL_MODEL, {})
         engine.state.metrics.update({f"brain_{metric}": summary.mean for metric, summary in brain.items()})
+        if not is_main():
+            return
         text = tables.format_report(rows, modalities=self.modalities, failures=failures)
         (self.output_dir / "report.txt").write_text(text, encoding="utf-8")
         print(text)
@@ -63,6 +91,8 @@ class ScoresHandler:
 
 class FiguresHandler:
     """Draws for the first subjects the grid of all pairs (the paper's Figure 6) and a panel with the error map.
+
+    In several processes the main one draws the first of its own subjects.
 
     Args:
         output_dir: folder for the PNG files, made where absent.
@@ -93,6 +123,8 @@ class FiguresHandler:
 
     def attach(self, engine: Engine) -> None:
         """Register on the evaluator."""
+        if not is_main():
+            return
         engine.add_event_handler(Events.STARTED, lambda engine: setattr(self, "_drawn", 0))
         engine.add_event_handler(EvaluationEvents.PREDICTION_COMPLETED, self._collect)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
@@ -142,7 +174,10 @@ class FiguresHandler:
 
 
 class ProgressHandler:
-    """A progress bar over all predictions, with subject, pair and method, and the time left."""
+    """A progress bar over all predictions, with subject, pair and method, and the time left.
+
+    In several processes the main one shows its own share.
+    """
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
@@ -150,6 +185,8 @@ class ProgressHandler:
 
     def attach(self, engine: Engine) -> None:
         """Register on the evaluator."""
+        if not is_main():
+            return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(EvaluationEvents.PREDICTION_COMPLETED, self._step)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._subject)

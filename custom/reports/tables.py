@@ -66,7 +66,22 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Row], *, append: boo
         writer = csv.writer(file)
         if header:
             writer.writerow(Row._fields)
-        writer.writerows([*row[:5], *(f"{value:.6g}" for value in row[5:])] for row in rows)
+        writer.writerows(to_fields(row) for row in rows)
+
+
+def to_fields(row: Row) -> list[str]:
+    """A row as the file holds it: scores with six digits."""
+    return [*row[:5], *(f"{value:.6g}" for value in row[5:])]
+
+
+def from_fields(fields: Sequence[str]) -> Row:
+    """The row that :func:`to_fields` wrote.
+
+    Raises:
+        TypeError: for the wrong number of fields.
+        ValueError: for a score that is no number.
+    """
+    return Row(*fields[:5], *(float(value) for value in fields[5:]))
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
@@ -87,7 +102,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         rows = []
         for line in reader:
             try:
-                rows.append(Row(*line[:5], *(float(value) for value in line[5:])))
+                rows.append(from_fields(line))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}.") from error
     return rows
