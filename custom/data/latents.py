@@ -100,7 +100,7 @@ class LatentPairs(Dataset, Randomizable):
     Args:
         data: from ``encode_subjects``.
         pairs_per_subject: pairs K of an item; they share their size, so they form a batch with mixed targets.
-        crop_size: latent voxels of a random crop, the same for the pairs of an item; the whole volume where not given.
+        crop_size: latent voxels of a random crop, each pair its own; the whole volume where not given.
 
     Raises:
         ValueError: for a subject with fewer than two modalities.
@@ -123,19 +123,24 @@ class LatentPairs(Dataset, Randomizable):
         """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,)."""
         subject = self.data[index % len(self.data)]
         latents, modality = subject["latents"], subject["modality"]
+        n = len(modality)
+        source = self.R.randint(n, size=self.pairs_per_subject)
+        target = (source + self.R.randint(1, n, size=self.pairs_per_subject)) % n
+        crops = [self._random_crop(latents) for _ in range(self.pairs_per_subject)]
+        return {
+            "source": torch.stack([crop[s] for crop, s in zip(crops, source, strict=True)]),
+            "target": torch.stack([crop[t] for crop, t in zip(crops, target, strict=True)]),
+            "source_modality": modality[source],
+            "target_modality": modality[target],
+        }
+
+    def _random_crop(self, latents: Tensor) -> Tensor:
+        """A view."""
         for axis, size in enumerate(self.crop_size or (), start=2):
             spare = latents.shape[axis] - size
             if spare > 0:
                 latents = latents.narrow(axis, int(self.R.randint(spare + 1)), size)
-        n = len(modality)
-        source = self.R.randint(n, size=self.pairs_per_subject)
-        target = (source + self.R.randint(1, n, size=self.pairs_per_subject)) % n
-        return {
-            "source": latents[source],
-            "target": latents[target],
-            "source_modality": modality[source],
-            "target_modality": modality[target],
-        }
+        return latents
 
 
 def latent_pairs(

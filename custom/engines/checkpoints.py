@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from ignite.engine import Engine, Events
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from custom.arguments import as_bool
@@ -73,7 +74,8 @@ class Checkpoints:
         resume: load ``last.pt`` before the first epoch.
         interval: epochs between two ``last.pt``.
         best_network: the network that the evaluator judged, where it is not ``network`` (moving averages).
-        final_path: also write the best weights there when the stage is complete (``models/model.pt``).
+        final_path: also write the best weights there when the stage is complete (``models/model.pt``), the kernels of
+            convolutions in half precision: they are nearly all of the file, and bfloat16 computing rounds them more.
 
     Raises:
         FileNotFoundError: when the run starts, if there is nothing to resume.
@@ -131,7 +133,7 @@ class Checkpoints:
         if self.best == float("-inf"):
             self._save_best()
         if self.final_path is not None and is_main():
-            write_atomically(torch.load(best, map_location="cpu", weights_only=True), self.final_path)
+            write_atomically(_compact(torch.load(best, map_location="cpu", weights_only=True)), self.final_path)
             logger.info("wrote the weights of the best epoch to %s", self.final_path)
 
     def _resume(self, engine: Engine) -> None:
@@ -181,6 +183,12 @@ class Checkpoints:
 
     def _items(self) -> dict[str, Any]:
         return {**self.networks, **self.state}
+
+
+def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` with its kernels in half precision, where they fit its range; loading makes them what they were."""
+    largest = torch.finfo(torch.float16).max
+    return {k: v.half() if v.ndim > 2 and v.abs().max() < largest else v for k, v in state.items()}
 
 
 def _with_own_shape(item: Any, saved: dict[str, Any]) -> dict[str, Any]:
