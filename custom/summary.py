@@ -128,7 +128,7 @@ def _parameters(network: LatentTranslator) -> list[Row]:
         Row("parameters", name, sum(p.numel() for module in modules for p in module.parameters()), "")
         for name, modules in parts.items()
     ]
-    size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    size = sum(t.numel() * (2 if t.ndim > 2 else t.element_size()) for t in network.state_dict().values())  # compact
     return [*rows, Row("parameters", "model.pt", size / 1e6, "MB")]
 
 

@@ -36,9 +36,8 @@ PREPROCESSING = (
 )
 TINY = {
     "network_def#autoencoder#channels": [8],
-    "network_def#style_transfer#in_channels": 8,
-    "network_def#style_transfer#res_channels": [8],
-    "network_def#style_transfer#spade_channels": [8, 8],
+    "network_def#style_transfer#width": 8,
+    "network_def#style_transfer#num_blocks": 1,
     "network_def#unet#channels": [8, 8, 8],
     "network_def#unet#norm_num_groups": 4,
 }

@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from custom.arguments import as_bool
 from custom.distributed import is_main
 from custom.engines.random_state import random_state, restore_random_state
 from custom.files import appearing_whole
-from custom.networks.weights import load_weights
+from custom.networks.weights import compact, load_weights
 
 __all__ = ["Checkpoints", "load_stage", "write_atomically"]
 
@@ -133,7 +132,7 @@ class Checkpoints:
         if self.best == float("-inf"):
             self._save_best()
         if self.final_path is not None and is_main():
-            write_atomically(_compact(torch.load(best, map_location="cpu", weights_only=True)), self.final_path)
+            write_atomically(compact(torch.load(best, map_location="cpu", weights_only=True)), self.final_path)
             logger.info("wrote the weights of the best epoch to %s", self.final_path)
 
     def _resume(self, engine: Engine) -> None:
@@ -183,12 +182,6 @@ class Checkpoints:
 
     def _items(self) -> dict[str, Any]:
         return {**self.networks, **self.state}
-
-
-def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` with its kernels in half precision, where they fit its range; loading makes them what they were."""
-    largest = torch.finfo(torch.float16).max
-    return {k: v.half() if v.ndim > 2 and v.abs().max() < largest else v for k, v in state.items()}
 
 
 def _with_own_shape(item: Any, saved: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,20 @@ from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
 
-__all__ = ["load_weights"]
+__all__ = ["compact", "load_weights"]
 
 NAMED = 3  # parameters named in a message
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def compact(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``state`` with the kernels of convolutions in half precision: half the file; loading casts them to the network's.
+
+    A kernel outside the range of half precision stays as it is.
+    """
+    largest = torch.finfo(torch.float16).max
+    return {k: v.half() if v.ndim > 2 and v.abs().max() <= largest else v for k, v in state.items()}
 
 
 def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None) -> Network:

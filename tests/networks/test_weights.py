@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from custom.networks import StyleTransfer
-from custom.networks.weights import load_weights
+from custom.networks.weights import compact, load_weights
 
 
 def transfer(num_modalities: int = 4, width: int = 4) -> StyleTransfer:
@@ -73,3 +73,13 @@ def test_weights_that_do_not_fit(weights: Path, network: nn.Module, message: str
     with pytest.raises(ValueError, match=message):
         load_weights(network, weights)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_compact_halves_the_kernels() -> None:
+    kernel, far, matrix = torch.randn(2, 2, 3, 3, 3), torch.full((1, 1, 1), 1e6), torch.randn(4, 4)
+    smaller = compact({"kernel": kernel, "far": far, "matrix": matrix})
+    assert [v.dtype for v in smaller.values()] == [torch.float16, torch.float32, torch.float32]
+    # half the spacing of numbers with eleven significant bits
+    torch.testing.assert_close(smaller["kernel"].float(), kernel, rtol=2**-11, atol=2**-25)
+    assert torch.equal(smaller["far"], far)
+    assert torch.equal(smaller["matrix"], matrix)
