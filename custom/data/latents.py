@@ -197,8 +197,19 @@ def style_pairs(
 
 
 def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Concatenate items that are batches already, along their first axis."""
-    return {key: torch.cat([item[key] for item in items]) for key in items[0]}
+    """Concatenate items that are batches already, along their first axis.
+
+    Volumes of other sizes, of subjects smaller than the crop, are cut to the middle that all of them have.
+    """
+    return {key: torch.cat(_common_middle([item[key] for item in items])) for key in items[0]}
+
+
+def _common_middle(tensors: list[Tensor]) -> list[Tensor]:
+    """Views of ``tensors`` (K, ...) whose axes after the first are as long as the shortest."""
+    for axis in range(1, tensors[0].ndim):
+        size = min(t.shape[axis] for t in tensors)
+        tensors = [t.narrow(axis, (t.shape[axis] - size) // 2, size) for t in tensors]
+    return tensors
 
 
 def _as_batch(item: Mapping[str, Tensor]) -> dict[str, Tensor]:
