@@ -7,6 +7,7 @@ mode. Its forward pass computes every term, so wrapping it for distributed train
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from custom.arguments import as_bool
 from custom.losses import FeatureMatching, class_adversarial_loss, class_discriminator_loss
-from custom.networks import LatentTranslator
+from custom.networks import LatentTranslator, Quantized, VectorQuantizer
 
 __all__ = [
     "AutoencoderObjective",
@@ -32,13 +33,15 @@ __all__ = [
 class Step(NamedTuple):
     """Result of one objective: named weighted ``terms`` (scalars), and what a discriminator compares.
 
-    ``modality`` (B,) is the target's, where there is one.
+    ``modality`` (B,) is the target's, where there is one; ``measures`` (scalars) are logged beside the terms and enter
+    no loss.
     """
 
     terms: dict[str, Tensor]
     fake: Tensor
     real: Tensor
     modality: Tensor | None = None
+    measures: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def loss(self) -> Tensor:
@@ -143,6 +146,16 @@ class _ImageObjective(Objective):
         return 0.5 * (real + self.adversarial(fake, target_is_real=False, for_discriminator=True))
 
 
+@torch.no_grad()
+def _codebook_measures(network: LatentTranslator, quantized: Quantized) -> dict[str, Tensor]:
+    """Share of the codes that the batch uses, and their perplexity; nothing without a codebook."""
+    bottleneck = network.autoencoder.bottleneck
+    if not isinstance(bottleneck, VectorQuantizer):
+        return {}
+    usage, perplexity = bottleneck.usage(quantized.indices)
+    return {"codebook_usage": usage, "codebook_perplexity": perplexity}
+
+
 class AutoencoderObjective(_ImageObjective):
     """Stage 1: ``L1 + quantisation + perceptual + adversarial`` of the VQ-GAN (Fig. 3a without the cycle).
 
@@ -182,7 +195,7 @@ class AutoencoderObjective(_ImageObjective):
             "quantisation": w_quant * quantized.loss,
         }
         terms |= self.realism_terms(reconstruction, image, discriminator)
-        return Step(terms, reconstruction, image)
+        return Step(terms, reconstruction, image, measures=_codebook_measures(self.network, quantized))
 
 
 def _random_part(size: int | None, *latents: Tensor) -> tuple[Tensor, ...]:
@@ -295,7 +308,8 @@ class JointObjective(_ImageObjective):
             "cycle": w_cycle * F.l1_loss(cycled.float(), image),
         }
         terms |= self.realism_terms(translation, label, discriminator)
-        return Step(terms, translation, label, batch["target_modality"])
+        measures = _codebook_measures(net, quantized)
+        return Step(terms, translation, label, batch["target_modality"], measures)
 
 
 class DiffusionObjective(Objective):

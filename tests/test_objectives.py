@@ -209,6 +209,18 @@ def test_share_of_the_items_that_start_from_pure_noise(network: LatentTranslator
         assert timesteps[timesteps < 999].float().mean().item() == pytest.approx(499, abs=5 * 289 / 2000**0.5)
 
 
+@pytest.mark.parametrize("kind", [AutoencoderObjective, JointObjective])
+def test_use_of_the_codebook_is_measured_and_enters_no_loss(network: LatentTranslator, kind: type[Objective]) -> None:
+    objective = kind(network).eval()
+    batch = batch_of(objective)
+    step = objective(batch)
+    usage, perplexity = network.autoencoder.bottleneck.usage(network.autoencoder(batch["image"])[1].indices)
+    assert step.measures == {"codebook_usage": usage, "codebook_perplexity": perplexity}
+    assert not step.measures.keys() & step.terms.keys()
+    network.autoencoder = VQGAN([8, 8], 4, norm_num_groups=4, num_res_blocks=[1, 1], bottleneck=KLBottleneck(4))
+    assert not kind(network)(batch).measures
+
+
 def test_kl_variant_trains(network: LatentTranslator) -> None:
     network.autoencoder = VQGAN([8, 8], 4, norm_num_groups=4, num_res_blocks=[1, 1], bottleneck=KLBottleneck(4))
     objective = AutoencoderObjective(network).train()

@@ -90,7 +90,7 @@ class StageTrainer(SupervisedTrainer):
             loss = step.loss
         _check_finite(loss, step.terms, engine.state.iteration)
         self._update(loss, engine.optimizer, engine.network)
-        terms = {name: value.detach() for name, value in step.terms.items()}
+        terms = {name: value.detach() for name, value in {**step.terms, **step.measures}.items()}
         if active is not None and engine.discriminator_optimizer is not None:
             active.requires_grad_(True)
             with self._autocast(engine):
