@@ -219,9 +219,8 @@ class StyleObjective(Objective):
     """Stage 2 in latent space: L1 to the quantised target latent, cycle, image, class-conditional adversarial.
 
     The image term is the squared distance of what the frozen decoder makes of the target-like and of the target's
-    latent.
-    Directions of the latent that hardly differ can mean very different intensities, which the latent term alone does
-    not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
+    latent. Directions of the latent that hardly differ can mean very different intensities, which the latent term alone
+    does not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
 
     Batch: ``source``, ``target`` latents (B, L, h, w, d); ``source_modality``, ``target_modality`` (B,).
 
@@ -332,6 +331,10 @@ class DiffusionObjective(Objective):
         ValueError: for an image term with a network that predicts ε.
     """
 
+    # attention to the one-hot target has one token, so its queries, keys and norm are not asked; they stay trainable,
+    # as freezing them would change which optimiser states a resumed run expects
+    has_unused_parameters = True
+
     def __init__(
         self,
         network: LatentTranslator,
@@ -341,9 +344,6 @@ class DiffusionObjective(Objective):
         pure_noise_share: float = 0.0,
     ) -> None:
         super().__init__(network, ["unet"])
-        # attention to the one-hot target has one token, so its queries, keys and norm are not asked; they stay
-        # trainable, as freezing them would change which optimiser states a resumed run expects
-        self.has_unused_parameters = True
         if image_weight > 0 and network.schedule.prediction_type == "epsilon":
             raise ValueError(
                 "image_weight: expected 0 where the network predicts epsilon, whose estimate of z_0 is unbounded "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from custom.networks import LatentTranslator
+from custom.networks.weights import is_kernel
 
 __all__ = ["Row", "config_folder", "count_flops", "preset_network", "summarize", "summary"]
 
@@ -128,7 +129,7 @@ def _parameters(network: LatentTranslator) -> list[Row]:
         Row("parameters", name, sum(p.numel() for module in modules for p in module.parameters()), "")
         for name, modules in parts.items()
     ]
-    size = sum(t.numel() * (2 if t.ndim > 2 else t.element_size()) for t in network.state_dict().values())  # compact
+    size = sum(t.numel() * (2 if is_kernel(t) else t.element_size()) for t in network.state_dict().values())  # compact
     return [*rows, Row("parameters", "model.pt", size / 1e6, "MB")]
 
 

@@ -97,6 +97,11 @@ def test_training(preset: str, workflow: str, learning_rate: float, max_epochs: 
     parser = parse(workflow, preset)
     assert parser.get_parsed_content("learning_rate") == learning_rate
     assert parser.get_parsed_content("final_learning_rate") == learning_rate
+    # the losses and the timesteps of the publication, not the small preset's
+    assert parser.get_parsed_content("image_weight") == 0
+    assert parser.get_parsed_content("pure_noise_share") == 0
+    if workflow == "train_spade":
+        assert parser.get_parsed_content("objective#latent#image_weight") == 0
     assert parser.get_parsed_content("max_epochs") == (max_epochs or config_file(workflow)["max_epochs"])
 
 

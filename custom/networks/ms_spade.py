@@ -70,6 +70,9 @@ class MSSPADE(nn.Module):
             channels. That keeps how bright a voxel is against the others, and does not depend on how much of the head
             the volume or the crop holds.
 
+    Raises:
+        ValueError: for another ``norm``.
+
     Source: Kim & Park 2024, Fig. 2a; SPADE: Park et al. 2019 (https://arxiv.org/abs/1903.07291).
     """
 

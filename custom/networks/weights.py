@@ -13,7 +13,7 @@ from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
 
-__all__ = ["compact", "load_weights"]
+__all__ = ["compact", "is_kernel", "load_weights"]
 
 NAMED = 3  # parameters named in a message
 
@@ -26,7 +26,12 @@ def compact(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     A kernel outside the range of half precision stays as it is.
     """
     largest = torch.finfo(torch.float16).max
-    return {k: v.half() if v.ndim > 2 and v.abs().max() <= largest else v for k, v in state.items()}
+    return {k: v.half() if is_kernel(v) and v.abs().max() <= largest else v for k, v in state.items()}
+
+
+def is_kernel(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` is the kernel of a convolution, by its number of axes."""
+    return tensor.ndim > 2
 
 
 def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None) -> Network:
