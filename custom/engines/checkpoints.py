@@ -40,7 +40,8 @@ def load_stage(network: Network, path: str | os.PathLike, *, parts: Sequence[str
     Args:
         network: the translator.
         path: ``best.pt`` of the stage before, or a whole ``model.pt``.
-        parts: names of the submodules to take from there.
+        parts: names of the submodules to take from there; one without weights, such as an ``IdentityTransfer``, takes
+            nothing, whatever the file holds for its place.
         trained_by: the config that writes it, named in the message when it is missing.
 
     Raises:
@@ -52,7 +53,8 @@ def load_stage(network: Network, path: str | os.PathLike, *, parts: Sequence[str
             f"{path}: expected the weights of the stage before; found no file. Run the training of {trained_by} first, "
             "with the same output_dir."
         )
-    return load_weights(network, path, parts)
+    weighty = [part for part in parts if network.get_submodule(part).state_dict()]
+    return load_weights(network, path, weighty)
 
 
 class Checkpoints:

@@ -2,7 +2,8 @@
 
 from custom.networks.attention import Attention, SpatialTransformerBlock
 from custom.networks.conditional_unet import ConditionalUNet
-from custom.networks.diffusion import NoiseSchedule
+from custom.networks.diffusion import NoiseSchedule, RectifiedFlow
+from custom.networks.identity_transfer import IdentityTransfer
 from custom.networks.ms_spade import (
     MSSPADE,
     MSSPADEBlock,
@@ -23,12 +24,14 @@ __all__ = [
     "Attention",
     "ConditionalUNet",
     "HaarTransform",
+    "IdentityTransfer",
     "KLBottleneck",
     "LatentTranslator",
     "MSSPADEBlock",
     "NoiseSchedule",
     "PreActivationBlock",
     "Quantized",
+    "RectifiedFlow",
     "ReleaseStyleTransfer",
     "ResidualStyleTransfer",
     "SpatialTransformerBlock",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from custom.networks.diffusion import NoiseSchedule, draw_noise
+from custom.networks.diffusion import NoiseSchedule, draw_noise, path_seed
 
 __all__ = ["CONDITIONINGS", "LatentTranslator"]
 
@@ -23,12 +23,12 @@ class LatentTranslator(nn.Module):
         autoencoder: a ``VQGAN``.
         style_transfer: maps (latent, target) to the target-like latent, e.g. a ``StyleTransfer``.
         unet: the denoiser, e.g. a ``ConditionalUNet`` whose ``in_channels`` fit ``conditioning``.
-        schedule: the ``NoiseSchedule``.
+        schedule: the ``NoiseSchedule``, or a ``RectifiedFlow``.
         conditioning: latents concatenated to the noisy one: ``"target_like"`` (the paper), ``"source"`` (Palette
             alone, Table 3b), ``"source_and_target_like"`` (the authors' release) or ``"none"`` (Table 3a).
         residual: the UNet's output is added to the target-like latent; for ``prediction_type`` ``"sample"`` only. The
             diffusion then starts from what MS-SPADE has reached, and an untrained UNet changes nothing.
-        num_inference_steps: default number of sampler steps.
+        num_inference_steps: default number of sampler steps; 0 leaves the diffusion out: MS-SPADE alone (Table 3c).
         strength: where sampling starts, in (0, 1]: 1 from pure noise, less from the target-like latent with the noise
             of that point of the schedule.
         eta: stochasticity of the sampler; 0 is deterministic for given noise.
@@ -59,6 +59,8 @@ class LatentTranslator(nn.Module):
             raise ValueError(
                 f"residual: needs prediction_type 'sample', found {schedule.prediction_type!r}. Switch one of them."
             )
+        if num_inference_steps < 0:
+            raise ValueError(f"num_inference_steps: expected 0 or more, found {num_inference_steps}.")
         if not 0.0 < strength <= 1.0:
             raise ValueError(f"strength: expected a number in (0, 1], found {strength}.")
         if not 0 <= default_target < num_modalities:
@@ -156,6 +158,8 @@ class LatentTranslator(nn.Module):
     def sample(self, latent: Tensor, target_like: Tensor, target: Tensor, noise: Tensor, num_steps: int = 0) -> Tensor:
         """Target latent (B, L, h, w, d), unscaled, by DDIM from ``noise`` (or from the noised target-like latent).
 
+        The noise that η > 0 adds on the way follows from the start, see ``path_seed``.
+
         Args:
             latent: source latents.
             target_like: their target-like latents.
@@ -164,18 +168,28 @@ class LatentTranslator(nn.Module):
             num_steps: sampler steps; 0 for the default.
         """
         steps = num_steps if num_steps > 0 else self.num_inference_steps
+        z = target_like
+        if steps > 0:
+            z = self._denoise(latent, target_like, target, noise, steps)
+        if self.requantize:
+            z = self.autoencoder.quantize(z).latent
+        return z
+
+    def _denoise(self, latent: Tensor, target_like: Tensor, target: Tensor, noise: Tensor, steps: int) -> Tensor:
         timesteps = self.schedule.inference_timesteps(steps, self.strength)
         z = noise.expand_as(target_like)
         if self.strength < 1.0:
             z = self.schedule.add_noise(target_like * self.latent_scale, z, timesteps[:1])
+        seed, fresh = 0, z
+        if self.eta > 0.0:
+            seed = path_seed(noise)
         for i in range(steps):
             now, after = timesteps[i : i + 1], timesteps[i + 1 : i + 2]
             prediction = self.predict(z, latent, target_like, now.expand(z.shape[0]), target)
-            z = self.schedule.step(prediction.to(noise.dtype), z, now, after, self.eta)
-        z = z / self.latent_scale
-        if self.requantize:
-            z = self.autoencoder.quantize(z).latent
-        return z
+            if self.eta > 0.0:
+                fresh = draw_noise(noise, seed + i)
+            z = self.schedule.step(prediction.to(noise.dtype), z, now, after, self.eta, fresh)
+        return z / self.latent_scale
 
     @torch.jit.unused
     def draw_noise(self, latent: Tensor, seed: int) -> Tensor:

@@ -325,6 +325,8 @@ def test_stage_takes_the_trained_parts_and_leaves_the_rest(tmp_path: Path) -> No
     assert torch.equal(network["second"].weight, before)
     with pytest.raises(ValueError, match="2 tensors of another shape"):
         load_stage(network, path, parts=["first", "second"], trained_by="x")
+    network["second"] = torch.nn.Identity()
+    load_stage(network, path, parts=["first", "second"], trained_by="x")
     write_atomically({"first.weight": torch.ones(1, 1)}, path)
     with pytest.raises(ValueError, match=r"1 missing tensors \(first.bias\)"):
         load_stage(network, path, parts=["first"], trained_by="x")

@@ -6,16 +6,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
+from custom.networks import (
+    VQGAN,
+    ConditionalUNet,
+    IdentityTransfer,
+    LatentTranslator,
+    NoiseSchedule,
+    RectifiedFlow,
+    StyleTransfer,
+)
 from custom.networks.diffusion import PREDICTION_TYPES
 from custom.networks.translator import CONDITIONINGS
 
 M, L = 3, 2
 LATENTS = {"none": 1, "source": 2, "target_like": 2, "source_and_target_like": 3}
 TARGETS = torch.tensor([2, 0])
+SCHEDULES = {**{kind: NoiseSchedule(prediction_type=kind) for kind in PREDICTION_TYPES}, "flow": RectifiedFlow()}
 
 
-def translator(unet: nn.Module | None = None, prediction_type: str = "epsilon", **settings) -> LatentTranslator:
+def translator(unet: nn.Module | None = None, schedule: str = "epsilon", **settings) -> LatentTranslator:
     conditioning = settings.get("conditioning", "target_like")
     network = LatentTranslator(
         M,
@@ -31,7 +40,7 @@ def translator(unet: nn.Module | None = None, prediction_type: str = "epsilon", 
             num_heads=2,
             norm_num_groups=2,
         ),
-        NoiseSchedule(prediction_type=prediction_type),
+        SCHEDULES[schedule],
         **{"num_inference_steps": 2, **settings},
     )
     network.latent_scale.fill_(1.7)
@@ -136,18 +145,19 @@ def test_noise_is_drawn_where_it_is_not_given(trained) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("strength", [1.0, 0.4])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_a_perfect_denoiser_gives_the_target_latent(prediction_type: str, eta: float, num_steps: int) -> None:
-    truth, schedule = latent(), NoiseSchedule(prediction_type=prediction_type)
-    network = translator(Perfect(1.7 * truth, schedule), prediction_type, eta=eta)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_perfect_denoiser_gives_the_target_latent(schedule: str, eta: float, strength: float, num_steps: int) -> None:
+    truth = latent()
+    network = translator(Perfect(1.7 * truth, SCHEDULES[schedule]), schedule, eta=eta, strength=strength)
     found = network.sample(latent(), latent(), TARGETS, latent(), num_steps)
     torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_residual_with_an_untrained_unet_is_ms_spade(num_steps: int) -> None:
-    network = translator(prediction_type="sample", residual=True, num_inference_steps=num_steps)
+    network = translator(schedule="sample", residual=True, num_inference_steps=num_steps)
     x = image()
     z = network.encode(x)
     target_like = network.transfer(z, TARGETS)
@@ -174,10 +184,11 @@ def test_every_conditioning_translates(conditioning: str, trained) -> None:
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.6])
-def test_strength_starts_from_the_noised_target_like_latent(strength: float) -> None:
-    schedule = NoiseSchedule()
+@pytest.mark.parametrize("kind", ["epsilon", "flow"])
+def test_strength_starts_from_the_noised_target_like_latent(kind: str, strength: float) -> None:
+    schedule = SCHEDULES[kind]
     unet = Perfect(latent(), schedule)
-    network = translator(unet, strength=strength)
+    network = translator(unet, kind, strength=strength)
     target_like, noise = latent(), latent()
     network.sample(latent(), target_like, TARGETS, noise)
     start = torch.tensor([round(strength * 1000) - 1])
@@ -191,6 +202,39 @@ def test_requantize_gives_codes(trained) -> None:
     assert (found - codes).abs().amax(dim=2).min(dim=1).values.max() < 1e-5
 
 
+def test_requantize_is_the_nearest_code_of_what_is_sampled(trained) -> None:
+    network, args = trained(), (latent(), latent(), TARGETS, latent())
+    expected = network.autoencoder.quantize(network.sample(*args)).latent
+    network.requantize = True
+    torch.testing.assert_close(network.sample(*args), expected)
+
+
+def test_no_steps_is_ms_spade_alone(trained) -> None:
+    network, z, target_like = trained(num_inference_steps=0), latent(), latent()
+    assert torch.equal(network.sample(z, target_like, TARGETS, latent()), target_like)
+    assert not torch.equal(network.sample(z, target_like, TARGETS, latent(), 1), target_like)
+
+
+def test_without_ms_spade_the_source_stands_for_the_target_like_latent(trained) -> None:
+    network, z = trained(conditioning="source"), latent()
+    network.style_transfer = IdentityTransfer()
+    assert network.transfer(z, TARGETS) is z
+    assert not [name for name in network.state_dict() if name.startswith("style_transfer")]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_stochastic_sampler_follows_its_start_alone(trained, schedule: str) -> None:
+    network = trained(schedule=schedule, eta=1.0, num_inference_steps=3)
+    z, target_like, noise, state = latent(1), latent(1), latent(1), torch.get_rng_state()
+    first = network.sample(z, target_like, TARGETS[:1], noise)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(3)  # nor does the state of the global generator matter
+    assert torch.equal(network.sample(z, target_like, TARGETS[:1], noise), first)
+    assert not torch.allclose(network.sample(z, target_like, TARGETS[:1], latent(1)), first)
+    pair = network.sample(z.expand(2, -1, -1, -1, -1), target_like.expand(2, -1, -1, -1, -1), TARGETS, noise)
+    torch.testing.assert_close(pair[:1], first)
+
+
 def test_number_of_steps(trained) -> None:
     network, args = trained(), (latent(), latent(), TARGETS, latent())
     assert torch.equal(network.sample(*args), network.sample(*args, 2))
@@ -201,10 +245,12 @@ def test_number_of_steps(trained) -> None:
     "settings",
     [
         {},
-        {"conditioning": "source_and_target_like", "prediction_type": "sample", "residual": True},
-        {"conditioning": "none", "prediction_type": "v_prediction", "strength": 0.5, "requantize": True},
+        {"conditioning": "source_and_target_like", "schedule": "sample", "residual": True},
+        {"conditioning": "none", "schedule": "v_prediction", "strength": 0.5, "requantize": True},
+        {"schedule": "flow", "eta": 1.0},
+        {"num_inference_steps": 0},
     ],
-    ids=["default", "small preset", "other branches"],
+    ids=["default", "small preset", "other branches", "stochastic flow", "MS-SPADE alone"],
 )
 def test_script_equals_eager(trained, settings: dict) -> None:
     network = trained(**settings)
@@ -224,9 +270,12 @@ def test_script_equals_eager(trained, settings: dict) -> None:
         torch.testing.assert_close(script(x, noise=noise), network(x, noise=noise))
 
 
-def test_scripted_network_survives_saving(trained, tmp_path) -> None:
-    network, x, noise = trained(), image(), latent()
-    torch.jit.script(network).save(str(tmp_path / "network.ts"))
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_scripted_network_survives_saving(trained, tmp_path, eta: float) -> None:
+    network, x, noise = trained(eta=eta), image(), -latent().abs()
+    script = torch.jit.script(network)
+    script(x, TARGETS, noise)
+    script.save(str(tmp_path / "network.ts"))
     loaded = torch.jit.load(str(tmp_path / "network.ts"))
     with torch.no_grad(), torch.jit.optimized_execution(False):
         torch.testing.assert_close(loaded(x, TARGETS, noise), network(x, TARGETS, noise))
@@ -262,6 +311,7 @@ def test_every_trained_parameter_gets_a_gradient(trained) -> None:
         ({"residual": True}, "residual: needs prediction_type 'sample', found 'epsilon'. Switch one of them"),
         ({"strength": 0.0}, r"strength: expected a number in \(0, 1\], found 0.0"),
         ({"strength": 1.5}, r"strength: expected a number in \(0, 1\], found 1.5"),
+        ({"num_inference_steps": -1}, "num_inference_steps: expected 0 or more, found -1"),
         ({"default_target": M}, "default_target: expected an index below 3, found 3"),
         ({"default_target": -1}, "default_target: expected an index below 3, found -1"),
     ],

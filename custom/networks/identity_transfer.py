@@ -1,0 +1,15 @@
+"""The place of MS-SPADE in a model without it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["IdentityTransfer"]
+
+
+class IdentityTransfer(nn.Module):
+    """Gives the source latent back: what stands for the target-like latent without MS-SPADE (Table 3a and 3b)."""
+
+    def forward(self, latent: Tensor, target: Tensor) -> Tensor:
+        """``latent`` (B, L, h, w, d) itself, whatever the ``target`` (B,)."""
+        return latent
