@@ -1,0 +1,156 @@
+"""One table, written for a terminal, for Markdown, LaTeX and HTML pages, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import os
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from custom.files import appearing_whole
+
+__all__ = [
+    "CHECK",
+    "FORMATS",
+    "Cell",
+    "Table",
+    "to_csv",
+    "to_html",
+    "to_latex",
+    "to_markdown",
+    "to_text",
+    "write_table",
+]
+
+CHECK = "✓"
+TEXT_WIDTH = 110
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\rightarrow$", "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$", CHECK: r"\checkmark", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "−": "$-$", "×": r"$\times$",
+}  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """A cell's text, and whether it is the best of its column or group."""
+
+    text: str
+    bold: bool = False
+
+
+class Table(NamedTuple):
+    """A table with one or two lines of headings.
+
+    Attributes:
+        title: one line; the caption.
+        columns: heading of each column.
+        rows: cells, as many as columns in each row; plain text stands for a cell that is not bold.
+        groups: headings above the columns with the number of columns that each spans; their sum is that of the columns.
+        note: a sentence or two below.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell | str]]
+    groups: Sequence[tuple[str, int]] = ()
+    note: str = ""
+
+    def cells(self) -> list[list[Cell]]:
+        """The rows, every cell a :class:`Cell`."""
+        return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
+
+
+def to_text(table: Table) -> str:
+    """Aligned columns for a terminal; the best are marked with an asterisk."""
+    lines = [_flat_head(table), *([c.text + "*" * c.bold for c in row] for row in table.cells())]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    text = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    text.insert(1, "-" * len(text[0]))
+    marks = " * best." if any(c.bold for row in table.cells() for c in row) else ""
+    below = textwrap.fill((table.note + marks).strip(), TEXT_WIDTH)
+    return "\n".join(part for part in (textwrap.fill(table.title, TEXT_WIDTH), *text, below) if part)
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table; the best are bold."""
+    escape = {"|": r"\|"}
+    rows = [
+        [f"**{_replace(c.text, escape)}**" if c.bold else _replace(c.text, escape) for c in r] for r in table.cells()
+    ]
+    head = [_replace(c, escape) for c in _flat_head(table)]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, [":--", *["--:"] * (len(head) - 1)], *rows)]
+    return "\n\n".join(part for part in (f"**{table.title}**", "\n".join(lines), table.note) if part) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """A ``table`` environment for the packages booktabs and amssymb; the best are bold."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'c' * (len(table.columns) - 1)}}}", r"\toprule"]
+    if table.groups:
+        spans = [rf"\multicolumn{{{span}}}{{c}}{{{_tex(name)}}}" for name, span in table.groups]
+        lines.append(" & ".join(spans) + r" \\")
+    lines += [" & ".join(map(_tex, table.columns)) + r" \\", r"\midrule"]
+    for row in table.cells():
+        lines.append(" & ".join(rf"\textbf{{{_tex(c.text)}}}" if c.bold else _tex(c.text) for c in row) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if table.note:
+        lines.append(rf"\par\smallskip {_tex(table.note)}")
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """One line of headings, then the rows; what is bold elsewhere is not marked."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_flat_head(table))
+    writer.writerows([c.text for c in row] for row in table.cells())
+    return text.getvalue()
+
+
+def to_html(table: Table) -> str:
+    """A ``<table>`` with caption; the best have the class ``best``."""
+    lines = ["<table>", f"<caption>{html.escape(table.title)}</caption>", "<thead>"]
+    if table.groups:
+        spans = [f'<th colspan="{span}">{html.escape(name)}</th>' for name, span in table.groups]
+        lines.append("<tr>" + "".join(spans) + "</tr>")
+    lines.append("<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in table.columns) + "</tr></thead><tbody>")
+    for first, *others in table.cells():
+        cells = [f"<td{' class=best' if c.bold else ''}>{html.escape(c.text)}</td>" for c in others]
+        lines.append(f"<tr><th>{html.escape(first.text)}</th>{''.join(cells)}</tr>")
+    lines.append("</tbody></table>")
+    return "\n".join([*lines, f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""])
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"txt": to_text, "md": to_markdown, "tex": to_latex, "csv": to_csv}
+
+
+def write_table(table: Table, folder: str | os.PathLike[str], name: str) -> list[Path]:
+    """Write ``<folder>/<name>`` with the suffixes of :data:`FORMATS`; returns the paths."""
+    paths = [Path(folder) / f"{name}.{suffix}" for suffix in FORMATS]
+    for path, render in zip(paths, FORMATS.values(), strict=True):
+        with appearing_whole(path) as temporary:
+            temporary.write_text(render(table).rstrip("\n") + "\n", encoding="utf-8")
+    return paths
+
+
+def _flat_head(table: Table) -> list[str]:
+    """One line of headings: group and column."""
+    names = [name for name, span in table.groups for _ in range(span)] or [""] * len(table.columns)
+    return [f"{group} {column}".strip() for group, column in zip(names, table.columns, strict=True)]
+
+
+def _tex(text: str) -> str:
+    return _replace(text, _LATEX)
+
+
+def _replace(text: str, replacements: dict[str, str]) -> str:
+    return re.sub("|".join(map(re.escape, replacements)), lambda match: replacements[match[0]], text)
