@@ -15,7 +15,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.bundle import ConfigWorkflow
 
 from custom.data import ensure_phantom
 from custom.data.inputs import SYNTHETIC_SUFFIX, image_stem, inference_inputs
@@ -25,6 +24,7 @@ from custom.metrics import REGIONS
 from custom.modalities import canonical
 from custom.reports import figures, tables
 from custom.reports.tables import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, SPADE_ONLY, Row
+from custom.workflows import bundle_workflow
 
 __all__ = ["demo"]
 
@@ -77,7 +77,9 @@ def _subject(picture: Path, methods: Sequence[str], shared: Mapping[str, Any]) -
     The rows of the full model are those of the files that ``inference.json`` writes; ``methods`` are the others.
     """
     handlers = [{"_target_": "custom.reports.handlers.ProgressHandler"}]
-    workflow = _workflow("evaluate", {**shared, "methods": list(methods), "handlers": handlers, "max_subjects": 1})
+    workflow = bundle_workflow(
+        "evaluate", {**shared, "methods": list(methods), "handlers": handlers, "max_subjects": 1}
+    )
     dataset = workflow.parser.get_parsed_content("dataset")
     entry = dataset.data[0]
     source, *targets = [m for m in workflow.parser.get_parsed_content("modalities") if m in entry]
@@ -131,7 +133,7 @@ def _draw_subject(
 def _file(image: Path, shared: Mapping[str, Any]) -> None:
     """Translate one file into every modality but the one that its name tells, and draw it beside the results."""
     stem = image_stem(image)
-    modalities = _workflow("inference", shared).parser.get_parsed_content("modalities")
+    modalities = bundle_workflow("inference", shared).parser.get_parsed_content("modalities")
     own = canonical(re.split(r"[._-]", stem)[-1])
     files = _translate(image, [m for m in modalities if m != own], shared)
     scan = nib.load(image)
@@ -149,29 +151,11 @@ def _file(image: Path, shared: Mapping[str, Any]) -> None:
 def _translate(image: str | os.PathLike[str], targets: Sequence[str], shared: Mapping[str, Any]) -> dict[str, Path]:
     """Run ``inference.json`` on one file; the files it wrote by target."""
     overrides = {k: v for k, v in shared.items() if not k.startswith("dataset#")}
-    workflow = _workflow("inference", {**overrides, "image": str(image), "targets": list(targets)})
+    workflow = bundle_workflow("inference", {**overrides, "image": str(image), "targets": list(targets)})
     workflow.initialize()
     workflow.run()
     folder = Path(shared["output_dir"])
     return {t: folder / f"{image_stem(image)}_{t}{SYNTHETIC_SUFFIX}.nii.gz" for t in targets}
-
-
-def _workflow(name: str, overrides: Mapping[str, Any]) -> ConfigWorkflow:
-    root = _bundle_root()
-    return ConfigWorkflow(
-        config_file=str(root / "configs" / f"{name}.json"),
-        workflow_type="evaluation" if name == "evaluate" else name,
-        **{"bundle_root": str(root), **overrides},
-    )
-
-
-def _bundle_root() -> Path:
-    """The bundle beside this package, in the repository or in the packaged bundle."""
-    above = Path(__file__).resolve().parents[1]
-    for root in (above / "bundle", above):
-        if (root / "configs" / "inference.json").is_file():
-            return root
-    raise FileNotFoundError(f"{above}: expected the bundle's configs/inference.json there; found none. Reinstall it.")
 
 
 def _read(file: Path) -> np.ndarray:
