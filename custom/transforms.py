@@ -1,21 +1,22 @@
-"""Dictionary transforms on top of MONAI's: reading with clear errors, checks, and the crop to the foreground."""
+"""Dictionary transforms on top of MONAI's: reading, checks, and the crop to the foreground."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import CropForegroundd, LoadImage, LoadImaged, MapTransform
+from monai.transforms import CropForegroundd, LoadImaged, MapTransform
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 from scipy import ndimage
 
-__all__ = ["CropForegroundUniond", "LoadVolume", "LoadVolumed", "ValidateVolumed", "foreground", "solid"]
+from custom.data.readers import read_volume
+
+__all__ = ["CropForegroundUniond", "LoadVolumed", "ValidateVolumed", "foreground", "solid"]
 
 ZERO_BACKGROUND_SHARE = 0.05
 SIGNED_SHARE = 0.05
@@ -66,43 +67,25 @@ def source_name(image: Any, key: Hashable) -> str:
     return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, key))
 
 
-class LoadVolume(LoadImage):
-    """``LoadImage``, channel first, whose errors say which file is missing or cannot be read.
-
-    Raises:
-        FileNotFoundError: before anything is read, if the file is missing.
-        ValueError: if it cannot be read as an image.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(image_only=True, ensure_channel_first=True, **kwargs)
-
-    def __call__(self, filename: Any, reader: Any = None) -> torch.Tensor:
-        for file in ensure_tuple(filename):
-            if not Path(file).expanduser().exists():
-                raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
-        try:
-            return super().__call__(filename, reader)
-        except Exception as error:
-            detail = (str(error).strip() or "no detail").splitlines()[0]
-            raise ValueError(
-                f"{filename}: expected a readable 3D image (NIfTI, NRRD, MetaImage); found {type(error).__name__}: "
-                f"{detail.rstrip('.')}. Check or replace the file."
-            ) from error
-
-
 class LoadVolumed(LoadImaged):
-    """Dictionary-based :class:`LoadVolume`.
+    """:func:`custom.data.readers.read_volume` as a dictionary transform.
+
+    It is a ``LoadImaged``, so that clients that hand over arrays instead of paths (MONAI Label) know it.
 
     Args:
         keys: keys of paths.
         allow_missing_keys: do not raise for an absent key.
-        kwargs: other arguments of ``monai.transforms.LoadImage``, such as ``reader`` and ``dtype``.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, **kwargs: Any) -> None:
-        super().__init__(keys, allow_missing_keys=allow_missing_keys)
-        self._loader = LoadVolume(**kwargs)
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        # LoadImaged's own would set up every reader of MONAI, which warns of decoders that are not installed
+        MapTransform.__init__(self, keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: None = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = read_volume(d[key])
+        return d
 
 
 class ValidateVolumed(MapTransform):

@@ -10,6 +10,7 @@ from custom.data.datalist import (
 from custom.data.inputs import TolerantDataset, inference_inputs
 from custom.data.latents import cat_collate, encode_subjects, latent_pairs, measure_latent_scale, style_pairs
 from custom.data.layouts import LAYOUTS, Layout, discover, discover_brats2021
+from custom.data.readers import read_volume
 from custom.data.sampling import RandModalityd, RandModalityPaird, single_images, translation_pairs
 from custom.data.saver import SaveTranslationsd
 
@@ -30,6 +31,7 @@ __all__ = [
     "load_datalist",
     "measure_latent_scale",
     "read_datalist",
+    "read_volume",
     "single_images",
     "split_by_subject",
     "style_pairs",

@@ -12,14 +12,14 @@ from monai.data import Dataset
 
 from custom.data.datalist import load_datalist
 from custom.data.layouts import SEGMENTATION_KEY
+from custom.data.readers import IMAGE_SUFFIXES
 from custom.errors import user_message
 from custom.modalities import BRATS_MODALITIES, canonical
 
-__all__ = ["FAULT_KEY", "IMAGE_SUFFIXES", "SYNTHETIC_SUFFIX", "TolerantDataset", "image_stem", "inference_inputs"]
+__all__ = ["FAULT_KEY", "SYNTHETIC_SUFFIX", "TolerantDataset", "image_stem", "inference_inputs"]
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 SYNTHETIC_SUFFIX = "_synthetic"
 FAULT_KEY = "fault"
 

@@ -1,0 +1,83 @@
+"""The one way in which volumes are read: NIfTI, NRRD, MetaImage, DICOM series and multi-frame DICOM.
+
+``read_volume(path)`` for a file or a DICOM folder; ``custom.transforms.LoadVolumed`` is the same as a transform.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.transforms import EnsureChannelFirst
+from monai.transforms.io.array import switch_endianness
+from monai.utils import ImageMetaKey
+
+from custom.data.dicom import DicomReader
+from custom.errors import find_user_error
+
+__all__ = ["IMAGE_SUFFIXES", "read_volume"]
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+FORMATS = "NIfTI, NRRD, MetaImage, a folder with one DICOM series, multi-frame DICOM"
+
+
+def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
+    """Read a volume of any format. The reader follows from the format alone, not from what happens to be installed.
+
+    Args:
+        path: a NIfTI, NRRD, MetaImage or multi-frame DICOM file, or a folder with the files of one DICOM series.
+
+    Returns:
+        (1, H, W, D) float32 in the scanner's units, as stored (no reorientation), with ``affine`` (4, 4): voxel → mm,
+        RAS. A 4D file gives (T, H, W, D), which is for the caller to refuse.
+
+    Raises:
+        FileNotFoundError: before anything is read, if it is missing.
+        ValueError: if it cannot be read as an image, or its grid is not known: see ``custom.data.dicom.read_geometry``.
+    """
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
+    try:
+        reader = next(r for r in (DicomReader(), NibabelReader(), ITKReader()) if r.verify_suffix(str(file)))
+        values, meta = reader.get_data(reader.read(str(file)))
+        meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: str(file)}
+        image = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
+        image = EnsureChannelFirst()(image)
+    except Exception as error:
+        known = find_user_error(error)
+        if known is not None:
+            raise known from None
+        detail = (str(error).strip() or "no detail").splitlines()[0]
+        raise ValueError(
+            f"{file}: expected a readable 3D image ({FORMATS}); found {type(error).__name__}: "
+            f"{detail.rstrip('.')}. Check or replace the file."
+        ) from error
+    _check_grid(image.affine.numpy(), image.meta, str(file))
+    return image
+
+
+def _check_grid(affine: np.ndarray, meta: Mapping[str, Any], name: str) -> None:
+    axes = affine[:3, :3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) < 1e-9:
+        raise ValueError(
+            f"{name}: expected an affine with three axes of some length; found {affine.tolist()}. Restore its header."
+        )
+    if _lacks_orientation(meta, name):
+        logger.warning(
+            "%s: the file does not say how its axes lie in the patient; they are taken as %s. Correct its header if "
+            "left and right, or up and down, are exchanged.", name, axes.round(3).tolist(),
+        )  # fmt: skip
+
+
+def _lacks_orientation(meta: Mapping[str, Any], name: str) -> bool:
+    if name.lower().endswith((".nii", ".nii.gz")):
+        return int(meta.get("qform_code", 1)) == 0 and int(meta.get("sform_code", 1)) == 0
+    return name.lower().endswith((".nrrd", ".nhdr")) and "NRRD_space" not in meta
