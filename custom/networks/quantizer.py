@@ -1,6 +1,7 @@
 """Vector quantisation of latents: the codebook of the VQ-GAN."""
 
 # no postponed annotations here: TorchScript reads the signatures of its unused methods
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["Quantized", "VectorQuantizer"]
+
+CPU_CHUNK_ELEMENTS = 2**18  # 1 MB: what a core keeps in its cache
+DEVICE_CHUNK_ELEMENTS = 2**24  # few launches of kernels
 
 
 class Quantized(NamedTuple):
@@ -37,7 +41,7 @@ class VectorQuantizer(nn.Module):
         revival_threshold: a code whose average count falls below this is moved to a random latent vector of the batch;
             0 switches revival off.
         data_init: start the codes from the first training batch instead of a normal distribution.
-        max_chunk_elements: bound on the elements of one block of the distance matrix.
+        max_chunk_elements: bound on the elements of one block of the distance matrix; 0 for what suits the device.
 
     Source: van den Oord et al. 2017 (https://arxiv.org/abs/1711.00937); revival after Jukebox, Dhariwal et al. 2020
     (https://arxiv.org/abs/2005.00341).
@@ -54,7 +58,7 @@ class VectorQuantizer(nn.Module):
         epsilon: float = 1e-5,
         revival_threshold: float = 0.0,
         data_init: bool = False,
-        max_chunk_elements: int = 2**22,
+        max_chunk_elements: int = 0,
     ) -> None:
         super().__init__()
         if update not in ("ema", "gradient"):
@@ -66,7 +70,9 @@ class VectorQuantizer(nn.Module):
         self.decay = decay
         self.epsilon = epsilon
         self.revival_threshold = revival_threshold
-        self.chunk_size = max(1, max_chunk_elements // num_embeddings)
+        bounds = [max_chunk_elements or default for default in (CPU_CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS)]
+        self.chunk_sizes = [max(1, bound // num_embeddings) for bound in bounds]
+        self.group_size = math.gcd(num_embeddings, 256)
 
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
         self.embedding.weight.requires_grad_(not self.ema)
@@ -93,13 +99,17 @@ class VectorQuantizer(nn.Module):
     def nearest(self, flat: Tensor) -> Tensor:
         """Indices (N,) of the codes nearest to ``flat`` (N, C), with distances in float32 whatever the autocast."""
         if torch.jit.is_scripting():
-            return self._search(flat, self.chunk_size)
+            return self._search(flat, self.chunk_size(flat))
         # a trace keeps the chunks it has seen: on a larger volume it would leave the rest of the voxels out
-        chunk_size = flat.shape[0] if torch.jit.is_tracing() else self.chunk_size
+        chunk_size = flat.shape[0] if torch.jit.is_tracing() else self.chunk_size(flat)
         if not torch.amp.is_autocast_available(flat.device.type):  # the meta device
             return self._search(flat, chunk_size)
         with torch.autocast(flat.device.type, enabled=False):
             return self._search(flat, chunk_size)
+
+    def chunk_size(self, flat: Tensor) -> int:
+        """Rows of ``flat`` (N, C) that are compared with the codes at a time."""
+        return self.chunk_sizes[0] if flat.is_cpu else self.chunk_sizes[1]
 
     def _search(self, flat: Tensor, chunk_size: int) -> Tensor:
         codes = self.embedding.weight.detach().float()
@@ -109,8 +119,17 @@ class VectorQuantizer(nn.Module):
         indices = torch.empty(flat.shape[0], dtype=torch.long, device=flat.device)
         for start in range(0, flat.shape[0], chunk_size):
             block = flat[start : start + chunk_size].float()
-            indices[start : start + chunk_size] = torch.addmm(offset, block, transposed).argmax(dim=1)
+            indices[start : start + chunk_size] = self._largest(torch.addmm(offset, block, transposed))
         return indices
+
+    def _largest(self, scores: Tensor) -> Tensor:
+        """``scores.argmax(dim=1)``: the maxima of groups are found several times faster than the place of one."""
+        if self.group_size == 1:
+            return scores.argmax(dim=1)
+        groups = scores.view(scores.shape[0], -1, self.group_size)
+        best = groups.amax(dim=2).argmax(dim=1)
+        within = groups[torch.arange(scores.shape[0], device=scores.device), best].argmax(dim=1)
+        return best * self.group_size + within
 
     def embed(self, indices: Tensor) -> Tensor:
         """Codes (B, C, h, w, d) of ``indices`` (B, h, w, d)."""

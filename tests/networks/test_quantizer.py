@@ -73,6 +73,13 @@ def test_chunked_equals_unchunked(chunk: int) -> None:
     assert torch.equal(quantizer.nearest(flat), expected)
 
 
+@pytest.mark.parametrize("codes", [7, 12, 256, 768])
+def test_the_first_of_equal_codes_is_taken_whatever_their_number(codes: int) -> None:
+    quantizer = VectorQuantizer(codes, CHANNELS)
+    scores = torch.randint(0, 4, (40, codes)).float()
+    assert torch.equal(quantizer._largest(scores), scores.argmax(dim=1))
+
+
 def test_no_voxels_by_codes_matrix(largest_result) -> None:
     codes, bound = 512, 4096
     quantizer = VectorQuantizer(codes, CHANNELS, max_chunk_elements=bound, revival_threshold=0.1, data_init=True)
