@@ -1,14 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["appearing_whole"]
+__all__ = ["appearing_whole", "folder_appearing_whole"]
 
 
 @contextmanager
@@ -32,3 +33,29 @@ def appearing_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_appearing_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As ``appearing_whole``: an empty folder beside ``path``, which takes its place when the block ends well.
+
+    What was at ``path`` is removed only when the new folder is complete.
+
+    Args:
+        path: of the folder to write.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".", suffix=".part"))
+    former = temporary.with_suffix(".former")
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            target.rename(former)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if former.exists() and not target.exists():
+            former.rename(target)
+        shutil.rmtree(former, ignore_errors=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.valuerep import DSfloat
 
 from custom.modalities import BRATS_MODALITIES
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
@@ -76,6 +81,124 @@ def brats_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+def _slice_header(shape: tuple[int, ...], sop_class: str) -> Dataset:
+    """What all slices of a made series share; ``shape`` is (columns, rows, slices)."""
+    header = Dataset()
+    header.SOPClassUID, header.Modality, header.ImageType = sop_class, "MR", ["ORIGINAL", "PRIMARY", "M"]
+    header.PatientName, header.PatientID, header.PatientBirthDate, header.PatientSex = "Doe^Jo", "P1", "19700101", "O"
+    header.StudyInstanceUID, header.SeriesInstanceUID = generate_uid(), generate_uid()
+    header.FrameOfReferenceUID, header.StudyDate, header.StudyTime = generate_uid(), "20200102", "030405"
+    header.SeriesNumber, header.SeriesDescription, header.Manufacturer = 7, "t1 sag", "ACME"
+    header.ScanningSequence, header.SequenceVariant, header.EchoTime = "GR", "SP", 3.5
+    header.Columns, header.Rows = shape[:2]
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 0
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return header
+
+
+def _decimals(values: np.ndarray) -> list[DSfloat]:
+    return [DSfloat(float(v), auto_format=True) for v in np.ravel(values)]
+
+
+def _plane(affine: np.ndarray, index: int) -> dict[str, list[DSfloat]]:
+    """Attributes that place slice ``index`` of a volume whose ``affine`` (voxel → mm) is RAS."""
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :2], axis=0)
+    return {
+        "ImageOrientationPatient": _decimals((lps[:3, :2] / spacing).T),
+        "ImagePositionPatient": _decimals((lps @ [0, 0, index, 1])[:3]),
+        "PixelSpacing": _decimals(spacing[::-1]),
+    }
+
+
+def _dicom_pixels(plane: np.ndarray) -> bytes:
+    return np.ascontiguousarray(plane.T).astype("<u2").tobytes()
+
+
+@pytest.fixture
+def write_series(tmp_path: Path) -> Callable[..., Path]:
+    """``write_series(name, data=make_head(), affine=RAS, edit=None)`` → folder with one file a slice.
+
+    The order of the names is not that of the slices. ``edit(dataset, index)`` may change a slice.
+    """
+
+    def write(
+        name: str,
+        data: np.ndarray | None = None,
+        affine: np.ndarray = RAS,
+        edit: Callable[[Dataset, int], None] | None = None,
+    ) -> Path:
+        volume = make_head() if data is None else data
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        header = _slice_header(volume.shape, MRImageStorage)
+        for index in range(volume.shape[2]):
+            dataset = copy.deepcopy(header)
+            dataset.SOPInstanceUID, dataset.InstanceNumber = generate_uid(), index + 1
+            for keyword, value in _plane(affine, index).items():
+                setattr(dataset, keyword, value)
+            dataset.PixelData = _dicom_pixels(volume[..., index])
+            if edit is not None:
+                edit(dataset, index)
+            pydicom.dcmwrite(folder / f"{(7 * index) % 97:03d}_{index}.dcm", dataset, enforce_file_format=True)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_enhanced(tmp_path: Path) -> Callable[..., Path]:
+    """``write_enhanced(name, data=make_head(), affine=RAS, slopes=None, order=None)`` → a multi-frame MR file.
+
+    ``order`` lists the slices as the frames hold them; ``slopes`` are the rescale slopes of the slices.
+    """
+
+    def write(
+        name: str,
+        data: np.ndarray | None = None,
+        affine: np.ndarray = RAS,
+        slopes: Sequence[float] | None = None,
+        order: Sequence[int] | None = None,
+    ) -> Path:
+        volume = make_head() if data is None else data
+        dataset = _slice_header(volume.shape, EnhancedMRImageStorage)
+        dataset.SOPInstanceUID, dataset.InstanceNumber = generate_uid(), 1
+        frames = list(range(volume.shape[2])) if order is None else list(order)
+        dataset.NumberOfFrames, dataset.PerFrameFunctionalGroupsSequence = len(frames), []
+        for index in frames:
+            plane = _plane(affine, index)
+            slope = 1.0 if slopes is None else slopes[index]
+            macros = {
+                "PlaneOrientationSequence": {"ImageOrientationPatient": plane["ImageOrientationPatient"]},
+                "PlanePositionSequence": {"ImagePositionPatient": plane["ImagePositionPatient"]},
+                "PixelValueTransformationSequence": {
+                    "RescaleIntercept": 0, "RescaleSlope": slope, "RescaleType": "US"
+                },
+            }  # fmt: skip
+            dataset.PerFrameFunctionalGroupsSequence.append(_groups(macros))
+        measures = {"PixelSpacing": plane["PixelSpacing"], "SliceThickness": 1}
+        dataset.SharedFunctionalGroupsSequence = [_groups({"PixelMeasuresSequence": measures})]
+        dataset.PixelData = b"".join(_dicom_pixels(volume[..., index]) for index in frames)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pydicom.dcmwrite(path, dataset, enforce_file_format=True)
+        return path
+
+    return write
+
+
+def _groups(macros: dict[str, dict[str, object]]) -> Dataset:
+    groups = Dataset()
+    for macro, attributes in macros.items():
+        item = Dataset()
+        for keyword, value in attributes.items():
+            setattr(item, keyword, value)
+        setattr(groups, macro, [item])
+    return groups
 
 
 def make_tiny_translator(num_modalities: int = len(BRATS_MODALITIES)) -> LatentTranslator:

@@ -19,8 +19,18 @@ import pydicom
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 
-__all__ = ["DICOM_SUFFIXES", "DicomReader", "DicomVolume", "Frame", "dicom_files", "is_dicom", "read_geometry"]
+__all__ = [
+    "DICOM_SUFFIXES",
+    "DicomReader",
+    "DicomVolume",
+    "Frame",
+    "dicom_files",
+    "is_dicom",
+    "is_multi_frame",
+    "read_geometry",
+]
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 OTHER_SUFFIXES = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw")
@@ -90,6 +100,14 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
 def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The DICOM files that lie in a folder, not those in its subfolders, sorted by name."""
     return sorted(file for file in Path(folder).iterdir() if not file.name.startswith(".") and is_dicom(file))
+
+
+def is_multi_frame(file: str | os.PathLike[str]) -> bool:
+    """Whether a DICOM file holds several slices; False for one that cannot be read."""
+    try:
+        return int(pydicom.dcmread(file, specific_tags=["NumberOfFrames"]).get("NumberOfFrames") or 1) > 1
+    except (InvalidDicomError, OSError, ValueError):
+        return False
 
 
 class DicomReader(ImageReader):
@@ -230,7 +248,7 @@ def _frame(file: Path, number: int, header: Dataset, groups: Sequence[Dataset]) 
             where = f", frame {number}" if len(groups) > 1 or groups[0] is not header else ""
             raise ValueError(
                 f"{file}{where}: expected {count} numbers for {keyword}, which say where the slice lies; "
-                f"found {'nothing' if values is None else values!r}. Export the series anew."
+                f"found {'nothing' if values is None else str(values)}. Export the series anew."
             )
         return found
 

@@ -11,26 +11,41 @@ from typing import Any
 from monai.data import Dataset
 
 from custom.data.datalist import load_datalist
+from custom.data.dicom import DICOM_SUFFIXES, dicom_files, is_multi_frame
+from custom.data.dicom_writer import check_dicom_source
 from custom.data.layouts import SEGMENTATION_KEY
 from custom.data.readers import IMAGE_SUFFIXES
 from custom.errors import user_message
 from custom.modalities import BRATS_MODALITIES, canonical
 
-__all__ = ["FAULT_KEY", "SYNTHETIC_SUFFIX", "TolerantDataset", "image_stem", "inference_inputs"]
+__all__ = [
+    "FAULT_KEY",
+    "OUTPUT_FORMATS",
+    "SYNTHETIC_SUFFIX",
+    "TolerantDataset",
+    "check_output_format",
+    "image_stem",
+    "inference_inputs",
+]
 
 logger = logging.getLogger(__name__)
 
+OUTPUT_FORMATS = ("nifti", "dicom")
 SYNTHETIC_SUFFIX = "_synthetic"
 FAULT_KEY = "fault"
 
 
 def image_stem(path: str | os.PathLike) -> str:
-    """File name without the suffix of an image: ``"a/b.c.nii.gz"`` → ``"b.c"``."""
+    """Name of a file without the suffix of an image, or of a folder: ``"a/b.c.nii.gz"`` → ``"b.c"``."""
     name = Path(path).name
-    for suffix in IMAGE_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return Path(name).stem
+    return next((name[: -len(s)] for s in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES) if name.lower().endswith(s)), name)
+
+
+def check_output_format(name: str) -> str:
+    """``name`` in lower case, if translations can be written in that format."""
+    if str(name).lower() not in OUTPUT_FORMATS:
+        raise ValueError(f"output_format: expected {' or '.join(OUTPUT_FORMATS)}; found {name!r}. Choose one of them.")
+    return str(name).lower()
 
 
 def inference_inputs(
@@ -39,23 +54,27 @@ def inference_inputs(
     dataset_dir: str | os.PathLike | None = None,
     phantom_dir: str | os.PathLike | None = None,
     modalities: Sequence[str] = BRATS_MODALITIES,
+    output_format: str = "nifti",
 ) -> list[dict[str, str]]:
     """Files to translate.
 
     Args:
-        image: a file, several, or a folder, which is searched with its subfolders for NIfTI, NRRD and MetaImage files;
-            segmentations and files that are translations already are passed over. Where it is not given, the first
-            modality of the first held-out subject of ``dataset_dir`` is taken.
+        image: a file, several, or a folder, which is searched with its subfolders for NIfTI, NRRD and MetaImage files,
+            multi-frame DICOM files, and folders with the files of a DICOM series; segmentations and files that are
+            translations already are passed over. Where it is not given, the first modality of the first held-out
+            subject of ``dataset_dir`` is taken.
         dataset_dir: data set for the case that ``image`` is not given.
         phantom_dir: as in ``load_datalist``.
         modalities: the vocabulary.
+        output_format: in which the translations will be written; ``dicom`` is refused for other sources.
 
     Returns:
-        ``[{"image": path}, ...]``.
+        ``[{"image": path of a file or of a series' folder}, ...]``.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
-        ValueError: for an empty folder, two files whose translations would have one name, or no file at all.
+        ValueError: for an empty folder, two files whose translations would have one name, no file at all, or a source
+            that does not fit the ``output_format``.
     """
     if image is None or image == "":
         return [{"image": _held_out(dataset_dir, phantom_dir, modalities)}]
@@ -71,6 +90,9 @@ def inference_inputs(
                 f"{file}: expected files whose names differ, since translations are named after them; found {other} "
                 "too. Rename one, or translate them into different folders."
             )
+    if check_output_format(output_format) == "dicom":
+        for file in stems.values():
+            check_dicom_source(file)
     return [{"image": str(file)} for file in stems.values()]
 
 
@@ -90,14 +112,23 @@ def _expand(path: Path) -> list[Path]:
         raise FileNotFoundError(f"{path}: expected an image or a folder; found nothing there. Correct the path.")
     if not path.is_dir():
         return [path]
-    files = [f for f in sorted(path.rglob("*")) if f.is_file() and f.name.lower().endswith(IMAGE_SUFFIXES)]
+    folders = [path, *sorted(f for f in path.rglob("*") if f.is_dir())]
+    files = [file for folder in folders for file in _images_in(folder)]
     kept = [f for f in files if not image_stem(f).endswith((SYNTHETIC_SUFFIX, f"_{SEGMENTATION_KEY}"))]
     if not kept:
         found = f"only {len(files)} segmentations and translations" if files else "none"
         raise ValueError(
-            f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder; found {found}. Correct the path."
+            f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}, DICOM) in the folder; found {found}. "
+            "Correct the path."
         )
     return kept
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Images that lie in a folder; the folder itself, if it holds the single slices of a DICOM series."""
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(IMAGE_SUFFIXES))
+    dicom = dicom_files(folder)
+    return files + (dicom if dicom and is_multi_frame(dicom[0]) else [folder] if dicom else [])
 
 
 class TolerantDataset(Dataset):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.transforms import EnsureChannelFirst
@@ -26,6 +27,14 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 FORMATS = "NIfTI, NRRD, MetaImage, a folder with one DICOM series, multi-frame DICOM"
+
+
+class NiftiReader(NibabelReader):
+    """MONAI's without its repair of headers, which puts a qform that may have no code in the place of an sform."""
+
+    def read(self, data: str | os.PathLike[str], **kwargs: Any) -> nib.Nifti1Image:
+        self.filenames = (data,)  # get_data looks here
+        return nib.load(data, **kwargs)
 
 
 def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
@@ -46,7 +55,7 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
     if not file.exists():
         raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
     try:
-        reader = next(r for r in (DicomReader(), NibabelReader(), ITKReader()) if r.verify_suffix(str(file)))
+        reader = next(r for r in (DicomReader(), NiftiReader(), ITKReader()) if r.verify_suffix(str(file)))
         values, meta = reader.get_data(reader.read(str(file)))
         meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: str(file)}
         image = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)

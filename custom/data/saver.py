@@ -15,7 +15,8 @@ from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
 
-from custom.data.inputs import SYNTHETIC_SUFFIX, image_stem
+from custom.data.dicom_writer import save_synthetic_series
+from custom.data.inputs import SYNTHETIC_SUFFIX, check_output_format, image_stem
 from custom.files import appearing_whole
 from custom.modalities import canonical
 
@@ -28,7 +29,7 @@ NIFTI_IMAGES = (nib.Nifti1Pair, nib.Nifti2Pair)
 
 
 class SaveTranslationsd(SaveImaged):
-    """Write each channel of a prediction as ``<source>_<target>_synthetic.nii.gz``.
+    """Write each channel of a prediction as ``<source>_<target>_synthetic.nii.gz``, or as a folder with a DICOM series.
 
     It is a ``SaveImaged``, so that clients that drop savers (MONAI Label) drop it too.
 
@@ -38,9 +39,10 @@ class SaveTranslationsd(SaveImaged):
         targets: names of the K channels, in order.
         bundle: name written into the file's description.
         version: version written into the file's description.
+        output_format: ``nifti``, or ``dicom`` for sources that are DICOM: see ``custom.data.dicom_writer``.
 
     Raises:
-        ValueError: if the number of channels or the shape does not fit the source.
+        ValueError: if the number of channels, the shape or the format does not fit the source.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class SaveTranslationsd(SaveImaged):
         *,
         bundle: str = "brain_mri_modality_translation",
         version: str = "",
+        output_format: str = "nifti",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir).expanduser()
         self.targets = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
-        self.origin = f"{bundle} v{version}" if version else bundle
+        self.bundle, self.version = bundle, f"v{version}" if version else ""
+        self.output_format = check_output_format(output_format)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -69,16 +73,27 @@ class SaveTranslationsd(SaveImaged):
                     f"found {prediction.shape[0]}. Give the saver the targets of the inferer."
                 )
             for volume, target in zip(prediction, self.targets, strict=True):
-                path = self.output_dir / f"{image_stem(source)}_{target}{SYNTHETIC_SUFFIX}.nii.gz"
-                save_synthetic(volume, path, source, prediction.meta, f"SYNTHETIC {target} from {self.origin}")
-                logger.info("wrote %s", path)
+                logger.info("wrote %s", self._save(volume, target, source, prediction.meta))
         return d
+
+    def _save(self, volume: torch.Tensor, target: str, source: str, meta: Mapping[str, Any]) -> Path:
+        name = f"{image_stem(source)}_{target}{SYNTHETIC_SUFFIX}"
+        if self.output_format == "dicom":
+            path = self.output_dir / name
+            program = {"bundle": self.bundle, "version": self.version}
+            save_synthetic_series(volume, path, source, target=target, number=self.targets.index(target) + 1, **program)
+        else:
+            path = self.output_dir / f"{name}.nii.gz"
+            origin = f"SYNTHETIC {target} from {self.bundle} {self.version}".rstrip()
+            save_synthetic(volume, path, source, meta, origin)
+        return path
 
 
 def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[str, Any], description: str) -> None:
     """Write one volume as float32 NIfTI on its source's grid; the file appears whole or not at all.
 
-    The header of a NIfTI source is kept (grid, qform and sform with their codes, units); of other formats the affine.
+    The header of a NIfTI source is kept (grid, qform and sform with their codes, units); of other formats, DICOM among
+    them, the affine.
 
     Args:
         volume: (H, W, D).

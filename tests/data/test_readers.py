@@ -1,0 +1,260 @@
+"""Tests of custom.data.readers and custom.data.dicom: grids and intensities of every format, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+from pydicom.uid import generate_uid
+
+from custom.data.dicom import is_dicom, read_geometry
+from custom.data.readers import read_volume
+from custom.transforms import LoadVolumed
+
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
+
+MM = 0.01  # what the geometry must agree to
+
+# axes of a sagittal-like oblique slice: no axis of the grid is an axis of the patient
+OBLIQUE = np.array(
+    [[-0.05, 0.02, 0.99, 12.3], [0.98, 0.10, 0.05, -40.1], [0.10, -1.09, 0.02, 33.3], [0, 0, 0, 1]], dtype=float
+)
+OBLIQUE[:3, :3] = np.linalg.qr(OBLIQUE[:3, :3])[0] @ np.diag([0.9, 1.1, -1.4])
+
+
+def corner_distance(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Largest distance in mm of a corner of the volume under two affines."""
+    corners = np.stack(np.meshgrid(*[[0, n - 1] for n in shape], [1], indexing="ij")).reshape(4, -1)
+    return float(np.abs((a - b) @ corners).max())
+
+
+def same_image(image: torch.Tensor, data: np.ndarray, affine: np.ndarray) -> None:
+    """Equal intensities at equal places, whichever way the slices are stacked."""
+    ours = nib.as_closest_canonical(nib.Nifti1Image(image[0].numpy(), image.affine.numpy()))
+    theirs = nib.as_closest_canonical(nib.Nifti1Image(data, affine))
+    assert ours.shape == theirs.shape
+    assert corner_distance(ours.affine, theirs.affine, ours.shape) < MM
+    np.testing.assert_array_equal(ours.get_fdata(), theirs.get_fdata())
+
+
+def volume(slices: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 4000, (8, 7, slices)).astype(np.float32)
+
+
+def write_itk(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
+    import itk
+
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    image = itk.image_from_array(np.ascontiguousarray(data.T))
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
+    itk.imwrite(image, str(path))
+    return path
+
+
+class TestFormats:
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
+    def test_files(self, tmp_path: Path, suffix: str) -> None:
+        data = volume()
+        path = tmp_path / f"scan{suffix}"
+        if suffix.startswith(".nii"):
+            nib.save(nib.Nifti1Image(data, OBLIQUE), path)
+        else:
+            write_itk(path, data, OBLIQUE)
+        image = read_volume(path)
+        assert image.shape == (1, 8, 7, 5)
+        assert image.dtype == torch.float32
+        assert image.meta["filename_or_obj"] == str(path)
+        same_image(image, data, OBLIQUE)
+
+    def test_dicom_series(self, write_series) -> None:
+        folder = write_series("series", volume(), OBLIQUE)
+        (folder / "notes.txt").write_text("not an image")
+        image = read_volume(folder)
+        assert image.shape == (1, 8, 7, 5)
+        assert image.meta["filename_or_obj"] == str(folder)
+        same_image(image, volume(), OBLIQUE)
+
+    @pytest.mark.parametrize("order", [None, [3, 0, 4, 1, 2]], ids=["in order", "mixed"])
+    def test_multi_frame_dicom(self, write_enhanced, order: list[int] | None) -> None:
+        same_image(read_volume(write_enhanced("scan.dcm", volume(), OBLIQUE, order=order)), volume(), OBLIQUE)
+
+    def test_multi_frame_alone_in_a_folder(self, write_enhanced) -> None:
+        same_image(read_volume(write_enhanced("one/scan", volume(), OBLIQUE).parent), volume(), OBLIQUE)
+
+    def test_rescale_of_each_frame(self, write_enhanced) -> None:
+        slopes = [1.0, 2.0, 0.5, 3.0, 4.0]  # powers of two and three times small integers: exact in float32
+        expected = volume() * np.array(slopes, dtype=np.float32)
+        same_image(read_volume(write_enhanced("scan.dcm", volume(), OBLIQUE, slopes)), expected, OBLIQUE)
+
+    def test_rescale_of_each_slice(self, write_series) -> None:
+        def rescale(dataset: pydicom.Dataset, index: int) -> None:
+            dataset.RescaleSlope, dataset.RescaleIntercept = index + 1, -10
+
+        expected = volume() * np.arange(1, 6, dtype=np.float32) - 10
+        same_image(read_volume(write_series("series", volume(), OBLIQUE, rescale)), expected, OBLIQUE)
+
+    def test_big_endian_goes_through_a_loader(self, tmp_path: Path) -> None:
+        header = nib.Nifti1Header(endianness=">")
+        nib.save(nib.Nifti1Image(volume().astype(">f4"), OBLIQUE, header), tmp_path / "big.nii")
+        loader = DataLoader(Dataset([{"image": str(tmp_path / "big.nii")}], LoadVolumed("image")), batch_size=1)
+        np.testing.assert_array_equal(next(iter(loader))["image"][0, 0].numpy(), volume())
+
+    def test_objects_without_an_image_are_passed_over(self, write_series) -> None:
+        folder = write_series("series", volume(), OBLIQUE)
+        report = pydicom.dcmread(next(folder.iterdir()))
+        report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"  # Basic Text SR
+        report.SeriesInstanceUID = generate_uid()
+        for keyword in ("Rows", "Columns", "PixelData"):
+            del report[keyword]
+        report.save_as(folder / "report.dcm")
+        (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+        same_image(read_volume(folder), volume(), OBLIQUE)
+
+
+class TestUnstatedOrientation:
+    def test_nifti_without_codes_warns(self, tmp_path: Path, caplog) -> None:
+        image = nib.Nifti1Image(volume(), None)
+        image.header.set_sform(None, 0)
+        image.header.set_qform(None, 0)
+        nib.save(image, tmp_path / "scan.nii")
+        read_volume(tmp_path / "scan.nii")
+        assert "scan.nii: the file does not say how its axes lie in the patient" in caplog.text
+
+    def test_stated_orientation_is_silent(self, write_volume, tmp_path: Path, caplog) -> None:
+        read_volume(write_volume("scan.nii.gz"))
+        read_volume(write_itk(tmp_path / "scan.nrrd", volume(), OBLIQUE))
+        assert not caplog.records
+
+    def test_nrrd_without_space_warns(self, tmp_path: Path, caplog) -> None:
+        header = "NRRD0004\ntype: float\ndimension: 3\nsizes: 8 7 5\nspacings: 1 1 2\nencoding: raw\nendian: little\n\n"
+        (tmp_path / "scan.nrrd").write_bytes(header.encode() + np.asfortranarray(volume()).tobytes(order="F"))
+        read_volume(tmp_path / "scan.nrrd")
+        assert "scan.nrrd: the file does not say" in caplog.text
+
+    def test_flat_grid_is_refused(self, write_volume) -> None:
+        path = write_volume("flat.nii", qform=0)
+        content = bytearray(path.read_bytes())
+        content[312:328] = bytes(16)  # srow_z of the NIfTI-1 header
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"flat\.nii: expected an affine with three axes"):
+            read_volume(path)
+
+
+def drop(keyword: str, index: int = 2) -> Callable[[pydicom.Dataset, int], None]:
+    return lambda dataset, i: dataset.pop(keyword) if i == index else None
+
+
+def change(keyword: str, value: object, index: int = 2) -> Callable[[pydicom.Dataset, int], None]:
+    return lambda dataset, i: setattr(dataset, keyword, value) if i == index else None
+
+
+class TestRefusedSeries:
+    @pytest.mark.parametrize(
+        ("edit", "message"),
+        [
+            (drop("ImagePositionPatient"), r"014_2\.dcm: expected 3 numbers for ImagePositionPatient.*found nothing"),
+            (drop("ImageOrientationPatient"), r"014_2\.dcm: expected 6 numbers for ImageOrientationPatient"),
+            (drop("PixelSpacing"), "expected 2 numbers for PixelSpacing"),
+            (change("PixelSpacing", [0, 1]), "expected PixelSpacing above 0"),
+            (change("ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), "expected two perpendicular axes"),
+            (change("ImageOrientationPatient", [1, 0, 0, 0, 0, -1]), "expected slices of one orientation"),
+            (change("SamplesPerPixel", 3), "expected grey values; found a colour image"),
+            (change("ImagePositionPatient", [0, 0, 0]), "expected one slice in each place"),
+            (change("ImagePositionPatient", [0, 0, 4.3]), r"expected slices 2\.\d* mm apart"),
+            (change("ImagePositionPatient", [0.5, 0, 4]), r"expected slices 2\.000 mm apart"),
+        ],
+        ids=["position", "orientation", "spacing", "no spacing", "axes", "mixed", "colour", "twice", "uneven", "aside"],
+    )
+    def test_one_slice_at_fault(self, write_series, edit: Callable, message: str) -> None:
+        folder = write_series("series", volume(), edit=edit)
+        with pytest.raises(ValueError, match=message) as caught:
+            read_volume(folder)
+        assert str(caught.value).startswith(str(folder))
+
+    def test_missing_slice(self, write_series) -> None:
+        folder = write_series("series", volume())
+        next(folder.glob("*_2.dcm")).unlink()
+        with pytest.raises(ValueError, match=r"mm apart; found 4\.000 mm between 007_1\.dcm and 021_3\.dcm.* missing"):
+            read_volume(folder)
+
+    @pytest.mark.parametrize("keep", [0.02, 0.3, 0.9], ids=["preamble", "header", "pixels"])
+    def test_cut_off_slice(self, write_series, keep: float) -> None:
+        folder = write_series("series", np.repeat(np.repeat(volume(), 4, axis=0), 4, axis=1))
+        file = next(folder.glob("*_2.dcm"))
+        content = file.read_bytes()
+        file.write_bytes(content[: int(keep * len(content))])
+        with pytest.raises(ValueError, match=r"014_2\.dcm: expected a readable DICOM slice; found a damaged file"):
+            read_volume(folder)
+
+    def test_slice_of_another_kind(self, write_series) -> None:
+        folder = write_series("series", volume())
+        next(folder.glob("*_2.dcm")).write_text("not DICOM at all")
+        with pytest.raises(ValueError, match=r"014_2\.dcm: expected a readable DICOM slice"):
+            read_volume(folder)
+
+    def test_two_series(self, write_series) -> None:
+        folder = write_series("series", volume())
+        other = write_series("other", volume(), edit=lambda dataset, i: setattr(dataset, "SeriesDescription", "t2"))
+        for file in other.iterdir():
+            file.rename(folder / f"other_{file.name}")
+        with pytest.raises(ValueError, match=r"expected one DICOM series; found 2: 't1 sag' \(5 files.*'t2' \(5 files"):
+            read_volume(folder)
+
+    def test_sheared_grid(self, write_series) -> None:
+        sheared = np.diag([1.0, 1.0, 2.0, 1.0])
+        sheared[1, 2] = 0.3
+        with pytest.raises(ValueError, match="tilted gantry"):
+            read_volume(write_series("series", volume(), sheared))
+
+    def test_single_slice(self, write_series) -> None:
+        folder = write_series("series", volume())
+        file = next(folder.iterdir())
+        with pytest.raises(ValueError, match=f"Name the folder of its series, such as {folder}"):
+            read_volume(file)
+
+    def test_frames_without_a_place(self, write_enhanced) -> None:
+        path = write_enhanced("scan.dcm", volume())
+        dataset = pydicom.dcmread(path)
+        del dataset.PerFrameFunctionalGroupsSequence
+        dataset.save_as(path)
+        with pytest.raises(ValueError, match="expected the position of each of 5 frames; found none"):
+            read_volume(path)
+
+    def test_empty_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="expected a folder with the files of a DICOM series; found none"):
+            read_volume(tmp_path)
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="gone: expected an image; found no file"):
+            read_volume(tmp_path / "gone")
+
+
+def test_is_dicom(write_series, write_volume, tmp_path: Path) -> None:
+    file = next(write_series("series", volume()).iterdir())
+    bare = file.rename(file.with_suffix(""))
+    assert is_dicom(bare)
+    assert not is_dicom(write_volume("a.nii.gz"))
+    assert not is_dicom(tmp_path)
+
+
+@pytest.mark.parametrize("vendor", ["siemens", "ge", "philips"])
+def test_vendors_lie_where_the_ground_truth_says(shared_data: Path, vendor: str) -> None:
+    folder = shared_data / "dicom" / vendor / "anatomical" / "001"
+    truth = nib.load(folder.with_name("001_ground_truth.nii.gz"))
+    same_image(read_volume(folder), truth.get_fdata(), truth.affine)
+
+
+def test_overlong_decimal_strings_are_read_rightly(shared_data: Path) -> None:
+    fixed, overlong = (read_geometry(shared_data / "dicom" / f"t1_oblique_{name}") for name in ("fixed", "overlong_ds"))
+    assert fixed.shape == overlong.shape == (274, 384, 64)
+    assert corner_distance(fixed.affine, overlong.affine, fixed.shape) < MM
+    assert abs(fixed.affine - np.eye(4)).max() > 1
