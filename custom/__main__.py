@@ -65,9 +65,23 @@ def package(out: str = "dist", weights: str | None = None) -> None:
     print(run(out, weights))
 
 
+def prune_latents(cache_dir: str, unused_days: float = 7.0) -> None:
+    """Remove cached latents that no training has started with for some days.
+
+    Args:
+        cache_dir: the trainings' ``cache_dir``, by default ``latents`` in their ``output_dir``.
+        unused_days: 0 removes all.
+    """
+    from custom.data.latent_cache import prune_latents as run
+
+    files, size = run(cache_dir, unused_days)
+    print(f"removed {files} files, {size / 2**20:.1f} MiB")
+
+
 def main() -> None:
     report_plainly()
-    fire.Fire({"demo": demo, "package": package, "phantom": phantom, "summary": summary}, name="python -m custom")
+    commands = (demo, package, phantom, prune_latents, summary)
+    fire.Fire({command.__name__: command for command in commands}, name="python -m custom")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,8 @@ def test_ranks_draw_differently_for_equally_many_steps(ranks: Ranks, config: str
 
 
 def test_only_the_first_rank_writes(ranks: Ranks) -> None:
-    first, second = ranks.writes
+    latents = str(ranks.output / "latents")
+    first, second = ([w for w in writes if not w.startswith(latents)] for writes in ranks.writes)
     assert second == []
     for name in ("best.pt", "last.pt"):
         for folder in STAGES.values():
@@ -193,6 +194,14 @@ def test_only_the_first_rank_writes(ranks: Ranks) -> None:
         with (ranks.output / folder / "losses.csv").open(newline="") as file:
             logged = [(row["epoch"], row["name"]) for row in csv.DictReader(file)]
         assert len(logged) == len(set(logged)) > 2
+
+
+def test_each_subject_is_encoded_once_for_both_stages(ranks: Ranks) -> None:
+    """Each process its own share of the three subjects."""
+    encoded = [[w for w in writes if w.endswith(".npy") and "/." not in w] for writes in ranks.writes]
+    assert [len(writes) for writes in encoded] == [2, 1]
+    files = list((ranks.output / "latents").rglob("*.npy"))
+    assert {*encoded[0], *encoded[1]} == {str(f) for f in files}
 
 
 def test_latent_scale_is_that_of_one_process(ranks: Ranks, data: Path, tmp_path: Path, one_thread: None) -> None:

@@ -8,6 +8,7 @@ from custom.data.datalist import (
     write_datalist,
 )
 from custom.data.inputs import TolerantDataset, inference_inputs
+from custom.data.latent_cache import LatentCache, prune_latents
 from custom.data.latents import cat_collate, encode_subjects, latent_pairs, measure_latent_scale, style_pairs
 from custom.data.layouts import LAYOUTS, Layout, discover, discover_brats2021
 from custom.data.readers import read_volume
@@ -16,6 +17,7 @@ from custom.data.saver import SaveTranslationsd
 
 __all__ = [
     "LAYOUTS",
+    "LatentCache",
     "Layout",
     "RandModalityPaird",
     "RandModalityd",
@@ -30,6 +32,7 @@ __all__ = [
     "latent_pairs",
     "load_datalist",
     "measure_latent_scale",
+    "prune_latents",
     "read_datalist",
     "read_volume",
     "single_images",

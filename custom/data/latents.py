@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,60 +12,100 @@ import torch.distributed as dist
 from monai.data import Dataset
 from monai.transforms import Compose, Lambda, RandFlipd, Randomizable, RandSpatialCropd
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from custom.arguments import as_bool
+from custom.data.latent_cache import LatentCache, StoredLatents
 from custom.data.sampling import RandModalityPaird, check_pairable
 from custom.distributed import CachedShare, is_main, largest, own_share
 from custom.networks import LatentTranslator
 
 __all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "measure_latent_scale", "style_pairs"]
 
+# voxels that stand for a whole latent where a crop is translated: enough that the averages over them vary little
+CONTEXT_VOXELS = 2048
+
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def encode_subjects(
+    data: Sequence[Mapping[str, Any]],
+    transform: Callable,
     network: LatentTranslator,
-    dataset: Iterable[Mapping[str, Any]],
     modalities: Sequence[str],
     *,
+    cache_dir: str | os.PathLike[str],
     device: torch.device,
     amp: bool | str = False,
     flip: bool | str = False,
-) -> list[dict[str, Tensor]]:
-    """Quantised latents of every modality of every subject. They carry no sampling noise, so they are exact.
+    num_workers: int = 0,
+) -> list[dict[str, Any]]:
+    """Quantised latents of every modality of every subject, computed where the cache lacks them.
+
+    They carry no sampling noise, so they are exact. What is computed is stored subject by subject: an interrupted run,
+    or one that a faulty file ended, goes on where it stopped. No random number is drawn, so a training does not depend
+    on what was found.
 
     Args:
+        data: datalist entries, paths by modality.
+        transform: preprocessing of an entry that ends in tensors ``{"<modality>": (1, H, W, D)}`` on one grid.
         network: its autoencoder is used, in evaluation mode.
-        dataset: preprocessed subjects, ``{"<modality>": (1, H, W, D)}``, on one grid.
         modalities: the vocabulary.
-        device: where to compute; the latents are kept on the CPU.
+        cache_dir: folder of the cache, see ``LatentCache``.
+        device: where to compute.
         amp: compute in bfloat16.
-        flip: also encode each subject mirrored left to right. The encoder is not equivariant, so latents cannot be
-            mirrored afterwards.
+        flip: also encode each subject mirrored left to right. Latents cannot be mirrored afterwards, as the encoder is
+            not equivariant: with trained weights 96 % of the brain's codes differed, and the decoded image of the
+            mirrored latent had 5 dB less than that of the mirrored image's latent.
+        num_workers: processes that read subjects beside the encoding.
 
     Returns:
-        A list of ``{"latents": (m, L, h, w, d) float32, "modality": (m,) int64}``.
+        For every subject, and its mirrored twin after it, ``{"latents": StoredLatents, "modality": (m,) int64}``.
+
+    Raises:
+        OSError: where the latents cannot be stored.
     """
     network = network.to(device).eval()
-    amp, mirrors = as_bool("amp", amp), ([], [2]) if as_bool("flip", flip) else ([],)
-    subjects = []
-    for subject in tqdm(dataset, desc="encoding subjects", unit="subject", disable=not is_main()):
-        present = [i for i, m in enumerate(modalities) if m in subject]
-        for axes in mirrors:
-            latents = []
-            for i in present:
-                image = torch.as_tensor(subject[modalities[i]]).as_subclass(Tensor).unsqueeze(0).flip(axes)
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
-                    latents.append(network.encode(image.to(device)).float().cpu())
-            subjects.append({"latents": torch.cat(latents), "modality": torch.tensor(present)})
-    size = sum(s["latents"].numel() * 4 for s in subjects) / 2**20
-    logger.info("%d encoded volumes hold %.0f MiB of latents", sum(len(s["modality"]) for s in subjects), size)
-    return subjects
+    amp, mirrors = as_bool("amp", amp), [False, True] if as_bool("flip", flip) else [False]
+    cache = LatentCache(cache_dir, network.autoencoder, transform, amp=amp)
+    plain = cache.files(data, modalities)
+    copies = [[f.with_name(f"{f.stem}_mirrored.npy") if mirror else f for mirror in mirrors] for f in plain]
+    missing = [i for i, files in enumerate(copies) if any(cache.find(file) is None for file in files)]
+    logger.info("%d of %d subjects have their latents in %s", len(data) - len(missing), len(data), cache.folder)
+    if missing:
+        cache.explain_others()
+        images = [[str(data[i][m]) for m in modalities if m in data[i]] for i in missing]
+        cache.check_space(images, network.spatial_divisor, len(mirrors))
+    subjects = DataLoader(
+        Dataset([data[i] for i in missing], transform), batch_size=None, num_workers=num_workers,
+        generator=torch.Generator(),  # its own, as iterating draws from it
+    )  # fmt: skip
+    bar = tqdm(subjects, "encoding subjects", len(missing), unit="subject", disable=not (missing and is_main()))
+    for i, subject in zip(missing, bar, strict=True):
+        images = torch.stack([torch.as_tensor(subject[m]).as_subclass(Tensor) for m in modalities if m in subject])
+        for file, mirror in zip(copies[i], mirrors, strict=True):
+            cache.write(file, _encode(network, images.flip(2) if mirror else images, device, amp))
+    present = [torch.tensor([k for k, m in enumerate(modalities) if m in entry]) for entry in data]
+    return [
+        {"latents": StoredLatents(file, cache.codes), "modality": present[i]}
+        for i in range(len(data))
+        for file in copies[i]
+    ]
 
 
-def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[str, Tensor]]) -> None:
+def _encode(network: LatentTranslator, images: Tensor, device: torch.device, amp: bool) -> Tensor:
+    """Indices of codes (m, h, w, d), or latents (m, L, h, w, d) without a codebook, of ``images`` (m, 1, H, W, D)."""
+    parts = []
+    for image in images.unsqueeze(1):  # one at a time: a subject's images together may not fit the device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            quantized = network.autoencoder.quantize(network.autoencoder.encode(image.to(device)))
+        parts.append(quantized.indices if quantized.indices.numel() else quantized.latent)
+    return torch.cat(parts)
+
+
+def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[str, Any]]) -> None:
     """Set ``network.latent_scale`` to 1 / standard deviation over all the training latents, the same on every rank.
 
     Args:
@@ -77,8 +118,9 @@ def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[s
     device = network.latent_scale.device
     sums = torch.zeros(3, dtype=torch.float64)
     for subject in subjects:
-        latents = subject["latents"].double()
-        sums += torch.stack([torch.tensor(float(latents.numel())).double(), latents.sum(), latents.square().sum()])
+        for number in range(len(subject["modality"])):
+            latents = subject["latents"].read(number).double()
+            sums += torch.stack([torch.tensor(float(latents.numel())).double(), latents.sum(), latents.square().sum()])
     if dist.is_available() and dist.is_initialized():
         sums = sums.to(device, torch.float64)
         dist.all_reduce(sums)
@@ -107,7 +149,7 @@ class LatentPairs(Dataset, Randomizable):
     """
 
     def __init__(
-        self, data: Sequence[dict[str, Tensor]], pairs_per_subject: int = 4, crop_size: Sequence[int] | None = None
+        self, data: Sequence[dict[str, Any]], pairs_per_subject: int = 4, crop_size: Sequence[int] | None = None
     ) -> None:
         super().__init__(data)
         for index, subject in enumerate(data):
@@ -120,27 +162,35 @@ class LatentPairs(Dataset, Randomizable):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,)."""
+        """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,).
+
+        With crops also ``source_context``, ``target_context`` (K, L, N): random voxels of the whole latents.
+        """
         subject = self.data[index % len(self.data)]
         latents, modality = subject["latents"], subject["modality"]
         n = len(modality)
         source = self.R.randint(n, size=self.pairs_per_subject)
         target = (source + self.R.randint(1, n, size=self.pairs_per_subject)) % n
-        crops = [self._random_crop(latents) for _ in range(self.pairs_per_subject)]
-        return {
-            "source": torch.stack([crop[s] for crop, s in zip(crops, source, strict=True)]),
-            "target": torch.stack([crop[t] for crop, t in zip(crops, target, strict=True)]),
+        regions = [self._random_region(latents.shape[2:]) for _ in range(self.pairs_per_subject)]
+        item = {
+            "source": torch.stack([latents.read(s, region) for s, region in zip(source, regions, strict=True)]),
+            "target": torch.stack([latents.read(t, region) for t, region in zip(target, regions, strict=True)]),
             "source_modality": modality[source],
             "target_modality": modality[target],
         }
+        if self.crop_size is not None:
+            voxels = tuple(self.R.randint(n, size=CONTEXT_VOXELS) for n in latents.shape[2:])
+            item["source_context"] = torch.stack([latents.read(s, voxels) for s in source])
+            item["target_context"] = torch.stack([latents.read(t, voxels) for t in target])
+        return item
 
-    def _random_crop(self, latents: Tensor) -> Tensor:
-        """A view."""
-        for axis, size in enumerate(self.crop_size or (), start=2):
-            spare = latents.shape[axis] - size
-            if spare > 0:
-                latents = latents.narrow(axis, int(self.R.randint(spare + 1)), size)
-        return latents
+    def _random_region(self, shape: Sequence[int]) -> tuple[slice, ...]:
+        region = []
+        for length, size in zip(shape, self.crop_size or shape, strict=True):
+            spare = length - size
+            start = int(self.R.randint(spare + 1)) if spare > 0 else 0
+            region.append(slice(start, start + size))
+        return tuple(region)
 
 
 def latent_pairs(
@@ -149,22 +199,18 @@ def latent_pairs(
     network: LatentTranslator,
     modalities: Sequence[str],
     *,
-    device: torch.device,
-    amp: bool | str = False,
-    flip: bool | str = False,
     pairs_per_subject: int = 4,
     crop_size: Sequence[int] | None = None,
+    **kwargs: Any,
 ) -> LatentPairs:
     """``LatentPairs`` of the subjects of a datalist: each is read and encoded once, here, by one of the processes.
 
     Args:
         data: datalist entries.
-        transform: preprocessing that ends in tensors (1, H, W, D).
-        network, modalities, device, amp, flip: as for ``encode_subjects``.
+        transform, network, modalities, kwargs: as for ``encode_subjects``.
         pairs_per_subject, crop_size: as for ``LatentPairs``.
     """
-    share = Dataset(own_share(data), transform)
-    subjects = encode_subjects(network, share, modalities, device=device, amp=amp, flip=flip)
+    subjects = encode_subjects(own_share(data), transform, network, modalities, **kwargs)
     return LatentPairs(subjects, pairs_per_subject, crop_size)
 
 
