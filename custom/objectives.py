@@ -222,7 +222,8 @@ class StyleObjective(Objective):
     latent. Directions of the latent that hardly differ can mean very different intensities, which the latent term alone
     does not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
 
-    Batch: ``source``, ``target`` latents (B, L, h, w, d); ``source_modality``, ``target_modality`` (B,).
+    Batch: ``source``, ``target`` latents (B, L, h, w, d); ``source_modality``, ``target_modality`` (B,); where they are
+    crops, ``source_context``, ``target_context`` (B, L, N), voxels of the whole latents.
 
     Args:
         network: the translator.
@@ -247,9 +248,9 @@ class StyleObjective(Objective):
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
         net, source, target, to = self.network, batch["source"], batch["target"], batch["target_modality"]
-        target_like = net.transfer(source, to)
+        target_like = net.transfer(source, to, batch.get("source_context"))
         parts = _random_part(self.part_size, source, target, target_like)
-        back = net.transfer(parts[2], batch["source_modality"])
+        back = net.transfer(parts[2], batch["source_modality"], batch.get("target_context"))
         w_latent, w_cycle, w_image, w_adv = self.weights
         terms = {
             "latent": w_latent * F.l1_loss(target_like.float(), target),
@@ -357,7 +358,7 @@ class DiffusionObjective(Objective):
         net, source, to = self.network, batch["source"], batch["target_modality"]
         clean = batch["target"] * net.latent_scale
         with torch.no_grad():
-            target_like = net.transfer(source, to).float()
+            target_like = net.transfer(source, to, batch.get("source_context")).float()
         noise = torch.randn_like(clean)
         timesteps = self._draw_timesteps(len(clean), clean.device)
         noisy = net.schedule.add_noise(clean, noise, timesteps)

@@ -143,7 +143,7 @@ def test_terms_of_the_second_stage(network: LatentTranslator) -> None:
 
 def test_the_cycle_of_an_identity_costs_nothing(network: LatentTranslator) -> None:
     network.style_transfer = torch.nn.Identity()
-    network.transfer = lambda latent, target: latent
+    network.transfer = lambda latent, *rest: latent
     batch = batch_of(StyleObjective)
     batch["target"] = batch["source"]
     assert StyleObjective(network)(batch).loss.item() == 0

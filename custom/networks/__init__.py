@@ -10,6 +10,7 @@ from custom.networks.ms_spade import (
     PreActivationBlock,
     ReleaseStyleTransfer,
     ResidualStyleTransfer,
+    SourceSummary,
     StyleTransfer,
     SwitchableConv3d,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "RectifiedFlow",
     "ReleaseStyleTransfer",
     "ResidualStyleTransfer",
+    "SourceSummary",
     "SpatialTransformerBlock",
     "StyleTransfer",
     "SwitchableConv3d",

@@ -10,6 +10,6 @@ __all__ = ["IdentityTransfer"]
 class IdentityTransfer(nn.Module):
     """Gives the source latent back: what stands for the target-like latent without MS-SPADE (Table 3a and 3b)."""
 
-    def forward(self, latent: Tensor, target: Tensor) -> Tensor:
-        """``latent`` (B, L, h, w, d) itself, whatever the ``target`` (B,)."""
+    def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+        """``latent`` (B, L, h, w, d) itself, whatever the ``target`` (B,) and the ``context``."""
         return latent

@@ -16,6 +16,7 @@ __all__ = [
     "PreActivationBlock",
     "ReleaseStyleTransfer",
     "ResidualStyleTransfer",
+    "SourceSummary",
     "StyleTransfer",
     "SwitchableConv3d",
 ]
@@ -170,8 +171,11 @@ class StyleTransfer(nn.Module):
         )
         self.conv_out = nn.Conv3d(spade_in[-1], latent_channels, 7, padding=3)
 
-    def forward(self, latent: Tensor, target: Tensor) -> Tensor:
-        """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64."""
+    def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+        """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64.
+
+        ``context`` is not asked for: instance statistics are what this network knows of the whole.
+        """
         h = F.relu(F.instance_norm(self.conv_in(latent)))
         for block in self.res_blocks:
             h = block(h)
@@ -238,12 +242,55 @@ class ReleaseStyleTransfer(nn.Module):
             PreActivationBlock(num_modalities, i, o, hidden_channels) for i, o in pairwise(channels)
         )
 
-    def forward(self, latent: Tensor, target: Tensor) -> Tensor:
-        """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64."""
+    def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+        """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64.
+
+        ``context`` is not asked for: instance statistics are what this network knows of the whole.
+        """
         h = latent
         for block in self.blocks:
             h = block(h, target)
         return h
+
+
+class SourceSummary(nn.Module):
+    """What the voxels of a whole latent, in any order and number, say of their scan: its contrast, scale and lesions.
+
+    Each voxel gives features; each of several heads averages them with weights of its own, so that background or
+    fluid can be told from tissue; the averages become one vector.
+
+    Args:
+        latent_channels: channels L of the latent.
+        out_channels: length C of the vector.
+        hidden_channels: features of a voxel.
+        num_heads: averages that are taken.
+
+    Source: attention-based pooling, Ilse et al. 2018 (https://arxiv.org/abs/1802.04712).
+    """
+
+    def __init__(
+        self, latent_channels: int, out_channels: int, *, hidden_channels: int = 96, num_heads: int = 4
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv1d(latent_channels, hidden_channels, 1),
+            nn.SiLU(),
+            nn.Conv1d(hidden_channels, hidden_channels, 1),
+            nn.SiLU(),
+        )
+        self.scores = nn.Conv1d(hidden_channels, num_heads, 1)
+        self.out = nn.Sequential(
+            nn.Linear(num_heads * hidden_channels, 2 * out_channels),
+            nn.SiLU(),
+            nn.Linear(2 * out_channels, out_channels),
+        )
+
+    def forward(self, voxels: Tensor) -> Tensor:
+        """Vector (B, C) of ``voxels`` (B, L, N)."""
+        features = self.features(voxels)
+        # many small weights: their sum is taken in full precision
+        weights = torch.softmax(self.scores(features).float(), dim=-1).to(features.dtype)
+        return self.out(torch.bmm(weights, features.mT).flatten(1))
 
 
 class ResidualStyleTransfer(nn.Module):
@@ -251,7 +298,7 @@ class ResidualStyleTransfer(nn.Module):
 
     The contrasts share their anatomy, so the change is easier to learn than the whole, and training starts from the
     identity. Pre-activation blocks with the channel norm keep the intensities on the way, which instance statistics
-    take out at every layer.
+    take out at every layer. What a voxel cannot know, how the whole scan was weighted and scaled, a summary tells it.
 
     Args:
         num_modalities: size of the vocabulary.
@@ -259,6 +306,7 @@ class ResidualStyleTransfer(nn.Module):
         width: channels of every block.
         num_blocks: number of blocks.
         hidden_channels: hidden channels of the MS-SPADE layers.
+        summary_channels: hidden channels of the summary of the whole source; 0 leaves it out.
     """
 
     def __init__(
@@ -269,8 +317,12 @@ class ResidualStyleTransfer(nn.Module):
         width: int = 64,
         num_blocks: int = 3,
         hidden_channels: int = 16,
+        summary_channels: int = 0,
     ) -> None:
         super().__init__()
+        self.summary: nn.Module | None = (
+            SourceSummary(latent_channels, width, hidden_channels=summary_channels) if summary_channels else None
+        )
         self.conv_in = nn.Conv3d(latent_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(
             PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
@@ -280,9 +332,18 @@ class ResidualStyleTransfer(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(self, latent: Tensor, target: Tensor) -> Tensor:
-        """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64."""
+    def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+        """Target-like latent (B, L, h, w, d).
+
+        Args:
+            latent: (B, L, h, w, d), the source's or a crop of it.
+            target: (B,) int64.
+            context: voxels (B, L, N) of the whole source's latent, where ``latent`` is a crop.
+        """
         h = self.conv_in(latent)
+        if self.summary is not None:
+            summary = self.summary(latent.flatten(2) if context is None else context)
+            h = h + summary[:, :, None, None, None]
         for block in self.blocks:
             h = block(h, target)
         return latent + self.conv_out(h)

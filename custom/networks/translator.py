@@ -113,7 +113,7 @@ class LatentTranslator(nn.Module):
         return self._complete(latent.expand(targets.shape[0], -1, -1, -1, -1), targets, noise, num_steps)
 
     def _complete(self, latent: Tensor, target: Tensor, noise: Tensor | None, num_steps: int) -> Tensor:
-        target_like = self.transfer(latent, target)
+        target_like = self.transfer(latent, target, None)  # TorchScript knows no defaults here
         if noise is None:
             noise = torch.randn_like(latent[:1])
         return self.decode(self.sample(latent, target_like, target, noise, num_steps))
@@ -124,9 +124,12 @@ class LatentTranslator(nn.Module):
         return self.autoencoder.quantize(self.autoencoder.encode(image)).latent
 
     @torch.jit.export
-    def transfer(self, latent: Tensor, target: Tensor) -> Tensor:
-        """Target-like latent (B, L, h, w, d) of a source latent; ``target`` (B,)."""
-        return self.style_transfer(latent, target)
+    def transfer(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+        """Target-like latent (B, L, h, w, d) of a source latent; ``target`` (B,).
+
+        ``context`` holds voxels (B, L, N) of the whole source latent where ``latent`` is a crop of it.
+        """
+        return self.style_transfer(latent, target, context)
 
     @torch.jit.export
     def decode(self, latent: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from custom.data.latent_cache import StoredLatents
 from custom.data.latents import (
+    CONTEXT_VOXELS,
     LatentPairs,
     cat_collate,
     encode_subjects,
@@ -328,6 +329,19 @@ def test_each_pair_is_drawn_from_one_place_of_one_subject(tmp_path: Path) -> Non
         seen |= {*zip(item["source_modality"].tolist(), item["target_modality"].tolist(), strict=True)}
     assert seen == {(s, t) for s in (0, 2, 3) for t in (0, 2, 3) if s != t}
     assert any(len(set(starts)) > 1 for starts in places)
+
+
+def test_crops_come_with_voxels_of_the_whole_latents(tmp_path: Path) -> None:
+    subject = tagged(tmp_path, 3)
+    item = LatentPairs([subject], pairs_per_subject=2, crop_size=(2, 2, 2))[0]
+    for name in ("source", "target"):
+        context = item[f"{name}_context"]
+        assert context.shape == (2, 1, CONTEXT_VOXELS)
+        for number, voxels in zip(item[f"{name}_modality"].tolist(), context, strict=True):
+            index = subject["modality"].tolist().index(number)
+            # the 120 voxels of the latent, of which each is drawn 17 times on average
+            assert set(voxels.flatten().tolist()) == set(subject["latents"].read(index).flatten().tolist())
+    assert "source_context" not in LatentPairs([subject])[0]
 
 
 def test_crop_larger_than_the_latent_takes_it_whole(tmp_path: Path) -> None:

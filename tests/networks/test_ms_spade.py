@@ -16,6 +16,7 @@ from custom.networks import (
     PreActivationBlock,
     ReleaseStyleTransfer,
     ResidualStyleTransfer,
+    SourceSummary,
     StyleTransfer,
     SwitchableConv3d,
 )
@@ -28,9 +29,11 @@ def style_transfer() -> StyleTransfer:
     return StyleTransfer(M, L, in_channels=3, res_channels=[4, 4], spade_channels=[4, 3], hidden_channels=3)
 
 
-def residual_style_transfer() -> ResidualStyleTransfer:
+def residual_style_transfer(summary_channels: int = 0, num_blocks: int = 2) -> ResidualStyleTransfer:
     """Trained a little: its last layers start at zero, where most gradients are zero too."""
-    network = ResidualStyleTransfer(M, L, width=4, num_blocks=2, hidden_channels=3)
+    network = ResidualStyleTransfer(
+        M, L, width=4, num_blocks=num_blocks, hidden_channels=3, summary_channels=summary_channels
+    )
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     return network
@@ -44,6 +47,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "block to other channels": (lambda: MSSPADEBlock(M, 4, 2, 3), 4, 2),
     "style transfer": (style_transfer, L, L),
     "residual style transfer": (residual_style_transfer, L, L),
+    "residual style transfer with a summary": (lambda: residual_style_transfer(5), L, L),
     "normalisation over channels": (lambda: MSSPADE(M, 4, 3, norm="channel"), 4, 4),
     "release block": (lambda: PreActivationBlock(M, 4, 4, 3), 4, 4),
     "release block to more channels": (lambda: PreActivationBlock(M, 2, 4, 3), 2, 4),
@@ -143,6 +147,26 @@ def test_residual_style_transfer_starts_from_the_identity() -> None:
     z = torch.randn(3, L, 4, 4, 4)
     assert torch.equal(ResidualStyleTransfer(M, L, width=4)(z, TARGETS), z)
     assert not torch.allclose(residual_style_transfer()(z, TARGETS), z)
+
+
+def test_summary_is_of_a_set_of_voxels() -> None:
+    summary, voxels = SourceSummary(L, 6, hidden_channels=5, num_heads=2), torch.randn(3, L, 40)
+    expected = summary(voxels)
+    assert expected.shape == (3, 6)
+    torch.testing.assert_close(summary(voxels[..., torch.randperm(40)]), expected)
+    torch.testing.assert_close(summary(voxels.repeat(1, 1, 2)), expected)
+    assert not torch.allclose(summary(voxels + 1), expected)
+
+
+def test_a_crop_with_the_context_of_the_whole_is_the_crop_of_the_whole() -> None:
+    network, z = residual_style_transfer(5, num_blocks=1), torch.randn(3, L, 20, 20, 20)
+    # a block has six 3³ convolutions in a row, and one stands before and one after: they reach eight voxels far
+    inner, middle = (..., *[slice(1, 19)] * 3), (..., *[slice(8, 10)] * 3)
+    expected = network(z, TARGETS)[inner][middle]
+    found = network(z[inner], TARGETS, z.flatten(2))[middle]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    other = network(z[inner], TARGETS, z.flatten(2) + 1)[middle]
+    assert not torch.allclose(other, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_channel_norm_does_not_depend_on_the_rest_of_the_volume() -> None:
