@@ -9,6 +9,7 @@ from monai.networks.blocks import Convolution
 from monai.networks.nets.autoencoderkl import Decoder, Encoder
 from torch import Tensor, nn
 
+from custom.networks import slabs
 from custom.networks.quantizer import Quantized, VectorQuantizer
 from custom.networks.wavelet import HaarTransform
 
@@ -108,7 +109,10 @@ class VQGAN(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Latent before the bottleneck, (B, L, h, w, d), of ``image`` (B, 1, H, W, D) in [-1, 1]."""
-        return self.quant_conv(self.encoder(self.haar(image)))
+        x = self.haar(image)
+        if torch.jit.is_scripting():
+            return self.quant_conv(self.encoder(x))
+        return self.quant_conv(slabs.run_blocks(self.encoder.blocks, x) if _forward_alone(x) else self.encoder(x))
 
     def quantize(self, latent: Tensor) -> Quantized:
         """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent."""
@@ -116,9 +120,18 @@ class VQGAN(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, 1, H, W, D) of a latent (B, L, h, w, d)."""
-        return self.haar.inverse(self.decoder(self.post_quant_conv(latent)))
+        x = self.post_quant_conv(latent)
+        if torch.jit.is_scripting():
+            return self.haar.inverse(self.decoder(x))
+        return self.haar.inverse(slabs.run_blocks(self.decoder.blocks, x) if _forward_alone(x) else self.decoder(x))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction of ``image`` and what the bottleneck made of it."""
         quantized = self.quantize(self.encode(image))
         return self.decode(quantized.latent), quantized
+
+
+def _forward_alone(x: Tensor) -> bool:
+    """Whether ``x`` needs neither gradients nor a record of the modules' operations."""
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or x.is_meta
+    return not torch.is_grad_enabled() and not recorded
