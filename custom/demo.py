@@ -22,8 +22,21 @@ from custom.data.layouts import discover
 from custom.engines.evaluation import SEGMENTATION, SUBJECT, NativeGrid, make_reference, unit
 from custom.metrics import REGIONS
 from custom.modalities import canonical
-from custom.reports import figures, tables
-from custom.reports.tables import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, SPADE_ONLY, Row
+from custom.reports import figures
+from custom.reports.render import to_text
+from custom.reports.rows import (
+    CEILING,
+    COPY_SOURCE,
+    FULL_MODEL,
+    LOOKUP,
+    SPADE_ONLY,
+    TRAINING_MEAN,
+    Row,
+    display_name,
+    rows_of,
+    write_rows,
+)
+from custom.reports.tables import method_table
 from custom.workflows import bundle_workflow
 
 __all__ = ["demo"]
@@ -58,16 +71,16 @@ def demo(
     phantoms = ensure_phantom(output / "phantoms", counts=PHANTOM_COUNTS, seed=PHANTOM_SEED)
     shared = {**overrides, "dataset_dir": str(phantoms), "output_dir": str(output)}
     print("[2] One of them, from its first modality into all others", flush=True)
-    rows = _subject(output / "demo.png", (COPY_SOURCE, LOOKUP, CEILING, SPADE_ONLY), shared)
+    rows = _subject(output / "demo.png", (COPY_SOURCE, TRAINING_MEAN, LOOKUP, CEILING, SPADE_ONLY), shared)
     if image is not None:
         print(f"[3] {image}", flush=True)
         if Path(image).expanduser().is_dir():
             entry = discover(image)[0]
-            methods = (COPY_SOURCE, LOOKUP)
+            methods = (COPY_SOURCE, TRAINING_MEAN, LOOKUP)
             rows += _subject(output / f"{entry[SUBJECT]}.png", methods, {**shared, "dataset#data": [entry]})
         else:
             _file(Path(image).expanduser(), shared)
-    tables.write_rows(output / "scores.csv", rows)
+    write_rows(output / "scores.csv", rows)
     print(f"Done in {time.monotonic() - started:.0f} s. Volumes, pictures and scores: {output}", flush=True)
 
 
@@ -78,7 +91,7 @@ def _subject(picture: Path, methods: Sequence[str], shared: Mapping[str, Any]) -
     """
     handlers = [{"_target_": "custom.reports.handlers.ProgressHandler"}]
     workflow = bundle_workflow(
-        "evaluate", {**shared, "methods": list(methods), "handlers": handlers, "max_subjects": 1}
+        "evaluate", {**shared, "methods": list(methods), "handlers": handlers, "store": None, "max_subjects": 1}
     )
     dataset = workflow.parser.get_parsed_content("dataset")
     entry = dataset.data[0]
@@ -92,11 +105,11 @@ def _subject(picture: Path, methods: Sequence[str], shared: Mapping[str, Any]) -
         raise ValueError(why)
     item = dataset[0]
     to_native = NativeGrid(item, dataset.transform)
-    rows = evaluator.state.output["rows"] + _score_files(item, to_native, source, files)
-    print(f"\n{entry[SUBJECT]}, {tables.display_name(source)} to every other modality\n")
+    rows = evaluator.state.output.rows + _score_files(item, to_native, source, files)
+    print(f"\n{entry[SUBJECT]}, {display_name(source)} to every other modality\n")
     for region in REGIONS:
-        if table := tables.format_method_table(rows, region):
-            print(table + "\n")
+        if table := method_table(rows, region):
+            print(to_text(table) + "\n")
     _draw_subject(picture, item, to_native, source, files)
     return rows
 
@@ -108,7 +121,7 @@ def _score_files(
     for target, file in files.items():
         prediction = torch.from_numpy(nib.load(file).get_fdata(dtype=np.float32))
         scores = make_reference(item, target, to_native).score(prediction)
-        rows += tables.rows_of(item[SUBJECT], source, target, FULL_MODEL, scores)
+        rows += rows_of(item[SUBJECT], source, target, FULL_MODEL, scores)
     return rows
 
 
@@ -139,9 +152,9 @@ def _file(image: Path, shared: Mapping[str, Any]) -> None:
     scan = nib.load(image)
     source = _ras(scan.get_fdata(dtype=np.float32), scan.affine)
     low, high = np.percentile(source[source > 0], (0.5, 99.5))
-    name = f"Source {tables.display_name(own)}" if own in modalities else "Source"
+    name = f"Source {display_name(own)}" if own in modalities else "Source"
     columns = {name: np.clip((source - low) / (high - low), 0, 1)}
-    columns |= {tables.display_name(target): _read(file) for target, file in files.items()}
+    columns |= {display_name(target): _read(file) for target, file in files.items()}
     picture = Path(shared["output_dir"]) / f"{stem}.png"
     spacing = nib.affines.voxel_sizes(nib.as_closest_canonical(scan).affine)
     figures.volume_panel(picture, columns, spacing=tuple(spacing), title=stem)

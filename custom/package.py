@@ -121,7 +121,8 @@ def _files(bundle: Path, code: Path, licence: Path) -> dict[str, Path]:
     files = {"LICENSE": licence}
     for folder, pattern in (("configs", "*.json"), ("configs", "*.conf"), ("docs", "*")):
         files |= {f"{folder}/{p.name}": p for p in (bundle / folder).glob(pattern) if p.is_file()}
-    return files | {f"custom/{p.relative_to(code).as_posix()}": p for p in code.rglob("*.py")}
+    code_files = [p for p in code.rglob("*") if p.suffix == ".py" or (p.parent.name == "assets" and p.is_file())]
+    return files | {f"custom/{p.relative_to(code).as_posix()}": p for p in code_files}
 
 
 def _write(path: Path, content: Mapping[str, Path]) -> Path:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from custom.baselines import IntensityLookup, brain_mask, copy_source, fit_or_load
+from custom.baselines import IntensityLookup, TrainedBaselines, TrainingMean, brain_mask, copy_source, fit_or_load
 
 MODALITIES = ("t1", "t2", "flair")
 
@@ -73,22 +73,53 @@ def test_missing_modalities_give_only_the_pairs_that_exist():
         lookup.predict(torch.zeros(1, 4, 4, 4), "t2", "flair")
 
 
+def test_training_mean_is_the_mean_of_brains_brought_to_one_box():
+    small, large = torch.full((1, 20, 20, 20), -1.0), torch.full((1, 30, 30, 30), -1.0)
+    small[:, 4:16, 4:16, 4:16], large[:, 5:25, 5:25, 5:25] = 0.2, 0.6
+    mean = TrainingMean(MODALITIES, shape=(8, 8, 8))
+    for image in (small, large):
+        mean.update({"t1": image})
+    assert mean.seen == ["t1"]
+    other = torch.full((1, 1, 24, 24, 24), -1.0)
+    other[..., 2:12, 2:20, 2:20] = 0.9
+    predicted = mean.predict(other, "t1")
+    assert predicted.shape == other.shape
+    expected = torch.where(other > -1, 0.4, -1.0)
+    torch.testing.assert_close(predicted, expected)
+    with pytest.raises(ValueError, match="no training subject had 'pd'; learned: t1"):
+        mean.predict(other, "pd")
+
+
+def test_the_rim_of_a_round_brain_is_not_darkened_by_what_is_outside():
+    grid = torch.stack(torch.meshgrid(*[torch.linspace(-1.2, 1.2, 24)] * 3, indexing="ij"))
+    image = torch.where((grid**2).sum(dim=0) < 1, 0.5, -1.0)[None]
+    mean = TrainingMean(("t1",), shape=(12, 12, 12))
+    mean.update({"t1": image})
+    predicted = mean.predict(image, "t1")
+    inside = predicted[image > -1]
+    # the coarse grid may miss a voxel of the surface, which then has no value
+    assert (inside - 0.5).abs().quantile(0.99) < 1e-5
+
+
 def test_save_and_load(tmp_path):
-    lookup = IntensityLookup(MODALITIES, bins=16).fit([{"subject": "case_1", **subject(0)}])
-    path = tmp_path / "deep" / "lookup.npz"
-    lookup.save(path)
-    again = IntensityLookup.load(path)
-    assert (again.modalities, again.subjects, again.bins) == (MODALITIES, ["case_1"], 16)
-    np.testing.assert_array_equal(again.table("t2", "t1"), lookup.table("t2", "t1"))
-    assert [p.name for p in path.parent.iterdir()] == ["lookup.npz"]
+    lookup, mean = IntensityLookup(MODALITIES, bins=16).fit([subject(0)]), TrainingMean(MODALITIES, shape=(6, 6, 6))
+    mean.update(subject(0))
+    path = tmp_path / "deep" / "baselines.npz"
+    TrainedBaselines(lookup, mean, ["case_1"]).save(path, "state")
+    again = TrainedBaselines.load(path, "state")
+    assert (again.lookup.modalities, again.subjects, again.lookup.bins) == (MODALITIES, ["case_1"], 16)
+    np.testing.assert_array_equal(again.lookup.table("t2", "t1"), lookup.table("t2", "t1"))
+    image = subject(1)["t1"].as_tensor()
+    torch.testing.assert_close(again.mean.predict(image, "t2"), mean.predict(image, "t2"))
+    assert [p.name for p in path.parent.iterdir()] == ["baselines.npz"]
+    assert TrainedBaselines.load(path, "another state") is None
+    assert TrainedBaselines.load(tmp_path / "absent.npz", "state") is None
 
 
 def test_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file"):
-        IntensityLookup.load(tmp_path / "absent.npz")
     (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(ValueError, match=r"text\.npz: expected an intensity lookup"):
-        IntensityLookup.load(tmp_path / "text.npz")
+    with pytest.raises(ValueError, match=r"text\.npz: expected baselines"):
+        TrainedBaselines.load(tmp_path / "text.npz")
     with pytest.raises(ValueError, match="images of one shape"):
         IntensityLookup(MODALITIES).update({"t1": torch.zeros(1, 4, 4, 3), "t2": torch.zeros(1, 4, 4, 4)}, subject="a")
     with pytest.raises(ValueError, match="at least 2"):
@@ -109,15 +140,21 @@ def test_fit_or_load_fits_once_and_again_when_the_files_change(tmp_path):
         entries.append({"subject": name, "t1": tmp_path / f"{name}_t1", "t2": tmp_path / f"{name}_t2"})
         entries[-1]["t1"].write_text(name)
     path = tmp_path / "lookup.npz"
-    lookup = fit_or_load(path, entries, transform, MODALITIES)
-    assert lookup.subjects == ["a", "bb"]
+    first = fit_or_load(path, entries, transform, MODALITIES)
+    assert first.subjects == ["a", "bb"]
     assert reads == ["a", "bb", "broken"]
     again = fit_or_load(path, entries, transform, MODALITIES)
     assert len(reads) == 3
-    np.testing.assert_array_equal(again.table("t1", "t2"), lookup.table("t1", "t2"))
+    np.testing.assert_array_equal(again.lookup.table("t1", "t2"), first.lookup.table("t1", "t2"))
     assert fit_or_load(path, entries, transform, MODALITIES, max_subjects=1).subjects == ["a"]
     entries[0]["t1"].write_text("other contents")
     fit_or_load(path, entries, transform, MODALITIES, max_subjects=1)
     assert reads[3:] == ["a", "a"]
+
+    def another(entry):
+        return transform(entry)
+
+    fit_or_load(path, entries, another, MODALITIES, max_subjects=1)
+    assert len(reads) == 6  # other transforms, other baselines
     with pytest.raises(ValueError, match="none of 1 could be read"):
         fit_or_load(path, entries[2:], transform, MODALITIES)

@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from custom.data import ensure_phantom
 from custom.demo import PHANTOM_COUNTS, PHANTOM_SEED, demo
-from custom.reports.tables import METHODS, read_rows
+from custom.reports.rows import METHODS, read_rows
 
 CONFIG = Path(__file__).parents[1] / "bundle" / "configs" / "inference.json"
 

@@ -1,159 +1,59 @@
 """Evaluation of every source × target pair of held-out subjects, beside the trivial translations.
 
-One subject gives many predictions (28 for four modalities, besides the baselines). :class:`PairwiseInferer` makes them
-one by one, :class:`TranslationEvaluator` scores each on the scan's own grid and lets it go before the next comes;
-``custom.reports.handlers`` write the scores, print the tables, draw the figures and show the progress.
+One subject gives many predictions (28 for four modalities, besides the baselines). ``PairwiseInferer`` makes them one
+by one, :class:`TranslationEvaluator` scores each on the scan's own grid and lets it go before the next comes;
+``custom.reports`` keeps the results subject by subject and writes tables, figures and the report.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from ignite.engine import EventEnum, Events
 from monai.data import DataLoader, MetaTensor, decollate_batch
 from monai.engines import SupervisedEvaluator
-from monai.inferers import Inferer
 from monai.transforms import Compose, Invertd
+from torch import Tensor, nn
 
-from custom.arguments import as_bool
-from custom.baselines import BACKGROUND, IntensityLookup, brain_mask, copy_source
+from custom.baselines import brain_mask
 from custom.data.inputs import FAULT_KEY, TolerantDataset
 from custom.distributed import own_share
+from custom.engines.pairwise import PairwiseInferer, Prediction, plain
 from custom.errors import user_message
 from custom.metrics import Reference
-from custom.modalities import target_indices
-from custom.reports import tables
-from custom.reports.tables import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, METHODS, SPADE_ONLY, Row
+from custom.reports import figures
+from custom.reports.pictures import TRUTH, Pictures, Stamp
+from custom.reports.results import ResultStore, SubjectResult
+from custom.reports.rows import CEILING, FULL_MODEL, rows_of
+from custom.segmentation import Segmenter, SegmenterCheck
+from custom.statistics import correlation
+
+__all__ = [
+    "EvaluationEvents",
+    "NativeGrid",
+    "SubjectDataset",
+    "TranslationEvaluator",
+    "make_reference",
+    "prepare_subject",
+    "unit",
+]
 
 logger = logging.getLogger(__name__)
 
 SUBJECT = "subject"
 SEGMENTATION = "seg"
-
-
-class Prediction(NamedTuple):
-    """One prediction for a subject: ``image`` (1, 1, H, W, D) in [-1, 1], background exactly -1.
-
-    ``source == target`` is the autoencoder's reconstruction.
-    """
-
-    method: str
-    source: str
-    target: str
-    image: torch.Tensor
+FINGERPRINT = "fingerprint"
+SCROLLED = (FULL_MODEL, CEILING)  # the methods whose volumes the report's viewer holds
+EVERY_SECOND = (..., slice(None, None, 2), slice(None, None, 2), slice(None, None, 2))
 
 
 class EvaluationEvents(EventEnum):
     """Events between those of MONAI; ``engine.state.prediction`` holds the :class:`Prediction` that was scored."""
 
     PREDICTION_COMPLETED = "prediction_completed"
-
-
-class PairwiseInferer(Inferer):
-    """All predictions for one subject as a stream: each modality is encoded once, nothing is decoded twice.
-
-    Args:
-        modalities: the network's vocabulary, in its order.
-        lookup: the fitted intensity lookup; without it, or for pairs it has not seen, that row is left out.
-        methods: the rows wanted, of :data:`custom.reports.tables.METHODS`.
-        sources: the modalities to translate from; default all.
-        seed: of the noise, the same for every pair and subject.
-        num_steps: sampler steps; 0 for the network's default.
-        amp: whether to compute in bfloat16 where autocast does.
-
-    Raises:
-        ValueError: for an unknown method or source.
-    """
-
-    def __init__(
-        self,
-        modalities: Sequence[str],
-        *,
-        lookup: IntensityLookup | None = None,
-        methods: Sequence[str] = METHODS,
-        sources: Sequence[str] | None = None,
-        seed: int = 0,
-        num_steps: int = 0,
-        amp: bool | str = False,
-    ) -> None:
-        unknown = [m for m in methods if m not in METHODS]
-        if unknown:
-            raise ValueError(f"methods: expected some of {', '.join(METHODS)}; found {', '.join(unknown)}.")
-        self.modalities = tuple(modalities)
-        self.lookup = lookup
-        self.methods = tuple(methods)
-        self.sources = tuple(self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities))
-        self.seed = seed
-        self.num_steps = num_steps
-        self.amp = as_bool("amp", amp)
-        self._known = set(lookup.pairs) if lookup is not None else set()
-
-    def count(self, names: Sequence[str]) -> int:
-        """Number of predictions for a subject that has the modalities ``names``."""
-        pairs = [(s, t) for t in names for s in self.sources if s in names and s != t]
-        fixed = [m for m in self.methods if m not in (CEILING, LOOKUP)]
-        looked_up = sum(pair in self._known for pair in pairs) if LOOKUP in self.methods else 0
-        return (CEILING in self.methods) * len(names) + len(pairs) * len(fixed) + looked_up
-
-    @torch.inference_mode()
-    def __call__(
-        self, inputs: Mapping[str, torch.Tensor], network: torch.nn.Module, *args: Any, **kwargs: Any
-    ) -> Iterator[Prediction]:
-        """Yield the predictions, target by target.
-
-        Args:
-            inputs: preprocessed image (1, 1, H, W, D) of each modality that the subject has.
-            network: a :class:`custom.networks.LatentTranslator`.
-        """
-        names = [m for m in self.modalities if m in inputs]
-        images = {m: _plain(inputs[m]) for m in names}
-        brains = {m: brain_mask(image) for m, image in images.items()}
-        latents: dict[str, torch.Tensor] = {}
-
-        def latent(name: str) -> torch.Tensor:
-            if name not in latents:
-                with self._autocast(images[name]):
-                    latents[name] = network.encode(images[name])
-            return latents[name]
-
-        for target in names:
-            if CEILING in self.methods:
-                yield Prediction(CEILING, target, target, self._decode(network, latent(target), brains[target]))
-            for source in (m for m in self.sources if m in images and m != target):
-                image, brain = images[source], brains[source]
-                if COPY_SOURCE in self.methods:
-                    yield Prediction(COPY_SOURCE, source, target, copy_source(image))
-                if LOOKUP in self.methods and (source, target) in self._known:
-                    looked_up = self.lookup.predict(image, source, target, brain=brain)
-                    yield Prediction(LOOKUP, source, target, looked_up)
-                if SPADE_ONLY in self.methods or FULL_MODEL in self.methods:
-                    for method, z in self._translate(network, latent(source), target):
-                        yield Prediction(method, source, target, self._decode(network, z, brain))
-
-    def _translate(
-        self, network: torch.nn.Module, latent: torch.Tensor, target: str
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        index = torch.tensor([self.modalities.index(target)], device=latent.device)
-        with self._autocast(latent):
-            target_like = network.transfer(latent, index)
-        if SPADE_ONLY in self.methods:
-            yield SPADE_ONLY, target_like
-        if FULL_MODEL in self.methods:
-            noise = network.draw_noise(latent, self.seed)
-            with self._autocast(latent):
-                sampled = network.sample(latent, target_like, index, noise, self.num_steps)
-            yield FULL_MODEL, sampled
-
-    def _decode(self, network: torch.nn.Module, latent: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
-        with self._autocast(latent):
-            image = network.decode(latent)
-        return torch.where(brain, image.float().clamp(-1, 1), BACKGROUND)
-
-    def _autocast(self, tensor: torch.Tensor) -> torch.autocast:
-        return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=self.amp)
 
 
 def prepare_subject(
@@ -187,15 +87,26 @@ class SubjectDataset(TolerantDataset):
         data: entries of a data list.
         transform: the preprocessing.
         max_subjects: take no more than so many, the first ones; None for all.
+        store: where it knows a subject's results already, nothing of the subject is read.
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, Any]], transform: Compose | None = None, *, max_subjects: int | None = None
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Compose | None = None,
+        *,
+        max_subjects: int | None = None,
+        store: ResultStore | None = None,
     ) -> None:
         super().__init__(own_share(list(data)[:max_subjects]), transform)
+        self.store = store
 
     def _transform(self, index: int) -> dict[str, Any]:
-        return {SUBJECT: self.data[index][SUBJECT], **super()._transform(index)}
+        entry = self.data[index]
+        if self.store is None:
+            return {SUBJECT: entry[SUBJECT], **super()._transform(index)}
+        head = {SUBJECT: entry[SUBJECT], FINGERPRINT: self.store.fingerprint(entry)}
+        return head if self.store.known(entry) is not None else {**head, **super()._transform(index)}
 
 
 class NativeGrid:
@@ -206,19 +117,19 @@ class NativeGrid:
         preprocessing: the transforms that made it.
     """
 
-    def __init__(self, item: Mapping[str, torch.Tensor], preprocessing: Compose) -> None:
+    def __init__(self, item: Mapping[str, Tensor], preprocessing: Compose) -> None:
         self.item = item
         self.preprocessing = preprocessing
 
-    def __call__(self, image: torch.Tensor, key: str) -> torch.Tensor:
+    def __call__(self, image: Tensor, key: str) -> Tensor:
         """``image`` (1, H, W, D) on the grid of the scan ``key``, shape (H', W', D')."""
         if not isinstance(self.item[key], MetaTensor) or not self.item[key].applied_operations:
-            return _plain(image)[0]
+            return plain(image)[0]
         invert = Invertd(keys="pred", orig_keys=key, transform=self.preprocessing, nearest_interp=False)
-        return _plain(invert({"pred": MetaTensor(image), key: self.item[key]})["pred"])[0]
+        return plain(invert({"pred": MetaTensor(image), key: self.item[key]})["pred"])[0]
 
 
-def make_reference(item: Mapping[str, torch.Tensor], target: str, to_native: NativeGrid) -> Reference:
+def make_reference(item: Mapping[str, Tensor], target: str, to_native: NativeGrid) -> Reference:
     """Truth, brain and, where the label has a voxel, lesion of one modality of a subject, on the scan's own grid.
 
     Args:
@@ -241,13 +152,16 @@ class TranslationEvaluator(SupervisedEvaluator):
     a stream and are scored one at a time, so that memory does not grow with the number of pairs. A subject that fails
     is logged and kept in ``state.failures``, and the others go on.
 
-    After each iteration ``state.output`` is ``{"subject": str, "rows": list[Row]}``; after the run ``state.metrics``
-    holds the mean brain scores of the full model.
+    After each iteration ``state.output`` is the subject's ``SubjectResult``; after the run ``state.metrics`` holds the
+    mean brain scores of the full model.
 
     Args:
         device, val_data_loader, network: as in MONAI; the data set is a :class:`SubjectDataset`.
-        inferer: a :class:`PairwiseInferer`.
+        inferer: a ``PairwiseInferer``.
         preprocessing: the data set's transforms, which are inverted to reach the scan's own grid.
+        store: keeps each subject's results and pictures as soon as they are complete, and has those of earlier runs;
+            None to keep nothing.
+        segmenter: a segmentation model that is given real and synthetic images in turn.
         kwargs: other arguments of MONAI's evaluator.
     """
 
@@ -255,10 +169,12 @@ class TranslationEvaluator(SupervisedEvaluator):
         self,
         device: torch.device | str,
         val_data_loader: Iterable | DataLoader,
-        network: torch.nn.Module,
+        network: nn.Module,
         *,
         inferer: PairwiseInferer,
         preprocessing: Compose,
+        store: ResultStore | None = None,
+        segmenter: Segmenter | None = None,
         prepare_batch: Any = prepare_subject,
         **kwargs: Any,
     ) -> None:
@@ -273,47 +189,105 @@ class TranslationEvaluator(SupervisedEvaluator):
             **kwargs,
         )
         self.preprocessing = preprocessing
+        self.store = store
+        self.segmenter = segmenter
         self.state.prediction = None
         self.state.failures = {}
         self.add_event_handler(Events.STARTED, lambda engine: engine.state.failures.clear())
 
-    def _iteration(self, engine: TranslationEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
+    def _iteration(self, engine: TranslationEvaluator, batchdata: dict[str, Any]) -> SubjectResult:
         subject = str(batchdata[SUBJECT][0])
-        rows: list[Row] = []
+        fingerprint = batchdata.get(FINGERPRINT, [""])[0]
         try:
             if FAULT_KEY in batchdata:
                 raise ValueError(batchdata[FAULT_KEY][0])
+            if not any(torch.is_tensor(value) for value in batchdata.values()):
+                return self.store.load(subject, fingerprint)  # the data set has left out what is known
             batch = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
             engine.state.batch = batch
             with engine.mode(engine.network):
-                for prediction, scores in self._scored(engine, batch):
-                    rows += tables.rows_of(subject, *prediction[1:3], prediction.method, scores)
-                    engine.state.prediction = prediction
-                    engine.fire_event(EvaluationEvents.PREDICTION_COMPLETED)
+                result, pictures = self._evaluate(engine, batch)
+            if self.store is not None:
+                self.store.save(result, pictures, fingerprint)
+            return result
         except Exception as error:
-            rows = []
             engine.state.failures[subject] = user_message(error, default="failed")
             logger.warning("%s: left out of the evaluation: %s", subject, engine.state.failures[subject])
             logger.debug("%s: traceback", subject, exc_info=True)
+            return SubjectResult(subject)
         finally:
             engine.state.prediction = None
-        return {SUBJECT: subject, "rows": rows}
 
-    def _scored(self, engine: TranslationEvaluator, batch: Mapping[str, Any]) -> Iterator[tuple[Prediction, dict]]:
+    def _evaluate(self, engine: TranslationEvaluator, batch: Mapping[str, Any]) -> tuple[SubjectResult, Pictures]:
         item = decollate_batch({k: v for k, v in batch.items() if torch.is_tensor(v)})[0]
+        names = [m for m in engine.inferer.modalities if m in item]
         to_native = NativeGrid(item, engine.preprocessing)
+        result = SubjectResult(str(batch[SUBJECT][0]), notes=_notes(item, names, engine.inferer))
+        pictures = _pictures(item, names)
+        check = self._check(item, names, to_native)
         reference, of_target = None, None
         for prediction in engine.inferer(batch, engine.network):
-            target = prediction.target
+            method, source, target = prediction[:3]
             if target != of_target:
                 reference, of_target = make_reference(item, target, to_native), target
-            yield prediction, reference.score(to_native(unit(prediction.image[0]), target))
+            native = to_native(unit(prediction.image[0]), target)
+            result.rows += rows_of(result.subject, source, target, method, reference.score(native))
+            if prediction.cost is not None:
+                result.costs.append([method, source, target, *prediction.cost])
+            if prediction.spread is not None:
+                result.uncertainty.append([source, target, _error_and_spread(prediction, item[target])])
+            if check is not None and method == FULL_MODEL:
+                result.dice += check.replaced(source, target, native)
+            pictures.add((method, source, target), figures.volume(unit(prediction.image)), scroll=method in SCROLLED)
+            engine.state.prediction = prediction
+            engine.fire_event(EvaluationEvents.PREDICTION_COMPLETED)
+        return result, pictures
+
+    def _check(self, item: Mapping[str, Tensor], names: Sequence[str], to_native: NativeGrid) -> SegmenterCheck | None:
+        if self.segmenter is None:
+            return None
+        label = item.get(SEGMENTATION)
+        return SegmenterCheck(
+            self.segmenter,
+            {m: to_native(unit(item[m]), m) for m in names},
+            None if label is None else to_native((label > 0).float(), names[0]) > 0.5,
+            affine=item[names[0]].meta["original_affine"],
+        )
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+def _notes(item: Mapping[str, Tensor], names: Sequence[str], inferer: PairwiseInferer) -> list[str]:
+    notes = []
+    missing = [m for m in inferer.modalities if m not in names]
+    if missing:
+        notes.append(f"no {', '.join(missing)}: the pairs with it are not scored")
+    label = item.get(SEGMENTATION)
+    if label is None:
+        notes.append("no label: no lesion scores")
+    elif not bool((label > 0).any()):
+        notes.append("the label has no voxel above 0: no lesion scores")
+    return notes
 
 
-def unit(image: torch.Tensor) -> torch.Tensor:
+def _pictures(item: Mapping[str, Tensor], names: Sequence[str]) -> Pictures:
+    """The truths' pictures, where the lesion is largest or in the middle of the brain."""
+    label = item.get(SEGMENTATION)
+    lesion = None if label is None else figures.volume(label) > 0
+    position = figures.slice_position(figures.volume(brain_mask(item[names[0]])) > 0, lesion)
+    pictures = Pictures(Stamp(position, figures.spacing_of(item[names[0]])))
+    for name in names:
+        pictures.add((TRUTH, name, name), figures.volume(unit(item[name])), scroll=True)
+    if lesion is not None and lesion.any():
+        pictures.add_lesion(lesion)
+    return pictures
+
+
+def _error_and_spread(prediction: Prediction, truth: Tensor) -> float:
+    """Rank correlation of absolute error and spread over every second voxel of the brain along each axis."""
+    inside = brain_mask(truth)[EVERY_SECOND].reshape(-1)
+    error = (unit(prediction.image) - unit(truth)).abs()[EVERY_SECOND].reshape(-1)[inside]
+    return correlation(error.cpu().numpy(), prediction.spread[EVERY_SECOND].reshape(-1)[inside].cpu().numpy())
+
+
+def unit(image: Tensor) -> Tensor:
     """An image of the network's range [-1, 1] in [0, 1], clipped, as plain float32."""
-    return ((_plain(image).float() + 1) / 2).clamp(0, 1)
+    return ((plain(image).float() + 1) / 2).clamp(0, 1)

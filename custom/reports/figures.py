@@ -9,22 +9,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from scipy import ndimage
 
-from custom.reports.tables import display_name
+from custom.reports.rows import display_name
 
-CONVENTION = "Radiological convention: R = patient's right. Grey scale 0 to 1 for all."
+TRUTH_HEADING = "Ground truth"
+CONVENTION = "Radiological: R = patient's right, A = front. Grey scale 0 to 1 for all."
 _TEXT = "white"
 _DIM = "#a8a8a8"
 _DPI = 150
 _CELL = 1.6  # width of a slice in inches
 _CELL_WIDE = 2.2
 _GAP = 0.06
+_BOX = "#3ddc5a"
+_BOX_MARGIN = 2  # voxels
+_MAX_BOXES = 4
 
 
 def volume(image: torch.Tensor) -> np.ndarray:
@@ -78,6 +83,7 @@ def translation_grid(
     title: str = "",
     spacing: tuple[float, float] = (1.0, 1.0),
     diagonal: str = "reconstruction",
+    lesion: np.ndarray | None = None,
 ) -> Path:
     """Grid of slices: one row a source, one column a target, the truth last; written as PNG.
 
@@ -89,6 +95,7 @@ def translation_grid(
         title: shown above, such as the subject.
         spacing: voxel size (mm) along the picture's columns and rows.
         diagonal: what is shown where source and target are the same, for the note below.
+        lesion: mask of the lesion in the slice, round which green boxes are drawn.
 
     Returns:
         ``path``.
@@ -105,10 +112,12 @@ def translation_grid(
         for j, target in enumerate(targets):
             image = truths[target] if source is None else predictions.get((source, target))
             _show(axes[i][j], None if image is None else image[cut], spacing[1] / spacing[0])
+            if lesion is not None and image is not None:
+                _boxes(axes[i][j], lesion[cut])
             if i == 0:
                 axes[i][j].set_title(display_name(target), color=_TEXT, fontsize=11, pad=6)
         _row_label(axes[i][0], "Ground\ntruth" if source is None else f"{display_name(source)} →")
-    _right_marker(axes[0][0])
+    _marker(axes[0][0], "R")
     reconstructed = any(source == target for source, target in predictions)
     note = f" Source = target: {diagonal}." if reconstructed else ""
     return _save(figure, path, CONVENTION + note)
@@ -118,19 +127,60 @@ def volume_panel(
     path: str | os.PathLike[str],
     columns: Mapping[str, np.ndarray],
     *,
-    errors: Mapping[str, np.ndarray] | None = None,
-    position: tuple[int, int, int] | None = None,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     title: str = "",
-    error_range: float = 0.5,
 ) -> Path:
     """Volumes side by side, an axial and a sagittal row; written as PNG.
 
     Args:
         path: of the file; its folder is made.
         columns: heading → volume (X, Y, Z) in RAS order, values in [0, 1], all of one shape.
-        errors: heading → volume of absolute errors, shown after the others in colour.
-        position: voxel whose slices are shown; default the middle of the first column's brain.
+        spacing: voxel size in mm.
+        title: shown above.
+
+    Returns:
+        ``path``.
+    """
+    x, _, z = slice_position(next(iter(columns.values())) > 0)
+    rows = {
+        "Axial": ([axial(image, z) for image in columns.values()], (spacing[0], spacing[1])),
+        "Sagittal": ([sagittal(image, x) for image in columns.values()], (spacing[1], spacing[2])),
+    }
+    cuts = [_content(slices) for slices, _ in rows.values()]
+    heights = [_CELL_WIDE * _height_by_width(cut, mm) for cut, (_, mm) in zip(cuts, rows.values(), strict=True)]
+    figure, axes = _canvas(len(columns), heights, title, cell=_CELL_WIDE, left=0.9)
+    for i, (label, (slices, mm)) in enumerate(rows.items()):
+        _row_label(axes[i][0], label)
+        for j, heading in enumerate(columns):
+            _show(axes[i][j], slices[j][cuts[i]], mm[1] / mm[0])
+            if i == 0:
+                axes[i][j].set_title(heading, color=_TEXT, fontsize=11, pad=6)
+    _marker(axes[0][0], "R")
+    _marker(axes[1][0], "A")
+    return _save(figure, path, CONVENTION)
+
+
+def method_panel(
+    path: str | os.PathLike[str],
+    columns: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    truth: tuple[np.ndarray, np.ndarray],
+    *,
+    lesion: tuple[np.ndarray, np.ndarray] | None = None,
+    without_error: Sequence[str] = (),
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    title: str = "",
+    error_range: float = 0.5,
+) -> Path:
+    """Predictions of several methods beside the truth, after the paper's Figures 4, 5 and 7; written as PNG.
+
+    Rows are an axial and a sagittal slice, each with its absolute errors below; green boxes are round the lesion.
+
+    Args:
+        path: of the file; its folder is made.
+        columns: heading → axial and sagittal slice as shown, values in [0, 1].
+        truth: of the target; the last column.
+        lesion: masks of the lesion in both slices.
+        without_error: columns such as the source, which is no prediction.
         spacing: voxel size in mm.
         title: shown above.
         error_range: the error that is shown brightest.
@@ -138,55 +188,33 @@ def volume_panel(
     Returns:
         ``path``.
     """
-    errors = errors or {}
-    volumes = {**columns, **errors}
-    x, _, z = position if position is not None else slice_position(next(iter(columns.values())) > 0)
-    rows = {
-        "Axial": ([axial(image, z) for image in volumes.values()], (spacing[0], spacing[1])),
-        "Sagittal": ([sagittal(image, x) for image in volumes.values()], (spacing[1], spacing[2])),
-    }
-    cuts = [_content(slices) for slices, _ in rows.values()]
-    heights = [_CELL_WIDE * _height_by_width(cut, mm) for cut, (_, mm) in zip(cuts, rows.values(), strict=True)]
-    figure, axes = _canvas(len(volumes), heights, title, cell=_CELL_WIDE, left=0.9, right=0.75 if errors else 0.15)
-    for i, (label, (slices, mm)) in enumerate(rows.items()):
-        _row_label(axes[i][0], label)
-        for j, heading in enumerate(volumes):
-            style = {"cmap": "inferno", "vmax": error_range} if heading in errors else {}
-            artist = _show(axes[i][j], slices[j][cuts[i]], mm[1] / mm[0], **style)
+    shown = {**columns, TRUTH_HEADING: truth}
+    planes = [("Axial", (spacing[0], spacing[1])), ("Sagittal", (spacing[1], spacing[2]))]
+    cuts = [_content([slices[i] for slices in shown.values()]) for i in range(2)]
+    heights = [_CELL * _height_by_width(cut, mm) for cut, (_, mm) in zip(cuts, planes, strict=True)]
+    figure, axes = _canvas(len(shown), [h for h in heights for _ in range(2)], title, left=0.8, right=0.7)
+    artist = None
+    for i, (label, mm) in enumerate(planes):
+        _row_label(axes[2 * i][0], label)
+        _row_label(axes[2 * i + 1][0], "|Error|")
+        for j, (heading, slices) in enumerate(shown.items()):
+            image, below = axes[2 * i][j], axes[2 * i + 1][j]
+            _show(image, slices[i][cuts[i]], mm[1] / mm[0])
+            if lesion is not None:
+                _boxes(image, lesion[i][cuts[i]])
             if i == 0:
-                axes[i][j].set_title(heading, color=_TEXT, fontsize=11, pad=6)
-    _right_marker(axes[0][0])
-    if errors:
+                image.set_title(heading, color=_TEXT, fontsize=9, pad=6)
+            if heading in (*without_error, TRUTH_HEADING):
+                below.set_axis_off()
+                continue
+            error = np.abs(slices[i] - truth[i])[cuts[i]]
+            artist = _show(below, error, mm[1] / mm[0], cmap="inferno", vmax=error_range)
+    _marker(axes[0][0], "R")
+    _marker(axes[2][0], "A")
+    if artist is not None:
         _colour_bar(figure, artist, axes[1][-1])
-    return _save(figure, path, CONVENTION)
-
-
-def comparison_panel(
-    path: str | os.PathLike[str],
-    source: np.ndarray,
-    prediction: np.ndarray,
-    truth: np.ndarray | None,
-    *,
-    names: tuple[str, str],
-    **kwargs: Any,
-) -> Path:
-    """Source, prediction, truth and absolute error of one pair, an axial and a sagittal row; written as PNG.
-
-    Args:
-        path: of the file; its folder is made.
-        source, prediction, truth: volumes (X, Y, Z) in RAS order, values in [0, 1]; without a truth no error either.
-        names: the source and target modalities.
-        kwargs: other arguments of :func:`volume_panel`.
-
-    Returns:
-        ``path``.
-    """
-    shown, wanted = (display_name(n) for n in names)
-    columns = {f"Source {shown}": source, f"Predicted {wanted}": prediction}
-    if truth is None:
-        return volume_panel(path, columns, **kwargs)
-    columns[f"True {wanted}"] = truth
-    return volume_panel(path, columns, errors={"|Error|": np.abs(prediction - truth)}, **kwargs)
+    green = " Green: lesion by its label." if lesion is not None else ""
+    return _save(figure, path, f"{CONVENTION}{green} Synthetic: all columns but source and ground truth.")
 
 
 def _content(slices: Sequence[np.ndarray], margin: int = 3) -> tuple[slice, slice]:
@@ -242,14 +270,25 @@ def _show(axes: Axes, image: np.ndarray | None, aspect: float, *, cmap: str = "g
     return axes.imshow(image, cmap=cmap, vmin=0.0, vmax=vmax, aspect=aspect, interpolation="bilinear")
 
 
+def _boxes(axes: Axes, lesion: np.ndarray) -> None:
+    """A rectangle round each part of the lesion that is large enough to be seen, the largest ones."""
+    parts, _ = ndimage.label(ndimage.binary_dilation(lesion > 0, iterations=_BOX_MARGIN))
+    boxes = ndimage.find_objects(parts)
+    for rows, columns in sorted(boxes, key=lambda b: (b[0].start - b[0].stop) * (b[1].stop - b[1].start))[:_MAX_BOXES]:
+        corner = (columns.start - 0.5, rows.start - 0.5)
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=_BOX, linewidth=0.8))
+
+
 def _row_label(axes: Axes, text: str) -> None:
     axes.annotate(
         text, (0, 0.5), (-8, 0), "axes fraction", "offset points", color=_TEXT, fontsize=11, ha="right", va="center"
     )
 
 
-def _right_marker(axes: Axes) -> None:
-    axes.text(0.02, 0.98, "R", color=_DIM, fontsize=10, ha="left", va="top", transform=axes.transAxes)
+def _marker(axes: Axes, side: str) -> None:
+    """Which side of the patient is on the left of the picture: R(ight) or A(nterior)."""
+    axes.text(0.02, 0.98, side, color=_DIM, fontsize=10, ha="left", va="top", transform=axes.transAxes)
 
 
 def _colour_bar(figure: Figure, artist, axes: Axes) -> None:

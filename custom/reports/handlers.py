@@ -1,176 +1,94 @@
-"""What an evaluation leaves behind: scores and tables, figures, and a progress bar while it runs."""
+"""What an evaluation leaves behind, and a progress bar while it runs."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 from tqdm import tqdm
 
-from custom.baselines import brain_mask
-from custom.distributed import is_main, rank, world_size
-from custom.engines.evaluation import SEGMENTATION, SUBJECT, EvaluationEvents, TranslationEvaluator, unit
-from custom.reports import figures, tables
-from custom.reports.tables import CEILING, FULL_MODEL, Row
+from custom.distributed import is_main, rank
+from custom.engines.evaluation import SUBJECT, EvaluationEvents, TranslationEvaluator
+from custom.reports.report import write_report
+from custom.reports.results import Results, Setup, SubjectResult
+from custom.reports.rows import FULL_MODEL
+from custom.statistics import summarize
 
 
-class ScoresHandler:
-    """Writes ``per_subject.csv`` subject by subject, and at the end the tables, to the terminal and ``report.txt``.
+class ReportHandler:
+    """Writes the report at the end of an evaluation: scores, tables, figures, ``report.txt`` and ``report.html``.
 
-    In several processes the main one writes: its own subjects as they come, at the end those of all, in the order of
-    the data list. ``state.metrics`` and ``state.failures`` are then every process's.
+    In several processes the main one writes, in the order of the data list, with the pictures that the others have left
+    in the folder. ``state.metrics`` and ``state.failures`` are then every process's.
 
     Args:
-        output_dir: folder for both files, made where absent.
-        modalities: order of the matrices' rows and columns.
+        output_dir: folder for all of it, made where absent.
+        modalities: order of rows and columns.
+        pairs: tasks (source, target) of the tables and figures by method.
+        num_figures: how many subjects are drawn.
+        viewer_megabytes: how large the volumes in ``report.html`` may be together; 0 for none.
+        settings: what was run, to be said in the report.
+        title: of the report.
 
     Raises:
         ValueError: at the end, if no subject could be evaluated.
-    """
-
-    def __init__(self, output_dir: str | os.PathLike[str], *, modalities: Sequence[str] = ()) -> None:
-        self.output_dir = Path(output_dir)
-        self.modalities = tuple(modalities)
-        self._results: list[str] = []
-
-    @property
-    def csv_path(self) -> Path:
-        """The file of scores."""
-        return self.output_dir / "per_subject.csv"
-
-    def attach(self, engine: Engine) -> None:
-        """Register on the evaluator."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._append)
-        engine.add_event_handler(Events.COMPLETED, self._report)
-
-    def _start(self, engine: Engine) -> None:
-        self._results = []
-        if is_main():
-            tables.write_rows(self.csv_path, [])
-
-    def _append(self, engine: Engine) -> None:
-        subject, rows = engine.state.output[SUBJECT], engine.state.output["rows"]
-        if is_main():
-            tables.write_rows(self.csv_path, rows, append=True)
-        fields, failure = [tables.to_fields(row) for row in rows], engine.state.failures.get(subject)
-        # this is also the order of the data list, of which each process has every n-th subject
-        self._results.append(json.dumps([engine.state.iteration, rank(), subject, failure, fields]))
-
-    def _gather(self, engine: Engine) -> list[Row]:
-        """Rows of all processes; every one must come here."""
-        results = sorted(json.loads(result) for result in string_list_all_gather(self._results))
-        engine.state.failures = {subject: failure for *_, subject, failure, _ in results if failure is not None}
-        rows = [tables.from_fields(fields) for *_, all_fields in results for fields in all_fields]
-        if is_main() and world_size() > 1:
-            tables.write_rows(self.csv_path, rows)
-        return rows
-
-    def _report(self, engine: Engine) -> None:
-        rows = self._gather(engine)
-        failures = engine.state.failures
-        if not rows:
-            reasons = "; ".join(f"{subject}: {why}" for subject, why in failures.items()) or "the data list is empty"
-            raise ValueError(f"evaluation: no subject could be evaluated ({reasons}).")
-        brain = tables.method_table(rows, "brain").get(FULL_MODEL, {})
-        engine.state.metrics.update({f"brain_{metric}": summary.mean for metric, summary in brain.items()})
-        if not is_main():
-            return
-        text = tables.format_report(rows, modalities=self.modalities, failures=failures)
-        (self.output_dir / "report.txt").write_text(text, encoding="utf-8")
-        print(text)
-        print(f"Scores: {self.csv_path}")
-
-
-class FiguresHandler:
-    """Draws for the first subjects the grid of all pairs (the paper's Figure 6) and a panel with the error map.
-
-    In several processes the main one draws the first of its own subjects.
-
-    Args:
-        output_dir: folder for the PNG files, made where absent.
-        modalities: order of rows and columns.
-        num_subjects: how many subjects are drawn.
-        panel: (source, target) of the panel.
     """
 
     def __init__(
         self,
         output_dir: str | os.PathLike[str],
         *,
-        modalities: Sequence[str],
-        num_subjects: int = 1,
-        panel: tuple[str, str] = ("t1", "t2"),
+        modalities: Sequence[str] = (),
+        pairs: Sequence[Sequence[str]] = (),
+        num_figures: int = 2,
+        viewer_megabytes: float = 40.0,
+        settings: Mapping[str, Any] | None = None,
+        title: str = "Evaluation",
     ) -> None:
-        self.output_dir = Path(output_dir)
-        self.modalities = tuple(modalities)
-        self.num_subjects = num_subjects
-        self.panel = tuple(panel)
-        self._drawn = 0
-        self._reset()
-
-    def _reset(self) -> None:
-        self._at: tuple[int, int, int] | None = None
-        self._slices: dict[tuple[str, str], np.ndarray] = {}
-        self._panel_image: np.ndarray | None = None
+        self.results = Results(output_dir)
+        self.setup = Setup(
+            title,
+            list(modalities),
+            [list(pair) for pair in pairs],
+            num_figures=num_figures,
+            viewer_megabytes=viewer_megabytes,
+            settings={name: str(value) for name, value in (settings or {}).items()},
+        )
+        self._found: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         """Register on the evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda engine: self._found.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
+        engine.add_event_handler(Events.COMPLETED, self._report)
+
+    def _keep(self, engine: Engine) -> None:
+        result, failure = engine.state.output, engine.state.failures.get(engine.state.output.subject)
+        # this is also the order of the data list, of which each process has every n-th subject
+        self._found.append(json.dumps([engine.state.iteration, rank(), failure, result.to_json()]))
+
+    def _report(self, engine: Engine) -> None:
+        gathered = sorted((json.loads(result) for result in string_list_all_gather(self._found)), key=lambda r: r[:2])
+        found = [SubjectResult.from_json(content) for *_, content in gathered]
+        failures = {content["subject"]: failure for _, _, failure, content in gathered if failure is not None}
+        engine.state.failures = failures
+        engine.state.metrics.update(_brain_means(found))
         if not is_main():
             return
-        engine.add_event_handler(Events.STARTED, lambda engine: setattr(self, "_drawn", 0))
-        engine.add_event_handler(EvaluationEvents.PREDICTION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
+        self.setup.failures = failures
+        self.setup.subjects = [result.subject for result in found]
+        self.results.save_setup(self.setup)
+        write_report(self.results, self.setup, found)
 
-    def _collect(self, engine: Engine) -> None:
-        prediction = engine.state.prediction
-        if self._drawn >= self.num_subjects or prediction.method not in (FULL_MODEL, CEILING):
-            return
-        volume = figures.volume(unit(prediction.image))
-        if self._at is None:
-            self._at = self._position(engine.state.batch)
-        # a copy, since a view would keep the whole volume
-        self._slices[prediction.source, prediction.target] = figures.axial(volume, self._at[2]).copy()
-        if (prediction.source, prediction.target) == self.panel:
-            self._panel_image = volume
 
-    def _position(self, batch: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
-        image = next(batch[m] for m in self.modalities if m in batch)
-        label = batch.get(SEGMENTATION)
-        lesion = None if label is None else figures.volume(label) > 0
-        return figures.slice_position(figures.volume(brain_mask(image)) > 0, lesion)
-
-    def _draw(self, engine: Engine) -> None:
-        if engine.state.output["rows"] and self._slices and self._drawn < self.num_subjects:
-            self._drawn += 1
-            self._write(engine.state.output[SUBJECT], engine.state.batch)
-        self._reset()
-
-    def _write(self, subject: str, batch: Mapping[str, Any]) -> None:
-        images = {m: figures.volume(unit(batch[m])) for m in self.modalities if m in batch}
-        spacing = figures.spacing_of(next(batch[m] for m in images))
-        truths = {m: figures.axial(image, self._at[2]) for m, image in images.items()}
-        grid = self.output_dir / f"{subject}_grid.png"
-        figures.translation_grid(grid, self._slices, truths, title=subject, spacing=spacing[:2])
-        if self._panel_image is not None:
-            source, target = self.panel
-            figures.comparison_panel(
-                self.output_dir / f"{subject}_{source}_to_{target}.png",
-                images[source],
-                self._panel_image,
-                images[target],
-                names=self.panel,
-                position=self._at,
-                spacing=spacing,
-                title=subject,
-            )
+def _brain_means(found: Sequence[SubjectResult]) -> dict[str, float]:
+    rows = [r for result in found for r in result.rows if r.method == FULL_MODEL and r.region == "brain"]
+    names = ("psnr", "ssim", "nmse", "mae") if rows else ()
+    return {f"brain_{name}": summarize([getattr(row, name) for row in rows]).mean for name in names}
 
 
 class ProgressHandler:

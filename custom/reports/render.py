@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import os
 import re
 import textwrap
@@ -53,6 +54,7 @@ class Table(NamedTuple):
         rows: cells, as many as columns in each row; plain text stands for a cell that is not bold.
         groups: headings above the columns with the number of columns that each spans; their sum is that of the columns.
         note: a sentence or two below.
+        best: what the bold cells are the best of, such as ``"of a column"``.
     """
 
     title: str
@@ -60,24 +62,28 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Cell | str]]
     groups: Sequence[tuple[str, int]] = ()
     note: str = ""
+    best: str = ""
 
     def cells(self) -> list[list[Cell]]:
         """The rows, every cell a :class:`Cell`."""
         return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
 
+    def explained(self, mark: str) -> str:
+        """The note, and what the mark of the best cells means if there are any."""
+        marked = any(c.bold for row in self.cells() for c in row)
+        return f"{self.note} {mark}: best {self.best}.".replace(" .", ".").strip() if marked else self.note
+
 
 def to_text(table: Table) -> str:
-    """Aligned columns for a terminal; the best are marked with an asterisk."""
+    """Aligned columns for a terminal, its groups below one another where they are too wide; asterisks at the best."""
     lines = [_flat_head(table), *([c.text + "*" * c.bold for c in row] for row in table.cells())]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    text = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
-    text.insert(1, "-" * len(text[0]))
-    marks = " * best." if any(c.bold for row in table.cells() for c in row) else ""
-    below = textwrap.fill((table.note + marks).strip(), TEXT_WIDTH)
-    return "\n".join(part for part in (textwrap.fill(table.title, TEXT_WIDTH), *text, below) if part)
+    blocks = _aligned(lines)
+    if len(blocks[0]) > TEXT_WIDTH and len(table.groups) > 2:
+        ends = list(itertools.accumulate(span for _, span in table.groups))
+        parts = [_aligned([[line[0], *line[a:b]] for line in lines]) for a, b in itertools.pairwise(ends)]
+        blocks = [line for part in parts for line in (*part, "")][:-1]
+    below = textwrap.fill(table.explained("*"), TEXT_WIDTH)
+    return "\n".join([textwrap.fill(table.title, TEXT_WIDTH), *blocks, *([below] if below else [])])
 
 
 def to_markdown(table: Table) -> str:
@@ -88,7 +94,9 @@ def to_markdown(table: Table) -> str:
     ]
     head = [_replace(c, escape) for c in _flat_head(table)]
     lines = ["| " + " | ".join(row) + " |" for row in (head, [":--", *["--:"] * (len(head) - 1)], *rows)]
-    return "\n\n".join(part for part in (f"**{table.title}**", "\n".join(lines), table.note) if part) + "\n"
+    return (
+        "\n\n".join(part for part in (f"**{table.title}**", "\n".join(lines), table.explained("Bold")) if part) + "\n"
+    )
 
 
 def to_latex(table: Table) -> str:
@@ -102,8 +110,8 @@ def to_latex(table: Table) -> str:
     for row in table.cells():
         lines.append(" & ".join(rf"\textbf{{{_tex(c.text)}}}" if c.bold else _tex(c.text) for c in row) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    if table.note:
-        lines.append(rf"\par\smallskip {_tex(table.note)}")
+    if below := table.explained("Bold"):
+        lines.append(rf"\par\smallskip {_tex(below)}")
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
@@ -127,19 +135,32 @@ def to_html(table: Table) -> str:
         cells = [f"<td{' class=best' if c.bold else ''}>{html.escape(c.text)}</td>" for c in others]
         lines.append(f"<tr><th>{html.escape(first.text)}</th>{''.join(cells)}</tr>")
     lines.append("</tbody></table>")
-    return "\n".join([*lines, f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""])
+    below = table.explained("Bold")
+    return "\n".join([*lines, f'<p class="note">{html.escape(below)}</p>' if below else ""])
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"txt": to_text, "md": to_markdown, "tex": to_latex, "csv": to_csv}
 
 
-def write_table(table: Table, folder: str | os.PathLike[str], name: str) -> list[Path]:
-    """Write ``<folder>/<name>`` with the suffixes of :data:`FORMATS`; returns the paths."""
-    paths = [Path(folder) / f"{name}.{suffix}" for suffix in FORMATS]
-    for path, render in zip(paths, FORMATS.values(), strict=True):
+def write_table(
+    table: Table, folder: str | os.PathLike[str], name: str, *, formats: Sequence[str] = tuple(FORMATS)
+) -> list[Path]:
+    """Write ``<folder>/<name>`` with the suffixes ``formats``, of :data:`FORMATS`; returns the paths."""
+    paths = [Path(folder) / f"{name}.{suffix}" for suffix in formats]
+    for path, suffix in zip(paths, formats, strict=True):
         with appearing_whole(path) as temporary:
-            temporary.write_text(render(table).rstrip("\n") + "\n", encoding="utf-8")
+            temporary.write_text(FORMATS[suffix](table).rstrip("\n") + "\n", encoding="utf-8")
     return paths
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines in columns, a rule under the first."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    return [text[0], "-" * len(text[0]), *text[1:]]
 
 
 def _flat_head(table: Table) -> list[str]:

@@ -1,212 +1,261 @@
-"""Tables of an evaluation: rows of scores, their file, and their means as text.
+"""Tables of an evaluation: those of the paper, and those that a reader needs beside them.
 
-One :class:`Row` is one prediction in one region. A table of methods averages over subjects and pairs; a matrix of
-pairs averages over subjects and has the shape of the paper's Table 2: rows are sources, columns targets, and the
-diagonal is the reconstruction by the autoencoder.
+Means are over subjects and pairs; intervals draw subjects. In a table of pairs rows are sources, columns targets, and
+the diagonal is the reconstruction by the autoencoder.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-import os
-import statistics
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from custom.metrics import METRICS, PROTOCOL, REGIONS, Scores
+from custom.metrics import HIGHER_IS_BETTER, METRICS
+from custom.reports.render import CHECK, Cell, Table
+from custom.reports.rows import CEILING, FULL_MODEL, METHODS, Row, display_name
+from custom.statistics import LEVEL, Summary, paired_comparisons, summarize
 
-COPY_SOURCE = "copy-source"
-LOOKUP = "intensity lookup"
-CEILING = "autoencoder ceiling"
-SPADE_ONLY = "MS-SPADE only"
-FULL_MODEL = "full model"
-METHODS: tuple[str, ...] = (COPY_SOURCE, LOOKUP, CEILING, SPADE_ONLY, FULL_MODEL)
+__all__ = [
+    "Ablation",
+    "ablation_table",
+    "comparison_table",
+    "method_order",
+    "method_table",
+    "model_table",
+    "pair_table",
+    "summaries",
+    "summary_table",
+]
 
-DISPLAY_NAMES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR", "pd": "PD"}
-_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "nmse": "NMSE", "mae": "MAE"}
-_DECIMALS = {"psnr": 2, "ssim": 4, "nmse": 4, "mae": 4}
+TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "nmse": "NMSE", "mae": "MAE"}
+DECIMALS = {"psnr": 2, "ssim": 3, "nmse": 3, "mae": 3}
+PAPER_METRICS = ("psnr", "nmse", "ssim")  # in the order of the paper's columns
+ANY_SOURCE = ""  # of a prediction whose source its file's name does not tell
+NO_VALUE = "–"
 
-
-class Row(NamedTuple):
-    """Scores of one prediction in one region; ``source == target`` is a reconstruction."""
-
-    subject: str
-    source: str
-    target: str
-    method: str
-    region: str
-    psnr: float
-    ssim: float
-    nmse: float
-    mae: float
-
-
-class Summary(NamedTuple):
-    """Mean and standard deviation (of a sample; NaN for a single value) of ``n`` values."""
-
-    mean: float
-    sd: float
-    n: int
+Pair = tuple[str, str]
+Key = tuple[str, str, str, str]
 
 
-def rows_of(subject: str, source: str, target: str, method: str, scores: Mapping[str, Scores]) -> list[Row]:
-    """Rows of one prediction from its scores by region."""
-    return [Row(subject, source, target, method, region, *values) for region, values in scores.items()]
+class Ablation(NamedTuple):
+    """One row of the paper's Table 3.
 
-
-def write_rows(path: str | os.PathLike[str], rows: Iterable[Row], *, append: bool = False) -> None:
-    """Write rows to a CSV file with a header line; ``append`` adds to what is there, and the file is closed after."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = not (append and path.is_file())
-    with path.open("a" if append else "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if header:
-            writer.writerow(Row._fields)
-        writer.writerows(to_fields(row) for row in rows)
-
-
-def to_fields(row: Row) -> list[str]:
-    """A row as the file holds it: scores with six digits."""
-    return [*row[:5], *(f"{value:.6g}" for value in row[5:])]
-
-
-def from_fields(fields: Sequence[str]) -> Row:
-    """The row that :func:`to_fields` wrote.
-
-    Raises:
-        TypeError: for the wrong number of fields.
-        ValueError: for a score that is no number.
+    Attributes:
+        name: such as ``"(a)"`` or ``"ours"``.
+        diffusion, palette, spade: which parts the model has.
+        regularization: of the latent, ``"VQ"`` or ``"KL"``.
+        rows: scores of the model, whose method is ``method``.
+        method: the full model, or MS-SPADE only.
     """
-    return Row(*fields[:5], *(float(value) for value in fields[5:]))
+
+    name: str
+    diffusion: bool
+    palette: bool
+    spade: bool
+    regularization: str
+    rows: Sequence[Row]
+    method: str = FULL_MODEL
 
 
-def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Read what :func:`write_rows` wrote.
-
-    Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where the columns are others, or a score is no number, naming the line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"scores: no file {path}. Run an evaluation first.")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        if tuple(header) != Row._fields:
-            raise ValueError(f"{path}: expected the columns {', '.join(Row._fields)}; found {', '.join(header)}.")
-        rows = []
-        for line in reader:
-            try:
-                rows.append(from_fields(line))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}.") from error
-    return rows
-
-
-def summarize(values: Sequence[float]) -> Summary:
-    """Mean ± sd; an infinite value (a perfect PSNR) makes the mean infinite and the sd NaN.
-
-    Raises:
-        ValueError: without a value.
-    """
-    if not values:
-        raise ValueError("summary: expected at least one value; found none.")
-    if not all(math.isfinite(v) for v in values):
-        return Summary(sum(values) / len(values), math.nan, len(values))
-    sd = statistics.stdev(values) if len(values) > 1 else math.nan
-    return Summary(statistics.fmean(values), sd, len(values))
-
-
-def method_table(rows: Iterable[Row], region: str) -> dict[str, dict[str, Summary]]:
-    """``{method: {metric: Summary}}`` over subjects and pairs, in the order of :data:`METHODS`, then of appearance."""
-    by_method: dict[str, list[Row]] = {}
+def summaries(rows: Iterable[Row]) -> dict[Key, dict[str, Summary]]:
+    """``{(method, source, target, region): {metric: Summary}}`` over subjects."""
+    groups: dict[Key, list[Row]] = {}
     for row in rows:
-        if row.region == region:
-            by_method.setdefault(row.method, []).append(row)
-    ordered = [m for m in METHODS if m in by_method] + [m for m in by_method if m not in METHODS]
-    return {m: {k: summarize([getattr(r, k) for r in by_method[m]]) for k in METRICS} for m in ordered}
+        groups.setdefault((row.method, row.source, row.target, row.region), []).append(row)
+    return {key: _summarized(group) for key, group in groups.items()}
 
 
-def pair_matrix(
-    rows: Iterable[Row], metric: str, region: str, *, method: str = FULL_MODEL
-) -> dict[tuple[str, str], Summary]:
-    """``{(source, target): Summary}`` over subjects; the diagonal comes from the autoencoder's reconstruction."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        wanted = CEILING if row.source == row.target else method
-        if row.region == region and row.method == wanted:
-            values.setdefault((row.source, row.target), []).append(getattr(row, metric))
-    return {pair: summarize(v) for pair, v in values.items()}
-
-
-def format_method_table(rows: Sequence[Row], region: str) -> str:
-    """Text table, one line a method; empty where nothing was measured in the region."""
-    table = method_table(rows, region)
-    if not table:
-        return ""
-    body = [[m, *(_cell(s[k], k) for k in METRICS), str(s["psnr"].n)] for m, s in table.items()]
-    return _align([[region, *(_TITLES[k] for k in METRICS), "n"], *body])
-
-
-def format_pair_matrix(
-    rows: Sequence[Row], metric: str, region: str, *, modalities: Sequence[str] = (), method: str = FULL_MODEL
-) -> str:
-    """Text table shaped as the paper's Table 2; empty where the method was not measured in the region."""
-    matrix = pair_matrix(rows, metric, region, method=method)
-    if not any(source != target for source, target in matrix):
-        return ""
-    names = list(modalities) or list(dict.fromkeys(name for pair in matrix for name in pair))
-    head = [f"{_TITLES[metric]}, {region}", *("→ " + display_name(t) for t in names)]
-    body = [[display_name(s), *(_cell(matrix.get((s, t)), metric) for t in names)] for s in names]
-    return _align([head, *body])
-
-
-def format_report(
-    rows: Sequence[Row], *, modalities: Sequence[str] = (), failures: Mapping[str, str] | None = None
-) -> str:
-    """The whole report as text: protocol, failures, table of methods by region, matrices of pairs."""
-    subjects = list(dict.fromkeys(row.subject for row in rows))
-    parts = [textwrap.fill(PROTOCOL, 110), f"Subjects evaluated: {len(subjects)}."]
-    if failures:
-        parts.append(
-            "Subjects left out because they failed:\n" + "\n".join(f"  {s}: {why}" for s, why in failures.items())
-        )
-    if len(subjects) == 1:
-        parts.append("One subject only: the sd is over its pairs and says nothing about other subjects.")
-    parts += [format_method_table(rows, region) for region in REGIONS]
-    matrices = [
-        format_pair_matrix(rows, metric, region, modalities=modalities)
-        for region in ("volume", "brain")
-        for metric in ("psnr", "ssim", "nmse")
+def summary_table(rows: Iterable[Row]) -> Table:
+    """Every mean of every method, pair and region, with all that is known about it, for further use."""
+    columns = ["method", "source", "target", "region", "metric", *Summary._fields]
+    body = [
+        [*key, metric, *(f"{value:.6g}" for value in summary)]
+        for key, found in summaries(rows).items()
+        for metric, summary in found.items()
     ]
-    if any(matrices):
-        parts += ["Full model, source (row) to target (column); diagonal: reconstruction.", *matrices]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return Table("Means by method, pair and region", columns, body)
 
 
-def display_name(modality: str) -> str:
-    """How a modality is written in tables and figures: ``t1ce`` → ``T1ce``."""
-    return DISPLAY_NAMES.get(modality, modality.upper() if len(modality) <= 5 else modality)
+def method_order(rows: Iterable[Row]) -> list[str]:
+    """The methods of the rows: those of :data:`METHODS` in its order, then others as they appear."""
+    found = dict.fromkeys(row.method for row in rows)
+    return [m for m in METHODS if m in found] + [m for m in found if m not in METHODS]
 
 
-def _cell(summary: Summary | None, metric: str) -> str:
+def method_table(rows: Sequence[Row], region: str) -> Table | None:
+    """One line a method, over all subjects and pairs, with bootstrap intervals; None where nothing was measured."""
+    chosen = [row for row in rows if row.region == region]
+    if not chosen:
+        return None
+    body = []
+    for method in method_order(chosen):
+        found = _summarized([row for row in chosen if row.method == method])
+        cells = [_cell(found[m], m, interval=True) for m in METRICS]
+        body.append([method, *cells, str(found["psnr"].subjects), str(found["psnr"].n)])
+    columns = [f"{region}", *(_headed(m) for m in METRICS), "subjects", "volumes"]
+    note = f"Mean ± sd over subjects and pairs [{LEVEL:.0%} bootstrap interval, subjects drawn]."
+    if any(row.method == CEILING for row in chosen):
+        note += " The autoencoder ceiling is the truth encoded and decoded: no translation can do better."
+    return Table(f"Methods, {region}", columns, body, note=note)
+
+
+def pair_table(
+    rows: Sequence[Row], region: str, *, modalities: Sequence[str] = (), method: str = FULL_MODEL
+) -> Table | None:
+    """The paper's Tables 2 and D: every source × target pair; None where the method was not measured there.
+
+    The best source of each target is bold; the diagonal is the reconstruction and takes no part.
+    """
+    found = {
+        (source, target): summary
+        for (name, source, target, where), summary in summaries(rows).items()
+        if where == region and name == (CEILING if source == target else method)
+    }
+    if not any(source != target for source, target in found):
+        return None
+    names = [m for m in modalities if any(m in pair for pair in found)] or list(dict.fromkeys(sum(found, ())))
+    translated = {pair: summary for pair, summary in found.items() if pair[0] != pair[1]}
+    best = {(t, m): _best({s: v[m] for (s, u), v in translated.items() if u == t}, m) for t in names for m in METRICS}
+    body = []
+    for source in (s for s in names if any(s == a for a, _ in found)):
+        cells = [
+            _cell(found.get((source, target), {}).get(m), m, bold=source != target and source in best[target, m])
+            for target in names
+            for m in PAPER_METRICS
+        ]
+        body.append([display_name(source) or "any", *cells])
+    groups = [("", 1), *((display_name(target), len(PAPER_METRICS)) for target in names)]
+    columns = ["Source", *(_headed(m, short=True) for _ in names for m in PAPER_METRICS)]
+    note = "Mean ± sd over subjects. Source = target: the autoencoder's reconstruction."
+    return Table(f"Source to target, {method}, {region}", columns, body, groups, note, "source of a target")
+
+
+def model_table(rows: Sequence[Row], region: str, *, pairs: Sequence[Pair] = ()) -> Table | None:
+    """The paper's Table 1: one line a model, tasks in groups of columns; the best of each column is bold.
+
+    Args:
+        rows: scores.
+        region: where.
+        pairs: the tasks (source, target); all that occur where none is given.
+    """
+    found = summaries(row for row in rows if row.region == region and row.source != row.target)
+    tasks = [p for p in pairs if any(k[1:3] == tuple(p) for k in found)] or list(dict.fromkeys(k[1:3] for k in found))
+    methods = method_order(row for row in rows if any((row.method, *p, region) in found for p in tasks))
+    if not methods:
+        return None
+    body: list[list[Cell | str]] = [[method] for method in methods]
+    for task in tasks:
+        by_method = {m: found.get((m, *task, region), {}) for m in methods}
+        for metric in PAPER_METRICS:
+            values = {m: v.get(metric) for m, v in by_method.items()}
+            best = _best({m: v for m, v in values.items() if v is not None}, metric)
+            for line, method in zip(body, methods, strict=True):
+                line.append(_cell(values[method], metric, bold=len(methods) > 1 and method in best))
+    counts = sorted({v["psnr"].n for k, v in found.items() if k[1:3] in {tuple(t) for t in tasks}})
+    groups = [("", 1), *((task_name(*task), len(PAPER_METRICS)) for task in tasks)]
+    columns = ["Model", *(_headed(m, short=True) for _ in tasks for m in PAPER_METRICS)]
+    note = f"Mean ± sd over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} subjects."
+    return Table(f"Models, {region}", columns, body, groups, note)
+
+
+def ablation_table(ablations: Sequence[Ablation], pair: Pair, region: str = "volume") -> Table:
+    """The paper's Table 3: one line an ablated model, with check marks for the parts that it has.
+
+    Args:
+        ablations: in the order of the lines.
+        pair: the task (source, target) whose scores are shown; T1 to T2 in the paper.
+        region: where.
+
+    Raises:
+        ValueError: for an ablation without scores of the pair in the region.
+    """
+    found: list[dict[str, Summary]] = []
+    for ablation in ablations:
+        known = summaries(ablation.rows)
+        key = (ablation.method, *pair, region)
+        if key not in known:
+            raise ValueError(
+                f"ablation {ablation.name}: expected scores of {ablation.method} for {task_name(*pair)} in the "
+                f"{region}; found none. Evaluate it with this source and target."
+            )
+        found.append(known[key])
+    best = {m: _best(dict(enumerate(f[m] for f in found)), m) for m in PAPER_METRICS}
+    body = []
+    for i, (ablation, scores) in enumerate(zip(ablations, found, strict=True)):
+        marks = [CHECK if part else "" for part in (ablation.diffusion, ablation.palette, ablation.spade)]
+        cells = [_cell(scores[m], m, bold=i in best[m]) for m in PAPER_METRICS]
+        body.append([ablation.name, *marks, ablation.regularization, *cells])
+    columns = ["Method", "Diff", "Palette", "SPADE", "Reg-type", *(_headed(m, short=True) for m in PAPER_METRICS)]
+    note = f"Mean ± sd over {found[0]['psnr'].n} subjects." if found else ""
+    return Table(f"Ablations, {task_name(*pair)}, {region}", columns, body, note=note)
+
+
+def comparison_table(rows: Sequence[Row], region: str, reference: str) -> Table | None:
+    """Paired tests of every method against ``reference``; None where there is nothing to compare."""
+    nested: dict[str, dict[str, dict[str, dict[Pair, float]]]] = {m: {} for m in METRICS}
+    for row in rows:
+        if row.region == region and row.method != CEILING:
+            for metric in METRICS:
+                of_subject = nested[metric].setdefault(row.method, {}).setdefault(row.subject, {})
+                of_subject[row.source, row.target] = getattr(row, metric)
+    if reference not in nested["psnr"] or len(nested["psnr"]) < 2:
+        return None
+    found = {metric: paired_comparisons(scores, reference) for metric, scores in nested.items()}
+    body = []
+    for comparisons in zip(*found.values(), strict=True):
+        cells = [
+            f"{c.difference:+.{DECIMALS[m]}f} ({_p(c.corrected)})" for m, c in zip(METRICS, comparisons, strict=True)
+        ]
+        body.append([comparisons[0].method, *cells, str(comparisons[0].subjects)])
+    note = (
+        f"Median difference to the {reference} over subjects (Wilcoxon's signed-rank test on the subjects' means "
+        "over their pairs, Holm-corrected over the lines of a column). With fewer than 6 subjects p cannot reach 0.05."
+    )
+    return Table(
+        f"Paired tests against the {reference}, {region}",
+        [region, *(_headed(m) for m in METRICS), "subjects"],
+        body,
+        note=note,
+    )
+
+
+def task_name(source: str, target: str) -> str:
+    """``T1 → T2``; an unknown source is left out."""
+    return f"{display_name(source)} → {display_name(target)}".strip()
+
+
+def _summarized(rows: Sequence[Row]) -> dict[str, Summary]:
+    subjects = [row.subject for row in rows]
+    return {m: summarize([getattr(row, m) for row in rows], subjects) for m in METRICS}
+
+
+def _best(found: Mapping, metric: str) -> set:
+    """The keys whose mean is the best as it is shown, if there are at least two to choose from."""
+    means = {key: round(summary.mean, DECIMALS[metric]) for key, summary in found.items()}
+    if len(means) < 2:
+        return set()
+    top = (max if HIGHER_IS_BETTER[metric] else min)(means.values())
+    return {key for key, mean in means.items() if mean == top}
+
+
+def _headed(metric: str, *, short: bool = False) -> str:
+    title = TITLES[metric].partition(" ")[0] if short else TITLES[metric]
+    return f"{title} {'↑' if HIGHER_IS_BETTER[metric] else '↓'}"
+
+
+def _cell(summary: Summary | None, metric: str, *, bold: bool = False, interval: bool = False) -> Cell:
     if summary is None:
-        return "-"
-    decimals = _DECIMALS[metric]
-    sd = "" if math.isnan(summary.sd) else f" ± {summary.sd:.{decimals}f}"
-    return f"{summary.mean:.{decimals}f}{sd}"
+        return Cell(NO_VALUE)
+    decimals = DECIMALS[metric]
+    text = f"{summary.mean:.{decimals}f}"
+    if not math.isnan(summary.sd):
+        text += f" ± {summary.sd:.{decimals}f}"
+    if interval and not math.isnan(summary.low):
+        text += f" [{summary.low:.{decimals}f}, {summary.high:.{decimals}f}]"
+    return Cell(text, bold)
 
 
-def _align(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
-    text.insert(1, "-" * len(text[0]))
-    return "\n".join(text)
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "no test"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -13,57 +13,25 @@ from monai.data import DataLoader
 from monai.transforms import Compose, DivisiblePadd, Orientationd, ScaleIntensityRangePercentilesd
 from torch import nn
 
-from custom.baselines import IntensityLookup
 from custom.data import write_datalist
 from custom.engines.evaluation import (
     NativeGrid,
-    PairwiseInferer,
     SubjectDataset,
     TranslationEvaluator,
     make_reference,
     prepare_subject,
     unit,
 )
+from custom.engines.pairwise import PairwiseInferer
 from custom.errors import user_message
 from custom.metrics import Reference
-from custom.reports.handlers import FiguresHandler, ProgressHandler, ScoresHandler
-from custom.reports.tables import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, SPADE_ONLY, read_rows
+from custom.reports.handlers import ProgressHandler, ReportHandler
+from custom.reports.results import ResultStore
+from custom.reports.rows import CEILING, FULL_MODEL, METHODS, read_rows
 from custom.transforms import CropForegroundUniond, LoadVolumed
 
 MODALITIES = ("t1", "t2", "flair")
 SHAPE = (26, 30, 22)
-
-
-class ToyTranslator(nn.Module):
-    """Latent = image; MS-SPADE negates it, the sampler halves that; counts its calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = {"encode": 0, "transfer": 0, "sample": 0, "decode": 0}
-        self.steps: list[int] = []
-
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        self.calls["encode"] += 1
-        return image
-
-    def transfer(self, latent: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        self.calls["transfer"] += 1
-        assert target.shape == (1,)
-        return -latent
-
-    def draw_noise(self, latent: torch.Tensor, seed: int) -> torch.Tensor:
-        return torch.full_like(latent[:1], float(seed))
-
-    def sample(self, latent, target_like, target, noise, num_steps=0):
-        self.calls["sample"] += 1
-        self.steps.append(num_steps)
-        assert not torch.is_grad_enabled()
-        assert not self.training
-        return target_like / 2 + noise
-
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        self.calls["decode"] += 1
-        return latent
 
 
 def preprocessing() -> Compose:
@@ -98,61 +66,6 @@ def write_subject(folder: Path, subject: str, modalities: tuple[str, ...] = MODA
     return entry
 
 
-def evaluator(entries: list[dict], network: nn.Module, inferer: PairwiseInferer, handlers=()) -> TranslationEvaluator:
-    transform = preprocessing()
-    loader = DataLoader(SubjectDataset(entries, transform), batch_size=1)
-    return TranslationEvaluator(
-        "cpu", loader, network, inferer=inferer, preprocessing=transform, val_handlers=list(handlers)
-    )
-
-
-def inputs(seed: int = 0) -> dict[str, torch.Tensor]:
-    images = {}
-    for i, name in enumerate(MODALITIES):
-        generator = torch.Generator().manual_seed(seed + i)
-        images[name] = torch.full((1, 1, 16, 16, 16), -1.0)
-        images[name][..., 2:14, 2:14, 2:14] = torch.rand((12, 12, 12), generator=generator) * 1.9 - 0.9
-    return images
-
-
-def test_stream_of_predictions():
-    network = ToyTranslator().eval()
-    images = inputs()
-    lookup = IntensityLookup(MODALITIES).fit([{m: v[0] for m, v in images.items() if m != "flair"}])
-    inferer = PairwiseInferer(MODALITIES, lookup=lookup)
-    predictions = list(inferer(images, network))
-    assert len(predictions) == inferer.count(MODALITIES) == 3 + 6 * 3 + 2
-    assert network.calls == {"encode": 3, "transfer": 6, "sample": 6, "decode": 3 + 12}
-    by_key = {(p.method, p.source, p.target): p.image for p in predictions}
-    assert len(by_key) == len(predictions)
-    brain = images["t1"] > -1
-    torch.testing.assert_close(by_key[CEILING, "t1", "t1"], images["t1"])
-    torch.testing.assert_close(by_key[COPY_SOURCE, "t1", "t2"], images["t1"])
-    torch.testing.assert_close(by_key[SPADE_ONLY, "t1", "t2"], torch.where(brain, -images["t1"], -1.0))
-    torch.testing.assert_close(by_key[FULL_MODEL, "t1", "t2"], torch.where(brain, -images["t1"] / 2, -1.0))
-    assert {k[1:] for k in by_key if k[0] == LOOKUP} == {("t1", "t2"), ("t2", "t1")}
-
-
-def test_methods_sources_seed_and_steps():
-    network = ToyTranslator().eval()
-    inferer = PairwiseInferer(MODALITIES, methods=[FULL_MODEL], sources=["T2w"], seed=1, num_steps=7)
-    predictions = list(inferer(inputs(), network))
-    assert [(p.source, p.target) for p in predictions] == [("t2", "t1"), ("t2", "flair")]
-    assert network.calls["encode"] == 1
-    assert network.steps == [7, 7]
-    assert predictions[0].image.max() == 1.0  # the noise of seed 1 is 1 everywhere; clipped
-
-
-def test_amp_gives_float32():
-    network = nn.Module()
-    network.encode = lambda image: nn.functional.conv3d(image, torch.ones(1, 1, 1, 1, 1))
-    network.decode = lambda latent: latent
-    (prediction, *_) = PairwiseInferer(MODALITIES, methods=[CEILING], amp=True)(inputs(), network)
-    assert prediction.image.dtype == torch.float32
-    torch.testing.assert_close(prediction.image, inputs()["t1"], atol=1e-2, rtol=0)
-    assert not torch.equal(prediction.image, inputs()["t1"])  # it was in bfloat16
-
-
 def test_native_grid_equals_the_scan_and_scores_equal_those_in_the_box(tmp_path):
     entry = write_subject(tmp_path, "case")
     transform = preprocessing()
@@ -171,16 +84,26 @@ def test_native_grid_equals_the_scan_and_scores_equal_those_in_the_box(tmp_path)
         assert native[region] == pytest.approx(boxed[region], rel=1e-4, abs=1e-5)
 
 
-def test_evaluation_writes_scores_report_and_figures(tmp_path, capsys):
-    entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three", ("t1", "t2"), lesion=False)]
-    network = ToyTranslator()
-    handlers = [
-        ProgressHandler(),
-        FiguresHandler(tmp_path / "out", modalities=MODALITIES),
-        ScoresHandler(tmp_path / "out", modalities=MODALITIES),
-    ]
-    engine = evaluator(entries, network, PairwiseInferer(MODALITIES), handlers)
+def store(folder: Path, network: nn.Module, **settings: object) -> ResultStore:
+    return ResultStore(folder, network=network, settings=settings)
+
+
+def run(entries: list[dict], folder: Path, network: nn.Module, inferer: PairwiseInferer, **settings: object):
+    """An evaluation that keeps its results in ``folder``; the evaluator afterwards."""
+    kept, transform = store(folder, network, **settings), preprocessing()
+    loader = DataLoader(SubjectDataset(entries, transform, store=kept), batch_size=1)
+    handlers = [ProgressHandler(), ReportHandler(folder, modalities=MODALITIES, pairs=[("t1", "t2")], num_figures=1)]
+    engine = TranslationEvaluator(
+        "cpu", loader, network, inferer=inferer, preprocessing=transform, store=kept, val_handlers=handlers
+    )
     engine.run()
+    return engine
+
+
+def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, toy):
+    entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three", ("t1", "t2"), lesion=False)]
+    network = toy()
+    engine = run(entries, tmp_path / "out", network, PairwiseInferer(MODALITIES))
     rows = read_rows(tmp_path / "out" / "per_subject.csv")
     assert len([r for r in rows if r.subject == "one"]) == 3 * (3 + 6 * 3)  # regions × predictions
     assert len([r for r in rows if r.subject == "three"]) == 2 * (2 + 2 * 3)  # no lesion, one modality fewer
@@ -189,55 +112,95 @@ def test_evaluation_writes_scores_report_and_figures(tmp_path, capsys):
     assert brain["t1", "t2", FULL_MODEL].psnr > 0
     expected = np.mean([r.psnr for r in rows if r.method == FULL_MODEL and r.region == "brain"])
     assert engine.state.metrics["brain_psnr"] == pytest.approx(expected)
-    assert "Protocol:" in capsys.readouterr().out
-    files = {p.name for p in (tmp_path / "out").iterdir()}
-    assert files == {"per_subject.csv", "report.txt", "one_grid.png", "one_t1_to_t2.png"}
+    assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} == {"one_pairs.png", "one_t1_to_t2.png"}
+    assert {p.name for p in (tmp_path / "out" / "subjects").iterdir()} == {
+        "one.json", "one.npz", "three.json", "three.npz",
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "Protocol:" in printed
+    assert "three: no flair: the pairs with it are not scored." in printed
+    assert "three: no label: no lesion scores." in printed
+    assert "PSNR is infinite" in printed  # ToyTranslator reconstructs exactly
     assert network.training  # its mode is as it was before
 
 
-def test_a_failing_subject_is_reported_and_the_others_go_on(tmp_path, caplog, capsys):
-    broken = {"subject": "broken", "t1": str(tmp_path / "absent.nii.gz"), "t2": str(tmp_path / "absent.nii.gz")}
-    entries = [broken, write_subject(tmp_path, "fine")]
-    handler = ScoresHandler(tmp_path / "out")
-    engine = evaluator(entries, ToyTranslator(), PairwiseInferer(MODALITIES), [ProgressHandler(), handler])
-    with caplog.at_level(logging.WARNING):
-        engine.run()
-    assert "absent.nii.gz" in caplog.text
-    assert {r.subject for r in read_rows(handler.csv_path)} == {"fine"}
-    assert "broken: " in (tmp_path / "out" / "report.txt").read_text()
+def test_an_interrupted_evaluation_goes_on(tmp_path, capsys, toy):
+    entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three")]
+    inferer, first = PairwiseInferer(MODALITIES), toy()
+    run(entries[:1], tmp_path / "out", first, inferer)
+    again = toy()
+    run(entries, tmp_path / "out", again, inferer)
+    assert again.calls == first.calls  # one subject's worth: the other's results were there
+    assert {r.subject for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"one", "three"}
+    whole = read_rows(tmp_path / "out" / "per_subject.csv")
+    run(entries, tmp_path / "at_once", toy(), inferer)
+    assert read_rows(tmp_path / "at_once" / "per_subject.csv") == whole
     capsys.readouterr()
 
 
-def test_a_prediction_that_is_not_finite_fails_its_subject_only(tmp_path, capsys):
-    class Broken(ToyTranslator):
+def test_what_has_changed_is_evaluated_anew(tmp_path):
+    entry = write_subject(tmp_path, "one")
+    network, inferer = nn.Linear(2, 2), PairwiseInferer(MODALITIES)
+    same = store(tmp_path, network, inferer=inferer).fingerprint(entry)
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) == same
+    assert store(tmp_path, network.eval(), inferer=inferer).fingerprint(entry) == same
+    assert store(tmp_path, network, inferer=PairwiseInferer(MODALITIES, seed=1)).fingerprint(entry) != same
+    assert store(tmp_path, network, inferer=inferer, preprocessing=preprocessing()).fingerprint(entry) != same
+    network.num_inference_steps = 3
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same
+    del network.num_inference_steps
+    nib.save(nib.load(entry["t2"]), entry["t2"])
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same  # a file was written
+    with torch.no_grad():
+        network.bias.add_(1)
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same
+
+
+def test_a_failing_subject_is_reported_and_the_others_go_on(tmp_path, caplog, capsys, toy):
+    broken = {"subject": "broken", "t1": str(tmp_path / "absent.nii.gz"), "t2": str(tmp_path / "absent.nii.gz")}
+    entries = [broken, write_subject(tmp_path, "fine")]
+    with caplog.at_level(logging.WARNING):
+        run(entries, tmp_path / "out", toy(), PairwiseInferer(MODALITIES))
+    assert "absent.nii.gz" in caplog.text
+    assert {r.subject for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"fine"}
+    report = (tmp_path / "out" / "report.txt").read_text()
+    assert "Left out, broken: " in report
+    assert "One subject only: no interval and no test" in report
+    capsys.readouterr()
+
+
+def test_a_prediction_that_is_not_finite_fails_its_subject_only(tmp_path, capsys, toy):
+    class Broken(toy):
         def decode(self, latent: torch.Tensor) -> torch.Tensor:
             image = super().decode(latent)
             return image * torch.nan if self.calls["decode"] > 5 and self.calls["encode"] <= 3 else image
 
-    handler = ScoresHandler(tmp_path / "out")
     entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three")]
-    engine = evaluator(entries, Broken(), PairwiseInferer(MODALITIES), [handler])
-    engine.run()
-    assert {r.subject for r in read_rows(handler.csv_path)} == {"three"}
+    engine = run(entries, tmp_path / "out", Broken(), PairwiseInferer(MODALITIES))
+    assert {r.subject for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"three"}
+    assert not (tmp_path / "out" / "subjects" / "one.json").exists()
     assert "NaN" in engine.state.failures["one"]
     capsys.readouterr()
 
 
-def test_nothing_evaluated_is_an_error(tmp_path):
+def test_an_empty_label_and_several_samples_are_said(tmp_path, capsys, toy):
+    entry = write_subject(tmp_path, "one")
+    label = nib.load(entry["seg"])
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), label.affine), entry["seg"])
+    run([entry], tmp_path / "out", toy(), PairwiseInferer(MODALITIES, num_samples=2))
+    printed = capsys.readouterr().out
+    assert "one: the label has no voxel above 0: no lesion scores." in printed
+    assert "Error and uncertainty" in printed
+    assert {r.region for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"volume", "brain"}
+
+
+def test_nothing_evaluated_is_an_error(tmp_path, toy):
     broken = {"subject": "broken", "t1": str(tmp_path / "absent.nii.gz")}
-    engine = evaluator([broken], ToyTranslator(), PairwiseInferer(MODALITIES), [ScoresHandler(tmp_path / "out")])
     with pytest.raises(ValueError, match=r"no subject could be evaluated \(broken: .*absent"):
-        engine.run()
+        run([broken], tmp_path / "out", toy(), PairwiseInferer(MODALITIES))
 
 
-def test_clear_errors():
-    with pytest.raises(ValueError, match="methods: expected some of copy-source"):
-        PairwiseInferer(MODALITIES, methods=["magic"])
-    with pytest.raises(ValueError, match="amp: expected true or false; found 'maybe'"):
-        PairwiseInferer(MODALITIES, amp="maybe")
-    assert PairwiseInferer(MODALITIES, amp="True").amp is True
-    with pytest.raises(ValueError, match="found 'pd'"):
-        PairwiseInferer(MODALITIES, sources=["pd"])
+def test_a_batch_of_two_subjects_is_refused():
     with pytest.raises(ValueError, match="batch_size to 1"):
         prepare_subject({"subject": ["a", "b"]})
 
@@ -274,10 +237,11 @@ def test_config_evaluates_every_pair(bundle_data, tmp_path, capsys):
     rows = read_rows(tmp_path / "per_subject.csv")
     pairs = {(r.source, r.target) for r in rows if r.method == FULL_MODEL}
     assert len(pairs) == 12
-    assert {r.method for r in rows} == {COPY_SOURCE, LOOKUP, CEILING, SPADE_ONLY, FULL_MODEL}
+    assert {r.method for r in rows} == set(METHODS)
     assert {r.subject for r in rows} == {"ccc"}
     assert {p.name for p in tmp_path.iterdir()} == {
-        "ccc_grid.png", "ccc_t1_to_t2.png", "intensity_lookup.npz", "per_subject.csv", "report.txt",
+        "baselines.npz", "evaluation.json", "figures", "per_subject.csv", "report.html", "report.txt", "subjects",
+        "tables",
     }  # fmt: skip
     assert "brain" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from monai.data import MetaTensor
 
@@ -65,13 +66,30 @@ def test_grid_without_truth_of_a_target(tmp_path, head):
     assert path.is_file()
 
 
-@pytest.mark.parametrize("with_truth", [True, False])
-def test_comparison_panel(tmp_path, head, with_truth):
-    truth = head if with_truth else None
-    path = figures.comparison_panel(tmp_path / "p.png", head, 0.8 * head, truth, names=("t1", "t2"))
+@pytest.mark.parametrize("labelled", [True, False])
+def test_methods_beside_the_truth(tmp_path, head, labelled):
+    truth = (figures.axial(head, 9), figures.sagittal(head, 10))
+    lesion = tuple(np.zeros_like(s, dtype=np.uint8) for s in truth)
+    for mask in lesion:
+        mask[6:10, 6:10] = 1
+    columns = {"Source T1": truth, "full model": tuple(0.5 * s for s in truth)}
+    path = figures.method_panel(
+        tmp_path / "p.png", columns, truth, lesion=lesion if labelled else None, without_error=["Source T1"]
+    )
     picture = imread(path)[..., :3]
-    coloured = (np.ptp(picture, axis=-1) > 0.2).any()
-    assert coloured == with_truth  # only errors are in colour
+    green = (picture[..., 1] > 0.6) & (picture[..., 0] < 0.4) & (picture[..., 2] < 0.5)
+    assert green.any() == labelled
+    assert (np.ptp(picture, axis=-1) > 0.2).any()  # the errors are in colour
+
+
+def test_boxes_are_round_the_largest_parts(head):
+    axes = Figure().add_subplot()
+    mask = np.zeros((40, 64))
+    for i, size in enumerate((1, 2, 3, 4, 5)):
+        mask[4 : 4 + size, 12 * i + 3 : 12 * i + 3 + size] = 1
+    figures._boxes(axes, mask)
+    widths = [patch.get_width() for patch in axes.patches]
+    assert widths == [9, 8, 7, 6]  # a margin of two voxels on either side
 
 
 def test_an_empty_volume_can_be_drawn(tmp_path):

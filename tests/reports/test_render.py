@@ -28,9 +28,9 @@ def test_text_is_aligned():
     assert lines[0] == "Scores of <all>"
     assert len({len(line) for line in lines[1:5]}) == 1
     assert "24.1 ± 0.9*" in lines[3]
-    assert lines[-1] == "* best."
+    assert lines[-1] == "*: best."
     assert "T1 → T2 PSNR ↑" in to_text(GROUPED)
-    assert to_text(GROUPED).endswith("n = 3. * best.")
+    assert to_text(GROUPED).endswith("n = 3. *: best.")
 
 
 def test_markdown():
@@ -41,7 +41,7 @@ def test_markdown():
         f"| a_b | **24.1 ± 0.9** | {CHECK} |",
         r"| c\|d | 20% |  |",
     ]
-    assert lines[-1] == "n = 3."
+    assert lines[-1] == "n = 3. Bold: best."
 
 
 def test_latex_is_escaped():

@@ -1,104 +1,107 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from custom.metrics import PROTOCOL, Scores
-from custom.reports import tables
-from custom.reports.tables import CEILING, COPY_SOURCE, FULL_MODEL, Row, Summary
+from custom.metrics import Scores
+from custom.reports.render import CHECK, Cell, Table
+from custom.reports.rows import CEILING, COPY_SOURCE, FULL_MODEL, SPADE_ONLY, Row, rows_of
+from custom.reports.tables import (
+    Ablation,
+    ablation_table,
+    comparison_table,
+    method_table,
+    model_table,
+    pair_table,
+    summary_table,
+)
 
 
-def rows() -> list[Row]:
-    """Two subjects, t1 and t2: the full model is always 4 dB above copy-source, the ceiling at 40 dB."""
+def rows(subjects: int = 2) -> list[Row]:
+    """The full model is always 4 dB above copy-source, the ceiling at 40 dB; FLAIR is the better source of T2."""
     result = []
-    for i, subject in enumerate(("a", "b")):
-        for source, target, base in (("t1", "t2", 20.0), ("t2", "t1", 22.0)):
+    for i in range(subjects):
+        for source, target, base in (("t1", "t2", 20.0), ("flair", "t2", 21.0), ("t2", "t1", 22.0)):
             for method, gain in ((FULL_MODEL, 4.0), (COPY_SOURCE, 0.0)):
                 scores = {"brain": Scores(base + gain + 2 * i, 0.9, 0.1, 0.01), "volume": Scores(30.0, 0.99, 0.1, 0.0)}
-                result += tables.rows_of(subject, source, target, method, scores)
+                result += rows_of(f"s{i}", source, target, method, scores)
         for target in ("t1", "t2"):
-            result += tables.rows_of(subject, target, target, CEILING, {"brain": Scores(40.0, 0.99, 0.01, 0.0)})
+            result += rows_of(f"s{i}", target, target, CEILING, {"brain": Scores(40.0, 0.99, 0.01, 0.0)})
     return result
 
 
-def test_csv_round_trip(tmp_path):
-    path = tmp_path / "out" / "per_subject.csv"
-    data = rows()
-    tables.write_rows(path, data[:5])
-    tables.write_rows(path, data[5:], append=True)
-    assert tables.read_rows(path) == data
-    assert path.read_text().splitlines()[0] == "subject,source,target,method,region,psnr,ssim,nmse,mae"
-    tables.write_rows(path, data[:1])
-    assert tables.read_rows(path) == data[:1]
+def cell(table: Table, line: str, column: str) -> Cell:
+    """The cell of the row that starts with ``line``; columns are named with their group."""
+    names = [name for name, span in table.groups for _ in range(span)] or [""] * len(table.columns)
+    headed = [f"{group} {name}".strip() for group, name in zip(names, table.columns, strict=True)]
+    row = next(row for row in table.cells() if row[0].text == line)
+    return row[headed.index(column)]
 
 
-def test_perfect_scores_survive_the_file(tmp_path):
-    row = Row("a", "t1", "t1", CEILING, "brain", math.inf, 1.0, 0.0, 0.0)
-    tables.write_rows(tmp_path / "x.csv", [row])
-    assert tables.read_rows(tmp_path / "x.csv") == [row]
+def test_methods_over_subjects_and_pairs():
+    table = method_table(rows(), "brain")
+    assert [row[0].text for row in table.cells()] == [COPY_SOURCE, CEILING, FULL_MODEL]
+    # 20, 22, 21, 23, 22, 24: the interval draws the two subjects, whose means are 21 and 23
+    assert cell(table, COPY_SOURCE, "PSNR (dB) ↑").text == "22.00 ± 1.41 [21.00, 23.00]"
+    assert cell(table, FULL_MODEL, "volumes").text == "6"
+    assert cell(table, FULL_MODEL, "subjects").text == "2"
+    assert method_table(rows(), "lesion") is None
 
 
-def test_bad_csv(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Run an evaluation first"):
-        tables.read_rows(tmp_path / "absent.csv")
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"other\.csv: expected the columns subject, source"):
-        tables.read_rows(tmp_path / "other.csv")
-    (tmp_path / "cut.csv").write_text(",".join(Row._fields) + "\ns,t1,t2,m,brain,x,1,1,1\n")
-    with pytest.raises(ValueError, match=r"cut\.csv, line 2"):
-        tables.read_rows(tmp_path / "cut.csv")
+def test_pairs_are_shaped_as_table_2():
+    table = pair_table(rows(), "brain", modalities=("t1", "t1ce", "t2", "flair"))
+    assert table.groups == [("", 1), ("T1", 3), ("T2", 3), ("FLAIR", 3)]
+    assert table.columns[1:4] == ["PSNR ↑", "NMSE ↓", "SSIM ↑"]
+    assert cell(table, "FLAIR", "T2 PSNR ↑") == Cell("26.00 ± 1.41", bold=True)
+    assert cell(table, "T1", "T2 PSNR ↑") == Cell("25.00 ± 1.41", bold=False)
+    assert cell(table, "T1", "T1 PSNR ↑") == Cell("40.00 ± 0.00", bold=False)  # a reconstruction is not a translation
+    assert cell(table, "T2", "T1 PSNR ↑").bold is False  # one source: nothing to be better than
+    assert cell(table, "T1", "FLAIR PSNR ↑").text == "–"
+    assert pair_table(rows(), "lesion") is None
 
 
-def test_summarize():
-    assert tables.summarize([1.0, 3.0]) == Summary(2.0, math.sqrt(2), 2)
-    assert math.isnan(tables.summarize([1.0]).sd)
-    assert tables.summarize([1.0, math.inf]).mean == math.inf
-    with pytest.raises(ValueError, match="at least one value"):
-        tables.summarize([])
+def test_models_are_shaped_as_table_1():
+    table = model_table(rows(), "brain", pairs=[("t1", "t2"), ("t1", "pd")])
+    assert table.groups == [("", 1), ("T1 → T2", 3)]
+    assert cell(table, FULL_MODEL, "T1 → T2 PSNR ↑") == Cell("25.00 ± 1.41", bold=True)
+    assert cell(table, COPY_SOURCE, "T1 → T2 PSNR ↑").bold is False
+    assert cell(table, COPY_SOURCE, "T1 → T2 NMSE ↓").bold  # as good as the other
+    assert CEILING not in [row[0].text for row in table.cells()]
+    assert len(model_table(rows(), "brain").groups) == 4
 
 
-def test_method_table_averages_over_subjects_and_pairs_in_fixed_order():
-    table = tables.method_table(rows(), "brain")
-    assert list(table) == [COPY_SOURCE, CEILING, FULL_MODEL]
-    assert table[COPY_SOURCE]["psnr"].mean == pytest.approx(22.0)
-    assert table[FULL_MODEL]["psnr"].mean == pytest.approx(26.0)
-    assert table[FULL_MODEL]["psnr"].n == 4
-    assert table[FULL_MODEL]["psnr"].sd == pytest.approx(math.sqrt(8 / 3))
+def test_ablations_are_shaped_as_table_3():
+    spade = [row._replace(method=SPADE_ONLY) for row in rows() if row.method == COPY_SOURCE]
+    table = ablation_table(
+        [
+            Ablation("(c)", False, False, True, "VQ", spade, SPADE_ONLY),
+            Ablation("ours", True, True, True, "VQ", rows()),
+        ],
+        ("t1", "t2"),
+        "brain",
+    )
+    assert table.columns[:5] == ["Method", "Diff", "Palette", "SPADE", "Reg-type"]
+    assert [c.text for c in table.cells()[0][:5]] == ["(c)", "", "", CHECK, "VQ"]
+    assert cell(table, "ours", "PSNR ↑") == Cell("25.00 ± 1.41", bold=True)
+    with pytest.raises(ValueError, match=r"ablation \(a\): expected scores of full model for T1 → FLAIR"):
+        ablation_table([Ablation("(a)", True, False, False, "VQ", rows())], ("t1", "flair"))
 
 
-def test_pair_matrix_has_reconstructions_on_its_diagonal():
-    matrix = tables.pair_matrix(rows(), "psnr", "brain")
-    assert matrix["t1", "t1"].mean == pytest.approx(40.0)
-    assert matrix["t1", "t2"].mean == pytest.approx(25.0)
-    assert matrix["t2", "t1"].mean == pytest.approx(27.0)
-    assert tables.pair_matrix(rows(), "psnr", "brain", method=COPY_SOURCE)["t1", "t2"].mean == pytest.approx(21.0)
+def test_tests_against_a_reference():
+    table = comparison_table(rows(8), "brain", FULL_MODEL)
+    assert cell(table, COPY_SOURCE, "PSNR (dB) ↑").text == "-4.00 (p = 0.008)"  # 2 / 2⁸, the smallest for 8 subjects
+    assert cell(table, COPY_SOURCE, "SSIM ↑").text == "+0.000 (no test)"
+    assert comparison_table(rows(), "brain", "other") is None
+    assert comparison_table([r for r in rows() if r.method == FULL_MODEL], "brain", FULL_MODEL) is None
 
 
-def test_text_tables():
-    text = tables.format_method_table(rows(), "brain")
-    lines = text.splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert "PSNR (dB)" in lines[0]
-    assert lines[2].startswith("copy-source")
-    assert "22.00 ± 1.63" in lines[2]
-    matrix = tables.format_pair_matrix(rows(), "psnr", "brain", modalities=("t1", "t2", "flair"))
-    assert "→ FLAIR" in matrix
-    assert "27.00 ± 1.41" in matrix
-    assert tables.format_method_table(rows(), "lesion") == ""
-    assert tables.format_pair_matrix(rows(), "psnr", "lesion") == ""
+def test_one_subject_has_neither_sd_nor_interval():
+    assert cell(pair_table(rows(1), "brain"), "FLAIR", "T2 PSNR ↑").text == "25.00"
+    assert "[" not in cell(method_table(rows(1), "brain"), FULL_MODEL, "PSNR (dB) ↑").text
 
 
-def test_report_states_protocol_failures_and_a_single_subject():
-    text = tables.format_report(rows(), failures={"c": "no such file"})
-    assert PROTOCOL in " ".join(text.split())
-    assert "c: no such file" in text
-    assert "One subject only" not in text
-    assert "One subject only" in tables.format_report([r for r in rows() if r.subject == "a"])
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"), [("t1ce", "T1ce"), ("flair", "FLAIR"), ("swi", "SWI"), ("my_scan", "my_scan")]
-)
-def test_display_names(name, shown):
-    assert tables.display_name(name) == shown
+def test_summary_holds_every_mean():
+    table = summary_table(rows())
+    assert len(table.rows) == (3 * 2 * 2 + 2) * 4
+    line = next(r for r in table.rows if r[:5] == [FULL_MODEL, "t1", "t2", "brain", "psnr"])
+    assert line[5] == "25"
+    assert line[-1] == "2"
