@@ -15,12 +15,14 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties
 from monai.transforms import SaveImaged
 
+from custom.data.readers import read_volume
 from custom.data.saver import save_synthetic
 from custom.errors import find_user_error
 
 CONFIG = Path(__file__).resolve().parents[1] / "bundle" / "configs" / "inference.json"
 LAS = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1.0]])
 LPS = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1.5, 0], [0, 0, 0, 1.0]])
+OBLIQUE = np.array([[-1.92, 0.56, 0, 31], [0.56, 1.92, 0, -47], [0, 0, 2, 11.5], [0, 0, 0, 1.0]])  # turned in its plane
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
@@ -124,6 +126,29 @@ def test_other_formats(workflow, write_volume, tmp_path: Path, suffix: str) -> N
     expected, result = (nib.load(tmp_path / "out" / f"{name}_t2_synthetic.nii.gz") for name in ("same", "scan"))
     np.testing.assert_allclose(result.affine, expected.affine, atol=1e-6)
     np.testing.assert_array_equal(result.get_fdata(), expected.get_fdata())
+
+
+@pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
+@pytest.mark.parametrize("output_format", ["nifti", "dicom"])
+def test_dicom_comes_back_on_its_grid(workflow, write_series, tmp_path: Path, output_format: str) -> None:
+    source = write_series("in/study/series.1", affine=OBLIQUE)
+    workflow(image=str(tmp_path / "in"), targets=["t2", "flair"], output_format=output_format).run()
+    suffix = ".nii.gz" if output_format == "nifti" else ""
+    names = [f"series.1_{target}_synthetic{suffix}" for target in ("flair", "t2")]
+    assert written(tmp_path) == names
+    original, first = read_volume(source), read_volume(tmp_path / "out" / names[0])
+    assert first.shape == original.shape
+    np.testing.assert_allclose(first.affine, original.affine, atol=1e-4)  # NIfTI's single precision
+    assert not first[original == 0].any()
+    assert first[original > 0].any()
+
+
+def test_dicom_output_of_another_format_is_refused_before_work(workflow, write_volume, tmp_path: Path) -> None:
+    source = write_volume("a.nii.gz")
+    with pytest.raises(RuntimeError) as caught:
+        workflow(image=str(source), output_format="dicom").run()
+    assert str(find_user_error(caught.value)).startswith(f"{source}: expected a DICOM series")
+    assert written(tmp_path) == []
 
 
 def test_a_client_that_takes_the_parts_gets_the_same(workflow, write_volume, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from custom.modalities import BRATS_MODALITIES, canonical
 
 __all__ = [
     "FAULT_KEY",
+    "NAME_KEY",
     "OUTPUT_FORMATS",
     "SYNTHETIC_SUFFIX",
     "TolerantDataset",
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 OUTPUT_FORMATS = ("nifti", "dicom")
 SYNTHETIC_SUFFIX = "_synthetic"
 FAULT_KEY = "fault"
+NAME_KEY = "name"
 
 
 def image_stem(path: str | os.PathLike) -> str:
@@ -69,7 +72,8 @@ def inference_inputs(
         output_format: in which the translations will be written; ``dicom`` is refused for other sources.
 
     Returns:
-        ``[{"image": path of a file or of a series' folder}, ...]``.
+        ``[{"image": path of a file or of a series' folder, "name": of its translations}, ...]``. The name is that of
+        the file; where several in a searched folder share it, that of its subfolders too, ``"patient1_t1"``.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -77,23 +81,26 @@ def inference_inputs(
             that does not fit the ``output_format``.
     """
     if image is None or image == "":
-        return [{"image": _held_out(dataset_dir, phantom_dir, modalities)}]
+        image = _held_out(dataset_dir, phantom_dir, modalities)
     named = [image] if isinstance(image, str | os.PathLike) else list(image)
-    files = [file for path in named for file in _expand(Path(path).expanduser())]
-    if not files:
+    places = {file: place for path in named for file, place in _expand(Path(path).expanduser())}
+    if not places:
         raise ValueError("image: expected a file, a list of files or a folder; found an empty list. Name a file.")
-    stems: dict[str, Path] = {}
-    for file in files:
-        other = stems.setdefault(image_stem(file), file)
+    stems = Counter(map(image_stem, places))
+    names: dict[str, Path] = {}
+    for file, place in places.items():
+        stem = image_stem(file)
+        name = stem if stems[stem] == 1 else image_stem("_".join(place.parts))
+        other = names.setdefault(name, file)
         if other != file:
             raise ValueError(
                 f"{file}: expected files whose names differ, since translations are named after them; found {other} "
                 "too. Rename one, or translate them into different folders."
             )
     if check_output_format(output_format) == "dicom":
-        for file in stems.values():
+        for file in names.values():
             check_dicom_source(file)
-    return [{"image": str(file)} for file in stems.values()]
+    return [{"image": str(file), NAME_KEY: name} for name, file in names.items()]
 
 
 def _held_out(
@@ -107,11 +114,12 @@ def _held_out(
     return file
 
 
-def _expand(path: Path) -> list[Path]:
+def _expand(path: Path) -> list[tuple[Path, Path]]:
+    """Images at or under ``path``, each with its place relative to it."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected an image or a folder; found nothing there. Correct the path.")
     if not path.is_dir():
-        return [path]
+        return [(path, Path(path.name))]
     folders = [path, *sorted(f for f in path.rglob("*") if f.is_dir())]
     files = [file for folder in folders for file in _images_in(folder)]
     kept = [f for f in files if not image_stem(f).endswith((SYNTHETIC_SUFFIX, f"_{SEGMENTATION_KEY}"))]
@@ -121,7 +129,7 @@ def _expand(path: Path) -> list[Path]:
             f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}, DICOM) in the folder; found {found}. "
             "Correct the path."
         )
-    return kept
+    return [(file, Path(path.name) if file == path else file.relative_to(path)) for file in kept]
 
 
 def _images_in(folder: Path) -> list[Path]:

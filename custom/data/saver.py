@@ -16,7 +16,7 @@ from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
 
 from custom.data.dicom_writer import save_synthetic_series
-from custom.data.inputs import SYNTHETIC_SUFFIX, check_output_format, image_stem
+from custom.data.inputs import NAME_KEY, SYNTHETIC_SUFFIX, check_output_format, image_stem
 from custom.files import appearing_whole
 from custom.modalities import canonical
 
@@ -31,7 +31,8 @@ NIFTI_IMAGES = (nib.Nifti1Pair, nib.Nifti2Pair)
 class SaveTranslationsd(SaveImaged):
     """Write each channel of a prediction as ``<source>_<target>_synthetic.nii.gz``, or as a folder with a DICOM series.
 
-    It is a ``SaveImaged``, so that clients that drop savers (MONAI Label) drop it too.
+    It is a ``SaveImaged``, so that clients that drop savers (MONAI Label) drop it too. ``<source>`` is the ``"name"``
+    of the item, as ``inference_inputs`` gives it, or else that of the file.
 
     Args:
         keys: key of the prediction (K, H, W, D) on the source's grid, with the source's metadata.
@@ -67,17 +68,18 @@ class SaveTranslationsd(SaveImaged):
         for key in self.key_iterator(d):
             prediction = d[key]
             source = str(prediction.meta[ImageMetaKey.FILENAME_OR_OBJ])
+            name = str(d.get(NAME_KEY) or image_stem(source))
             if prediction.shape[0] != len(self.targets):
                 raise ValueError(
                     f"{source}: expected {len(self.targets)} channels ({', '.join(self.targets)}) under {key!r}; "
                     f"found {prediction.shape[0]}. Give the saver the targets of the inferer."
                 )
             for volume, target in zip(prediction, self.targets, strict=True):
-                logger.info("wrote %s", self._save(volume, target, source, prediction.meta))
+                logger.info("wrote %s", self._save(volume, target, source, name, prediction.meta))
         return d
 
-    def _save(self, volume: torch.Tensor, target: str, source: str, meta: Mapping[str, Any]) -> Path:
-        name = f"{image_stem(source)}_{target}{SYNTHETIC_SUFFIX}"
+    def _save(self, volume: torch.Tensor, target: str, source: str, name: str, meta: Mapping[str, Any]) -> Path:
+        name = f"{name}_{target}{SYNTHETIC_SUFFIX}"
         if self.output_format == "dicom":
             path = self.output_dir / name
             program = {"bundle": self.bundle, "version": self.version}

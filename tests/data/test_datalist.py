@@ -1,4 +1,4 @@
-"""Tests of custom.data.datalist and custom.data.inputs."""
+"""Tests of custom.data.datalist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from custom.data import datalist as module
 from custom.data import (
     ensure_phantom,
-    inference_inputs,
     load_datalist,
     read_datalist,
     split_by_subject,
@@ -182,32 +181,3 @@ class TestPhantom:
         ensure_phantom(folder, **options)
         assert (folder / "datalist.json").is_file()
         assert not (folder / ".incomplete").exists()
-
-
-class TestInferenceInputs:
-    def test_file_list_and_folder(self, write_volume, tmp_path: Path) -> None:
-        a, b = write_volume("in/a.nii.gz"), write_volume("in/deep/b.nii")
-        for name in ("in/a_t2_synthetic.nii.gz", "in/a_seg.nii.gz"):
-            write_volume(name)
-        (tmp_path / "in" / "notes.txt").touch()
-        assert inference_inputs(a) == [{"image": str(a)}]
-        assert inference_inputs([str(b), a]) == [{"image": str(b)}, {"image": str(a)}]
-        assert inference_inputs(str(tmp_path / "in")) == [{"image": str(a)}, {"image": str(b)}]
-
-    def test_default_is_a_held_out_subject(self, brats_folder) -> None:
-        root = brats_folder(dict.fromkeys("abc", ("t2", "flair")))
-        held_out = load_datalist(root, "test")[0]
-        assert inference_inputs(dataset_dir=root) == [{"image": held_out["t2"]}]
-
-    def test_faults(self, write_volume, tmp_path: Path) -> None:
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(FileNotFoundError, match=r"gone\.nii\.gz: expected an image or a folder"):
-            inference_inputs(tmp_path / "gone.nii.gz")
-        with pytest.raises(ValueError, match=r"empty: expected images .* found none"):
-            inference_inputs(tmp_path / "empty")
-        with pytest.raises(ValueError, match="names differ"):
-            inference_inputs([write_volume("x/a.nii.gz"), write_volume("y/a.nii.gz")])
-        with pytest.raises(ValueError, match="found an empty list"):
-            inference_inputs([])
-        with pytest.raises(ValueError, match="Add --image"):
-            inference_inputs()
