@@ -27,6 +27,19 @@ def phantom(out: str, subjects: int = 48, seed: int = 0, spacing: float = 1.0, m
     print(f"{len(folders)} subjects in {out}")
 
 
+def ablation(output_dir: str = "output/ablation", **settings: Any) -> None:
+    """Train and evaluate the ablations of the paper's Table 3 on phantoms, and write the table.
+
+    Args:
+        output_dir: where everything goes; what is complete there is not done again.
+        settings: ``--variants ours,kl``, ``--share 0.2`` of the epochs, ``--subjects 24,2,6``, ``--spacing 2.0``
+            mm, ``--dataset_dir DIR`` in place of phantoms, ``--seed 0``, ``--amp true``, values of the configs.
+    """
+    from custom.ablation import ablation as run
+
+    run(output_dir, **settings)
+
+
 def demo(image: str | None = None, output_dir: str = "output/demo", **overrides: Any) -> None:
     """Translate a held-out phantom, and ``image`` if given, with the shipped weights; print scores, draw pictures.
 
@@ -38,6 +51,19 @@ def demo(image: str | None = None, output_dir: str = "output/demo", **overrides:
     from custom.demo import demo as run
 
     run(image, output_dir, **overrides)
+
+
+def steps(output_dir: str = "output/steps", **settings: Any) -> None:
+    """Measure quality against sampler steps on validation subjects; write steps.csv, a table and steps.png.
+
+    Args:
+        output_dir: where the results go.
+        settings: ``--subjects 4``, ``--models_dir DIR`` of an ablation and ``--models ours,epsilon`` of it,
+            ``--curves "{'DDIM': [1, 2]}"``, ``--seed 0``, ``--amp true``, values of evaluate.json.
+    """
+    from custom.steps import steps as run
+
+    run(output_dir, **settings)
 
 
 def summary(*sizes: int, preset: str = "small", size: Any = (192, 192, 144)) -> None:
@@ -80,7 +106,7 @@ def prune_latents(cache_dir: str, unused_days: float = 7.0) -> None:
 
 def main() -> None:
     report_plainly()
-    commands = (demo, package, phantom, prune_latents, summary)
+    commands = (ablation, demo, package, phantom, prune_latents, steps, summary)
     fire.Fire({command.__name__: command for command in commands}, name="python -m custom")
 
 
