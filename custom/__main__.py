@@ -104,9 +104,91 @@ def prune_latents(cache_dir: str, unused_days: float = 7.0) -> None:
     print(f"removed {files} files, {size / 2**20:.1f} MiB")
 
 
+def prepare(
+    *shares: float,
+    root: str,
+    out: str = "datalist.json",
+    layout: str = "brats2021",
+    pattern: str | None = None,
+    modalities: Any = None,
+    split: Any = None,
+    split_file: str | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    modality_check: bool = True,
+    workers: int | None = None,
+) -> None:
+    """Find a data set's subjects, check every file, split by subject; write the datalist and prepare.html, prepare.txt.
+
+    Args:
+        root: folder of the data set.
+        out: the datalist to write.
+        layout: ``brats2021``, ``brats2023``, ``ixi`` or ``plain``.
+        pattern: for ``plain``, such as ``"{subject}/{modality}.nii.gz"`` or ``"{subject}/{session}_{modality}.nii"``.
+        modalities: list of modalities, in order; by default those of the layout, for ``plain`` what is found.
+        split: shares of training, validation and test, ``--split 0.8 0.1 0.1``.
+        split_file: JSON ``{"training": [ids], ...}`` or CSV ``id,section``, instead of shares.
+        seed: of the split.
+        strict: a subject with a problem is an error; otherwise it is named and left out.
+        modality_check: look for subjects whose modalities' names are exchanged.
+        workers: processes; by default one for each core.
+    """
+    from custom.data.prepare import prepare as run
+    from custom.reports.preparation import summary as said
+
+    # fire gives a flag one value; the rest of "--split 0.8 0.1 0.1" arrives as positional arguments
+    portions = (split, *shares) if isinstance(split, int | float) else split
+    done = run(
+        root, out, layout=layout, pattern=pattern, modalities=modalities, split=portions,
+        split_file=split_file, seed=seed, strict=strict, modality_check=modality_check, workers=workers,
+    )  # fmt: skip
+    for subject, problems in done.left_out.items():
+        print(f"left out: {subject}: " + "; ".join(f"{p.title}: {p.found}" for p in problems))
+    print(f"{said(done)}\nDatalist: {done.datalist}\nReport: {done.datalist.with_name('prepare.html')}")
+
+
+def report(output_dir: str) -> None:
+    """Write tables, figures and report.html of an evaluation or comparison once more, from what its folder holds.
+
+    Args:
+        output_dir: the folder; PNG files in its ``extra/`` are shown too.
+    """
+    from custom.reports.report import report as run
+
+    run(output_dir)
+
+
+def compare(
+    truth: str,
+    predictions: Any,
+    out: str = "output/comparison",
+    pairs: Any = (),
+    ranges: Any = None,
+    num_figures: int = 2,
+    viewer_megabytes: float = 40.0,
+) -> None:
+    """Score predictions of several models against one folder of true images; write tables, figures and report.html.
+
+    Args:
+        truth: folder of ``<subject>_<modality>`` images and ``<subject>_seg`` labels, or with a datalist.json.
+        predictions: ``"{'ours': DIR, 'other': DIR}"``, files named ``<subject>_<source>_<target>`` or
+            ``<subject>_<target>``; the first model is the one that the others are tested against.
+        out: folder for the results.
+        pairs: tasks to show, such as ``"[['t1','t2']]"``; by default all.
+        ranges: ``"{'other': 'signed'}"``: intensities ``truth``, ``unit``, ``signed``, ``own`` or ``auto``.
+        num_figures: how many subjects are drawn.
+        viewer_megabytes: how large the volumes in the report may be together.
+    """
+    from custom.compare import compare as run
+
+    if not isinstance(predictions, dict):
+        raise ValueError(f"predictions: expected \"{{'model': FOLDER}}\"; found {predictions!r}. Quote it so.")
+    run(truth, predictions, out, pairs=pairs, ranges=ranges, num_figures=num_figures, viewer_megabytes=viewer_megabytes)
+
+
 def main() -> None:
     report_plainly()
-    commands = (ablation, demo, package, phantom, prune_latents, steps, summary)
+    commands = (ablation, compare, demo, package, phantom, prepare, prune_latents, report, steps, summary)
     fire.Fire({command.__name__: command for command in commands}, name="python -m custom")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SCORES = "per_subject.csv"
 FEW_SUBJECTS = 10
+EQUAL = 100  # dB: what differs less differs by rounding
 SYNTHETIC = "All images but the ground truth and the source are synthetic."
 
 
@@ -92,7 +93,7 @@ def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult
         made[f"methods_{region}"] = tables.method_table(rows, region)
         made[f"models_{region}"] = tables.model_table(rows, region, pairs=[tuple(p) for p in setup.pairs])
         for method in translated:
-            name = "pairs" if method == FULL_MODEL else f"pairs_{method}"
+            name = "pairs" if method == FULL_MODEL else "pairs_" + re.sub(r"[^\w.-]", "_", method)
             made[f"{name}_{region}"] = tables.pair_table(rows, region, modalities=setup.modalities, method=method)
         made[f"tests_{region}"] = tables.comparison_table(rows, region, setup.reference)
     made["cost"] = cost_table(found)
@@ -121,12 +122,12 @@ def make_remarks(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResul
         remarks.append(
             f"{len(subjects)} subjects are few: bootstrap intervals over so few are narrower than they should be."
         )
-    perfect = [row for row in rows if math.isinf(row.psnr)]
+    perfect = [row for row in rows if row.psnr > EQUAL]
     if perfect:
         first = perfect[0]
         remarks.append(
-            f"{len(perfect)} predictions are equal to the truth in a region, so their PSNR is infinite and so is every "
-            f"mean that holds it (the first: {first.subject}, {first.method}, {first.region})."
+            f"{len(perfect)} predictions equal the truth in a region but for rounding: their PSNR, infinite or above "
+            f"{EQUAL} dB, decides each mean that holds it (the first: {first.subject}, {first.method}, {first.region})."
         )
     return remarks
 
