@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from monai.networks.nets import PatchDiscriminator
 
-from custom.networks import LatentTranslator
+from custom.networks import LatentTranslator, RectifiedFlow
+from custom.networks.diffusion import FLOW_PREDICTION_TYPES
 from custom.networks.vqgan import VQGAN, KLBottleneck
 from custom.objectives import (
     AutoencoderObjective,
@@ -181,6 +182,22 @@ def test_diffusion_loss_of_a_perfect_denoiser_is_zero(network: LatentTranslator,
 
     network.predict = predict
     assert DiffusionObjective(network)(batch).loss.item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", FLOW_PREDICTION_TYPES)
+def test_flow_loss_of_a_perfect_denoiser_is_zero(network: LatentTranslator, prediction_type: str) -> None:
+    network.latent_scale.fill_(2.0)
+    network.schedule = RectifiedFlow(prediction_type=prediction_type)
+    batch = batch_of(DiffusionObjective)
+
+    def predict(noisy, latent, target_like, timesteps, target):  # knows the clean latent
+        clean, s = 2.0 * batch["target"], ((timesteps + 1) / 1000).view(-1, 1, 1, 1, 1)
+        return clean if prediction_type == "sample" else clean - (noisy - (1 - s) * clean) / s
+
+    network.predict = predict
+    terms = DiffusionObjective(network, image_weight=1.0, pure_noise_share=0.5)(batch).terms
+    assert terms["diffusion"].item() == pytest.approx(0, abs=1e-5)
+    assert terms["image"].item() == pytest.approx(0, abs=1e-5)
 
 
 def test_diffusion_loss_of_a_denoiser_that_says_nothing_is_the_variance_of_noise(network: LatentTranslator) -> None:
