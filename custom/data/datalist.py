@@ -1,7 +1,8 @@
 """Datalists: which files of which subject belong to training, validation and test.
 
 A datalist is a JSON file ``{"modalities": [...], "training": [entry...], "validation": [...], "test": [...]}`` with
-entries ``{"subject": id, "<modality>": path, ..., "seg": path?}``; paths are absolute or relative to its own folder.
+entries ``{"subject": id, "<modality>": path, ..., "seg": path?}``; paths are absolute or relative to its own folder, of
+files or of folders with a DICOM series. The vocabulary, in order, is what a network trained on it knows.
 """
 
 from __future__ import annotations
@@ -9,89 +10,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY, discover
+from custom.data.splits import DATALIST_NAME, SECTIONS, Entry, split_by_subject
 from custom.distributed import main_first
 from custom.files import appearing_whole
 from custom.modalities import BRATS_MODALITIES, canonical
 
 logger = logging.getLogger(__name__)
 
-SECTIONS = ("training", "validation", "test")
-DATALIST_NAME = "datalist.json"
 PHANTOM_COUNTS = (36, 4, 8)
-
-Entry = dict[str, Any]
-
-
-def split_by_subject(
-    entries: Sequence[Entry],
-    fractions: Sequence[float] = (0.8, 0.1, 0.1),
-    seed: int = 0,
-    *,
-    counts: Sequence[int] | None = None,
-) -> dict[str, list[Entry]]:
-    """Divide subjects at random among the sections; every section with a share gets at least one.
-
-    Args:
-        entries: one entry a subject.
-        fractions: shares of training, validation and test, which sum to 1.
-        seed: of the shuffle; the result does not depend on the order of ``entries``.
-        counts: numbers of subjects instead of fractions; they sum to the number of entries.
-
-    Raises:
-        ValueError: for a repeated subject, shares or counts that do not fit, or too few subjects.
-    """
-    ordered = sorted(entries, key=lambda e: str(e[SUBJECT_KEY]))
-    names = [str(e[SUBJECT_KEY]) for e in ordered]
-    repeated = sorted({n for n in names if names.count(n) > 1})
-    if repeated:
-        raise ValueError(f"datalist: expected each subject once; found {', '.join(repeated)} repeated. Merge them.")
-    sizes = _section_sizes(len(ordered), fractions) if counts is None else _checked_counts(len(ordered), counts)
-    random.Random(seed).shuffle(ordered)
-    split, start = {}, 0
-    for section, size in zip(SECTIONS, sizes, strict=True):
-        split[section] = sorted(ordered[start : start + size], key=lambda e: str(e[SUBJECT_KEY]))
-        start += size
-    return split
-
-
-def _checked_counts(total: int, counts: Sequence[int]) -> list[int]:
-    sizes = [int(c) for c in counts]
-    if len(sizes) != len(SECTIONS) or min(sizes) < 0 or sum(sizes) != total:
-        raise ValueError(
-            f"counts: expected {len(SECTIONS)} numbers ({', '.join(SECTIONS)}) that sum to {total} subjects; "
-            f"found {list(counts)}. Correct the counts."
-        )
-    return sizes
-
-
-def _section_sizes(total: int, fractions: Sequence[float]) -> list[int]:
-    """Largest-remainder rounding, at least one subject for each section whose share is not zero."""
-    shares = [float(f) for f in fractions]
-    if len(shares) != len(SECTIONS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(
-            f"fractions: expected {len(SECTIONS)} shares ({', '.join(SECTIONS)}) that sum to 1; "
-            f"found {list(fractions)}. Correct the fractions."
-        )
-    asked = [i for i, s in enumerate(shares) if s > 0]
-    if total < len(asked):
-        raise ValueError(
-            f"datalist: expected at least {len(asked)} subjects for {', '.join(SECTIONS[i] for i in asked)}; "
-            f"found {total}. Add subjects, or write a {DATALIST_NAME} that says which section each belongs to."
-        )
-    exact = [s * total for s in shares]
-    sizes = [max(int(e), 1) if i in asked else 0 for i, e in enumerate(exact)]
-    while sum(sizes) != total:
-        step = 1 if sum(sizes) < total else -1
-        movable = asked if step > 0 else [i for i in asked if sizes[i] > 1]
-        best = max(movable, key=lambda i: step * (exact[i] - sizes[i]))
-        sizes[best] += step
-    return sizes
 
 
 def write_datalist(path: str | os.PathLike, split: Mapping[str, Sequence[Entry]], modalities: Sequence[str]) -> Path:
@@ -133,16 +64,7 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
             with fewer than two modalities.
     """
     source = Path(path).expanduser()
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: expected a datalist; found no file. Correct the path.")
-    try:
-        raw = json.loads(source.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source}: expected JSON; found {error}. Correct the file.") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("modalities"), list):
-        raise ValueError(
-            f'{source}: expected {{"modalities": [...], "training": [...], ...}}; found no "modalities". Add them.'
-        )
+    raw = _read_json(source)
     modalities = [canonical(m) for m in raw["modalities"]]
     content: dict[str, Any] = {"modalities": modalities}
     seen: dict[str, str] = {}
@@ -163,6 +85,41 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def _read_json(source: Path) -> dict[str, Any]:
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: expected a datalist; found no file. Correct the path.")
+    try:
+        raw = json.loads(source.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source}: expected JSON; found {error}. Correct the file.") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("modalities"), list):
+        raise ValueError(
+            f'{source}: expected {{"modalities": [...], "training": [...], ...}}; found no "modalities". Add them.'
+        )
+    return raw
+
+
+@main_first()
+def vocabulary(dataset_dir: str | os.PathLike | None, default: Sequence[str] = BRATS_MODALITIES) -> list[str]:
+    """The modalities of a data set, in order, for use in a config: those of its datalist, else ``default``.
+
+    Args:
+        dataset_dir: folder with a ``datalist.json``, or a datalist of any name.
+        default: for a data set that has no datalist yet.
+
+    Raises:
+        ValueError: for a file that is no datalist.
+    """
+    path = datalist_path(dataset_dir) if dataset_dir else None
+    return [canonical(m) for m in (_read_json(path)["modalities"] if path and path.is_file() else default)]
+
+
+def datalist_path(dataset_dir: str | os.PathLike) -> Path:
+    """Where the datalist of a data set is: the file itself, or ``datalist.json`` in the folder."""
+    path = Path(dataset_dir).expanduser()
+    return path if path.is_file() else path / DATALIST_NAME
+
+
 def _checked_entry(item: Any, where: str, folder: Path, modalities: Sequence[str]) -> Entry:
     """An entry with canonical keys and absolute paths of existing files; ``where`` names it in messages."""
     if not isinstance(item, dict) or not item.get(SUBJECT_KEY):
@@ -180,7 +137,7 @@ def _checked_entry(item: Any, where: str, folder: Path, modalities: Sequence[str
         if name in entry:
             raise ValueError(f"{where}: expected one file for {name}; found two. Remove one of the keys.")
         file = folder / str(value)
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"{where}: expected the {name} file {file}; found no file. Correct the path.")
         entry[name] = str(file)
     present = [m for m in modalities if m in entry]
@@ -209,7 +166,7 @@ def load_datalist(
     subject and the datalist is written there, so that every stage sees one split.
 
     Args:
-        dataset_dir: folder of the data set.
+        dataset_dir: folder of the data set, or its datalist.
         section: ``training``, ``validation``, ``test`` or ``all``.
         modalities: the vocabulary; other modalities of the datalist are dropped.
         seed: of the split.
@@ -230,12 +187,12 @@ def load_datalist(
     folder = Path(dataset_dir).expanduser()
     if phantom_dir is not None and folder.resolve() == Path(phantom_dir).expanduser().resolve():
         ensure_phantom(folder)
-    if not folder.is_dir():
+    path = datalist_path(folder)
+    if not folder.exists():
         raise FileNotFoundError(
-            f"{folder}: expected a folder with {DATALIST_NAME} or subjects in the {layout} layout; found no folder. "
-            "Correct dataset_dir."
+            f"{folder}: expected a datalist, or a folder with {DATALIST_NAME} or subjects in the {layout} layout; "
+            "found nothing there. Correct dataset_dir."
         )
-    path = folder / DATALIST_NAME
     if path.is_file():
         content = read_datalist(path)
     elif section == "all":

@@ -153,7 +153,7 @@ class TestLoad:
         assert "subject b is left out" in caplog.text
 
     def test_faults(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="found no folder"):
+        with pytest.raises(FileNotFoundError, match="found nothing there"):
             load_datalist(tmp_path / "gone", "training", phantom_dir=tmp_path / "phantom")
         with pytest.raises(ValueError, match="section: expected one of"):
             load_datalist(tmp_path, "train")

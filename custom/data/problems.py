@@ -1,0 +1,96 @@
+"""What can be wrong with a data set: one table of problems, each with its remedy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["PROBLEMS", "Kind", "Problem"]
+
+
+class Kind(NamedTuple):
+    """A kind of problem.
+
+    Attributes:
+        title: in a few words.
+        remedy: what to do.
+        leaves_out: whether a subject that has it stays out of the datalist; otherwise it is a remark.
+    """
+
+    title: str
+    remedy: str
+    leaves_out: bool = True
+
+
+PROBLEMS: dict[str, Kind] = {
+    "truncated": Kind(
+        "file ends early or is damaged", "Copy or download the file again; `gzip -t FILE` says whether it is whole."
+    ),
+    "unreadable": Kind("file cannot be read", "Open it in a viewer; export or download it again."),
+    "dicom": Kind(
+        "DICOM series that is not one whole volume",
+        "Export the whole series again, or convert it to NIfTI and check it.",
+    ),
+    "not_3d": Kind("not one 3D volume", "Save the volume or channel that is meant as a file of its own."),
+    "too_small": Kind("too few voxels", "Use a larger field of view, or resample to smaller voxels."),
+    "not_finite": Kind("NaN or infinite voxels", "Replace them, with 0 where they are background."),
+    "constant": Kind("constant image", "The file holds no image: export it again."),
+    "mask": Kind("mask in place of an image", "Put the image in its place; a segmentation is named seg."),
+    "spacing": Kind("implausible voxel size", "Correct the header's voxel size; it is in mm."),
+    "grid": Kind("modalities on different grids", "Register and resample the subject's images to one grid."),
+    "identical": Kind(
+        "two modalities with the same content", "One file is a copy of the other: put the right one there."
+    ),
+    "swapped": Kind(
+        "modalities' names look exchanged",
+        "Look at the pictures below and rename the files, or --modality_check false.",
+    ),
+    "duplicate": Kind("same images as another subject", "Remove one; a subject in two sections of a split is a leak."),
+    "same_id": Kind("two subjects with one id", "Rename or remove one of them, so that an id is one subject."),
+    "two_files": Kind("two files for one modality", "Remove or rename one of them."),
+    "single": Kind("fewer than two modalities", "Add a file: a pair is needed to learn from or to compare."),
+    "empty_folder": Kind("empty folder", "Copy the subject's files into it, or remove it."),
+    "strange_folder": Kind(
+        "folder whose files fit no name of the layout", "Rename the files, or choose another layout."
+    ),
+    "two_sections": Kind("subject in two sections of the split", "Name it in one section only."),
+    "not_in_split": Kind("subject that the split file does not name", "Add it to a section."),
+    "no_such_subject": Kind("subject of the split file that is not there", "Correct the split file.", leaves_out=False),
+    "unused": Kind("images that are not used", "None needed if they are no modality to train with.", leaves_out=False),
+    "incomplete": Kind("modalities missing", "None needed: pairs are drawn from what there is.", leaves_out=False),
+    "orientation": Kind(
+        "header without orientation", "Set the header's sform or qform: left and right are a guess.", leaves_out=False
+    ),
+    "field_of_view": Kind("unusual field of view", "Check the voxel size and what the file shows.", leaves_out=False),
+    "published": Kind("sizes differ from the published ones", "See which subjects are left out.", leaves_out=False),
+    "few": Kind("too few subjects for a split", "Add subjects, or give --split or --split_file.", leaves_out=False),
+    "unchecked": Kind("check not made", "Look at the pictures below.", leaves_out=False),
+}
+
+
+class Problem(NamedTuple):
+    """One problem of one subject.
+
+    Attributes:
+        code: a key of ``PROBLEMS``.
+        subject: its id; empty where the data set as a whole is meant.
+        found: what was found, and where.
+    """
+
+    code: str
+    subject: str
+    found: str
+
+    @property
+    def title(self) -> str:
+        """What kind of problem."""
+        return PROBLEMS[self.code].title
+
+    @property
+    def remedy(self) -> str:
+        """What to do."""
+        return PROBLEMS[self.code].remedy
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the subject stays out of the datalist."""
+        return PROBLEMS[self.code].leaves_out
