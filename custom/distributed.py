@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "same_start",
     "seed_rank",
     "synchronized",
+    "unsynchronized",
     "world_size",
 ]
 
@@ -121,6 +122,11 @@ def synchronized(module: nn.Module, *, find_unused_parameters: bool = False) -> 
     # buffers need no broadcast before each step: the schedule's are constant, and the codebook's statistics are
     # summed over the processes where they are updated
     return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+
+
+def unsynchronized(module: nn.Module) -> AbstractContextManager:
+    """Within it, backward passes through what ``synchronized`` gave add to this process's gradients alone."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def same_start(module: nn.Module) -> None:

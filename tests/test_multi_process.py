@@ -46,9 +46,9 @@ OF_STAGE = {
     },
     "train_spade": {
         "latent_crop": [8, 8, 8], "subjects_per_batch": 1, "adversarial_start_epoch": 0,
-        "objective#latent#part_size": 4, "discriminator_def#channels": 4,
+        "objective#latent#part_size": 4, "discriminator_def#channels": 4, "accumulation_steps": 2,
     },
-    "train": {"latent_crop": [4, 4, 4], "subjects_per_batch": 1, "part_size": 4},
+    "train": {"latent_crop": [4, 4, 4], "subjects_per_batch": 1, "part_size": 4, "gradient_checkpointing": "true"},
 }  # fmt: skip
 EVALUATION = {"panel": ["t1", "t2"], "num_figures": 1}
 

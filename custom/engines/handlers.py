@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,9 @@ from tqdm import tqdm
 
 from custom.distributed import is_main, mean_of_ranks
 
-__all__ = ["ImagePanels", "LossLog", "MovingAverage", "StageProgress", "as_handler"]
+__all__ = ["DataWait", "ImagePanels", "LossLog", "MovingAverage", "StageProgress", "as_handler"]
+
+logger = logging.getLogger(__name__)
 
 Handler = TypeVar("Handler")
 
@@ -122,10 +125,59 @@ class _EventFile:
             self._writer = None
 
 
+class DataWait:
+    """Share of the time of an epoch's steps that the training waits for data, between fetching and computing.
+
+    Args:
+        limit: share above which ``judge`` says, once, what helps.
+    """
+
+    def __init__(self, limit: float = 0.2) -> None:
+        self.limit = limit
+        self.waited = self.computed = 0.0
+        self.clock = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._tick)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._fetched)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._tick)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stepped)
+
+    def _reset(self) -> None:
+        self.waited = self.computed = 0.0
+
+    def _tick(self) -> float:
+        before, self.clock = self.clock, time.perf_counter()
+        return self.clock - before
+
+    def _fetched(self) -> None:
+        self.waited += self._tick()
+
+    def _stepped(self) -> None:
+        self.computed += self._tick()
+
+    def share(self) -> float:
+        """In [0, 1], of the epoch so far."""
+        return self.waited / max(self.waited + self.computed, 1e-9)
+
+    def judge(self, share: float, epoch: int) -> None:
+        """Warn of a share that is too high, the first time."""
+        if share > self.limit and is_main():
+            logger.warning(
+                "epoch %d: %.0f %% of the time went by waiting for data. Raise num_workers, or put the data and the "
+                "cache_dir on a faster disk.", epoch, 100 * share,
+            )  # fmt: skip
+            self.limit = 1.0
+
+
 class LossLog:
     """Writes every epoch's mean losses, and the validation metrics when there are any, to TensorBoard and a CSV.
 
     In several processes the main one writes, and the losses are averaged over all.
+
+    ``data_wait`` is the share of an epoch's steps that was spent waiting for the next batch. Where it is high, the
+    first such epoch says so in the log.
 
     The rows of ``losses.csv`` are ``epoch, seconds, name, value``, with the seconds that the stage has taken so far. A
     new run starts the file anew; a resumed one continues it after the epoch that it resumes from.
@@ -141,9 +193,11 @@ class LossLog:
         self.evaluator = evaluator
         self.sums: dict[str, Tensor] = {}
         self.started: float | None = None
+        self.waiting = DataWait()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        self.waiting.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
         engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self.events.close)
@@ -170,7 +224,8 @@ class LossLog:
 
     def _write(self, engine: Engine) -> None:
         means = {name: float(total) / engine.state.epoch_length for name, total in self.sums.items()}
-        means = mean_of_ranks(means)
+        means = mean_of_ranks({**means, "data_wait": self.waiting.share()})
+        self.waiting.judge(means["data_wait"], engine.state.epoch)
         self.sums = {}
         means["learning_rate"] = engine.optimizer.param_groups[0]["lr"]
         self._rows(engine.state.epoch, "train/{}", "{}", means)

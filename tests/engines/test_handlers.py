@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +163,52 @@ def logged(folder: Path, losses: list[float], *, epochs: int, done: int = 0, sco
 
 def test_log_holds_the_mean_of_each_epoch_and_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     logged(tmp_path, [1.0, 3.0, 5.0, 6.0], epochs=2, score=20.5)
-    assert rows(tmp_path) == [
+    found = rows(tmp_path)
+    assert [r for r in found if r[1] != "data_wait"] == [
         ("1", "validation_score", 20.5), ("1", "loss", 2.0), ("1", "learning_rate", 0.25),
         ("2", "validation_score", 20.5), ("2", "loss", 5.5), ("2", "learning_rate", 0.25),
     ]  # fmt: skip
-    found = events(tmp_path)
-    assert set(found.Tags()["scalars"]) == {"train/loss", "train/learning_rate", "validation/score"}
-    assert [e.value for e in found.Scalars("train/loss")] == [2.0, 5.5]
+    scalars = events(tmp_path)
+    tags = {"train/loss", "train/data_wait", "train/learning_rate", "validation/score"}
+    assert set(scalars.Tags()["scalars"]) == tags
+    assert [e.value for e in scalars.Scalars("train/loss")] == [2.0, 5.5]
     assert "epoch 2: score = 20.5" in capsys.readouterr().out
+
+
+class Slow:
+    """Two batches, each after some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(2):
+            time.sleep(self.seconds)
+            yield number
+
+
+@pytest.mark.parametrize(("fetching", "computing", "expected"), [(0.03, 0.01, 0.75), (0.0, 0.03, 0.0)])
+def test_share_of_waiting_for_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fetching: float, computing: float, expected: float
+) -> None:
+    def step(engine: Engine, batch: int) -> dict[str, Any]:
+        time.sleep(computing)
+        return {"terms": {}}
+
+    engine = Engine(step)
+    engine.optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.25)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: time.sleep(0.05))  # a validation is neither
+    LossLog(str(tmp_path)).attach(engine)
+    engine.run(Slow(fetching), max_epochs=2)
+    shares = [value for _, name, value in rows(tmp_path) if name == "data_wait"]
+    # a busy machine sleeps longer than it was told
+    assert shares == pytest.approx([expected] * 2, abs=0.2)
+    said = [r.getMessage() for r in caplog.records if "waiting for data" in r.getMessage()]
+    assert len(said) == (1 if expected > 0.2 else 0)
+    assert all("epoch 1: " in text and "num_workers" in text for text in said)
 
 
 def test_new_run_starts_the_log_anew(tmp_path: Path) -> None:

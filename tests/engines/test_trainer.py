@@ -10,8 +10,10 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
+from monai.handlers import LrScheduleHandler
 from monai.networks.nets import PatchDiscriminator
 
+from custom.engines.handlers import MovingAverage
 from custom.engines.trainer import StageTrainer, prepare_tensors
 from custom.networks import LatentTranslator
 from custom.objectives import AutoencoderObjective, Objective, Step, StyleObjective
@@ -163,3 +165,76 @@ def test_objective_is_moved_to_the_device(network: LatentTranslator) -> None:
     objective.to = moved.append
     scalar_trainer(objective)
     assert moved == [CPU]
+
+
+def style_batch(count: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    latents = {name: torch.rand((count, 4, 8, 8, 8), generator=generator) for name in ("source", "target")}
+    places = torch.arange(count)
+    return {**latents, "source_modality": places % 4, "target_modality": (places + 1) % 4}
+
+
+def trained(network: LatentTranslator, batch: dict[str, torch.Tensor], **kwargs: Any) -> tuple[StageTrainer, dict]:
+    """Two steps of stage 2 with its discriminator, moving averages and a schedule."""
+    network = copy.deepcopy(network)
+    objective = StyleObjective(network, image_weight=1.0)
+    torch.manual_seed(2)
+    discriminator = PatchDiscriminator(
+        spatial_dims=3, in_channels=4, out_channels=5, channels=4, num_layers_d=1, norm="INSTANCE"
+    )
+    optimizer = torch.optim.SGD(objective.trained_parameters(), lr=0.1)
+    average = MovingAverage(network, momentum=0.5)
+    trainer = StageTrainer(
+        objective=objective, discriminator=discriminator, device=CPU, max_epochs=1, train_data_loader=[batch, batch],
+        discriminator_optimizer=torch.optim.SGD(discriminator.parameters(), lr=0.1), optimizer=optimizer,
+        train_handlers=[
+            average,
+            LrScheduleHandler(torch.optim.lr_scheduler.StepLR(optimizer, 1), print_lr=False, epoch_level=False),
+        ],
+        **kwargs,
+    )  # fmt: skip
+    trainer.run()
+    states = {"network": network, "discriminator": discriminator, "average": average.ema_model}
+    return trainer, {f"{name}.{key}": v for name, m in states.items() for key, v in m.state_dict().items()}
+
+
+@pytest.mark.parametrize(("count", "steps"), [(4, 2), (4, 4), (3, 2), (2, 5)])
+def test_accumulated_steps_are_those_of_the_whole_batch(network: LatentTranslator, count: int, steps: int) -> None:
+    batch = style_batch(count)
+    whole, expected = trained(network, batch)
+    parts, found = trained(network, batch, accumulation_steps=steps)
+    start = network.state_dict()
+    assert any(not torch.equal(v, start[k[8:]]) for k, v in expected.items() if k.startswith("network."))
+    for name, value in expected.items():
+        # sums over the items in another order
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert parts.state.iteration == whole.state.iteration == 2
+    for name, value in whole.state.output["terms"].items():
+        torch.testing.assert_close(parts.state.output["terms"][name], value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.state.output["loss"], whole.state.output["loss"], rtol=1e-4, atol=1e-5)
+
+
+def test_one_part_is_held_at_a_time() -> None:
+    objective = Scalar()
+    sizes = []
+    forward = objective.forward
+    objective.forward = lambda batch, discriminator: (sizes.append(len(batch["image"])), forward(batch))[1]
+    trainer = scalar_trainer(objective, accumulation_steps=3)
+    trainer.data_loader = [{"image": torch.zeros(5, 1, 2, 2, 2)}]
+    trainer.state.dataloader = trainer.data_loader
+    trainer.run()
+    assert sizes == [2, 2, 1]
+    assert objective.weight.item() == pytest.approx(-1.0)
+
+
+def test_no_parts_are_an_error() -> None:
+    with pytest.raises(ValueError, match="accumulation_steps: expected 1 or more, found 0"):
+        scalar_trainer(Scalar(), accumulation_steps=0)
+
+
+@pytest.mark.parametrize("switch", [True, "true"])
+def test_checkpointed_training_is_the_same(network: LatentTranslator, switch: bool | str) -> None:
+    _, expected = trained(network, style_batch(2))
+    _, found = trained(network, style_batch(2), gradient_checkpointing=switch)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
