@@ -16,13 +16,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from custom.arguments import as_bool
 from custom.data import ensure_phantom
 from custom.errors import user_message
 from custom.files import appearing_whole
+from custom.reports.figures import method_panel
+from custom.reports.pictures import TRUTH, Slices
 from custom.reports.render import to_text, write_table
-from custom.reports.rows import read_rows
-from custom.reports.tables import Ablation, ablation_table
+from custom.reports.results import Results
+from custom.reports.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, read_rows
+from custom.reports.tables import Ablation, ablation_table, summaries, task_name
 from custom.workflows import bundle_workflow
 
 __all__ = ["TABLE_3", "VARIANTS", "Variant", "ablation"]
@@ -31,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 FOLDERS = {"train_autoencoder": "autoencoder", "train_spade": "spade", "train": "diffusion"}
 SHARED = "shared"
+EVALUATION = "evaluation"
 TASK = ("t1", "t2")
 
 
@@ -129,7 +135,7 @@ def ablation(
     failures: dict[str, str] = {}
     for name in variants:
         try:
-            done.append(_train_and_evaluate(name, output, budget, values))
+            done.append(_train_and_evaluate(name, output, budget, values, first=not done))
         except Exception as error:
             failures[name] = user_message(error, default="failed")
             logger.warning("%s: left out: %s", name, failures[name])
@@ -138,6 +144,7 @@ def ablation(
         reasons = "; ".join(f"{name}: {why}" for name, why in failures.items())
         raise ValueError(f"ablation: expected a variant that can be trained and evaluated; found none ({reasons}).")
     _report(output, done, failures, budget)
+    _draw(output, {VARIANTS[name].label: name for name in variants if name not in failures})
     return done
 
 
@@ -152,7 +159,7 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _train_and_evaluate(name: str, output: Path, budget: Budget, values: Mapping[str, Any]) -> Ablation:
+def _train_and_evaluate(name: str, output: Path, budget: Budget, values: Mapping[str, Any], *, first: bool) -> Ablation:
     variant, weights = VARIANTS[name], Path()
     for stage in variant.stages:
         own = stage in variant.own
@@ -167,14 +174,29 @@ def _train_and_evaluate(name: str, output: Path, budget: Budget, values: Mapping
             print(f"[{variant.label}] {name}: {stage}, {'its own' if own else 'shared'}", flush=True)
             _train(stage, overlays, folder, budget, {**values, **paths})
         weights = Path(paths.get("ckpt_path", folder / "best.pt"))
+    return _evaluate(name, output, weights, values, first=first)
+
+
+def _evaluate(name: str, output: Path, weights: Path, values: Mapping[str, Any], *, first: bool) -> Ablation:
+    """Scores on the test subjects; the first variant's with those of the trivial translations."""
+    variant, folder = VARIANTS[name], output / name / EVALUATION
     print(f"[{variant.label}] {name}: evaluation", flush=True)
-    scores = output / name / "evaluation"
-    of_test = {"section": "test", "sources": [TASK[0]], "methods": ["full model"], "ckpt_path": str(weights)}
+    trivial = [COPY_SOURCE, LOOKUP] if first else []
+    ceiling = [CEILING] if first or "train_autoencoder" in variant.own else []
+    of_test = {
+        "section": "test",
+        "sources": [TASK[0]],
+        "pairs": [TASK],
+        "methods": [*trivial, *ceiling, FULL_MODEL],
+        "ckpt_path": str(weights),
+        "output_dir": str(folder),
+        "baselines#path": str(output / "baselines.npz"),
+    }
     overlays = [variant.overlay] if variant.overlay else []
-    workflow = bundle_workflow("evaluate", {**values, **of_test, "output_dir": str(scores)}, overlays=overlays)
+    workflow = bundle_workflow("evaluate", {**values, **of_test}, overlays=overlays)
     workflow.initialize()
     workflow.run()
-    return Ablation(variant.label, *variant.marks, read_rows(scores / "per_subject.csv"))
+    return Ablation(variant.label, *variant.marks, read_rows(folder / "per_subject.csv"))
 
 
 def _train(stage: str, overlays: Sequence[str], folder: Path, budget: Budget, values: Mapping[str, Any]) -> None:
@@ -204,7 +226,38 @@ def _report(output: Path, done: Sequence[Ablation], failures: Mapping[str, str],
     left_out = "".join(f" {VARIANTS[name].label} {name} is left out: {why}" for name, why in failures.items())
     for region in ("volume", "brain"):
         table = ablation_table(done, TASK, region)
-        table = table._replace(note=f"{table.note} {trained}{left_out}")
+        table = table._replace(note=f"{table.note} {trained} {_beside(done, region)}{left_out}")
         write_table(table, output, f"table3_{region}")
         print(to_text(table) + "\n")
     print(f"Tables: {output}")
+
+
+def _beside(done: Sequence[Ablation], region: str) -> str:
+    """PSNR of what needs no training, and of each autoencoder's reconstruction, which no translation can exceed."""
+    found: dict[str, float] = {}
+    for ablation in done:
+        for (method, source, target, where), scores in summaries(ablation.rows).items():
+            if where == region and method != FULL_MODEL and target == TASK[1] and source in (TASK[0], TASK[1]):
+                name = f"{method} {ablation.regularization}" if method == CEILING else method
+                found.setdefault(name, scores["psnr"].mean)
+    return "PSNR beside them: " + ", ".join(f"{name} {psnr:.2f} dB" for name, psnr in found.items()) + "."
+
+
+def _draw(output: Path, names: Mapping[str, str]) -> None:
+    """The paper's Figure 7 for the first subject that every variant has pictures of."""
+    results = {label: Results(output / name / EVALUATION) for label, name in names.items()}
+    for subject in next(iter(results.values())).load_setup().subjects:
+        pictures = [result.pictures(subject) for result in results.values()]
+        key = (FULL_MODEL, *TASK)
+        if all(p is not None and key in p.slices for p in pictures):
+            shown = {label: _floats(p.slices[key]) for label, p in zip(results, pictures, strict=True)}
+            truth, stamp = _floats(pictures[0].slices[TRUTH, TASK[1], TASK[1]]), pictures[0].stamp
+            title = f"{subject}, {task_name(*TASK)}"
+            picture = output / "figure7.png"
+            method_panel(picture, shown, truth, lesion=pictures[0].lesion, spacing=stamp.spacing, title=title)
+            print(f"Picture: {picture}")
+            return
+
+
+def _floats(slices: Slices) -> tuple[np.ndarray, ...]:
+    return tuple(image.astype(np.float32) / 255 for image in slices)

@@ -14,7 +14,8 @@ from monai.bundle import ConfigParser
 import custom.ablation
 from custom.ablation import TABLE_3, VARIANTS, ablation
 from custom.data import ensure_phantom
-from custom.reports.rows import FULL_MODEL, Row, write_rows
+from custom.reports.results import Results, Setup
+from custom.reports.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, Row, write_rows
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
 TINY = {
@@ -41,9 +42,11 @@ class FakeWorkflow:
 
     def run(self) -> None:
         if self.name == "evaluate":
-            scores = [20.0 + len(self.overlays), 0.9, 0.1, 0.05]
-            rows = [Row("a", "t1", "t2", FULL_MODEL, region, *scores) for region in ("volume", "brain")]
-            write_rows(Path(self.values["output_dir"]) / "per_subject.csv", rows)
+            folder, scores = Path(self.values["output_dir"]), [20.0 + len(self.overlays), 0.9, 0.1, 0.05]
+            keys = [(m, "t2" if m == CEILING else "t1") for m in self.values["methods"]]
+            rows = [Row("a", source, "t2", method, r, *scores) for method, source in keys for r in ("volume", "brain")]
+            write_rows(folder / "per_subject.csv", rows)
+            Results(folder).save_setup(Setup(subjects=["a"]))
 
     def finalize(self) -> None:
         pass
@@ -97,6 +100,18 @@ def test_a_stage_starts_from_the_right_weights(tmp_path: Path, runs: list[FakeWo
         "ablation_kl": str(out / "kl" / "model.pt"),
         "": str(out / "ours" / "model.pt"),
     }
+
+
+def test_what_needs_no_training_is_scored_once(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
+    ablation(tmp_path / "out", dataset_dir=tmp_path)
+    evaluated = [run for run in runs if run.name == "evaluate"]
+    assert [run.values["methods"] for run in evaluated] == [
+        [COPY_SOURCE, LOOKUP, CEILING, FULL_MODEL], [FULL_MODEL], [FULL_MODEL], [CEILING, FULL_MODEL], [FULL_MODEL],
+    ]  # fmt: skip
+    assert len({run.values["baselines#path"] for run in evaluated}) == 1
+    note = (tmp_path / "out" / "table3_brain.md").read_text(encoding="utf-8")
+    for name in (COPY_SOURCE, LOOKUP, f"{CEILING} VQ", f"{CEILING} KL"):
+        assert f"{name} 21.00 dB" in note
 
 
 def test_the_budget_is_the_same_share_of_every_stage(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
@@ -173,8 +188,10 @@ def test_two_variants_from_phantoms_to_table(tmp_path: Path) -> None:
     variants = ("diffusion_only", "spade_only")
     found = ablation(tmp_path / "out", variants=variants, share=0.005, dataset_dir=str(data), amp=False, **TINY)
     assert [variant.name for variant in found] == ["(a)", "(c)"]
-    assert {(row.source, row.method) for variant in found for row in variant.rows} == {("t1", FULL_MODEL)}
+    assert {row.method for row in found[1].rows} == {FULL_MODEL}
+    assert {row.source for row in found[1].rows} == {"t1"}
     weights = torch.load(tmp_path / "out" / "diffusion_only" / "model.pt", weights_only=True)
     assert not [key for key in weights if key.startswith("style_transfer")]
     assert weights["latent_scale"] != 1
-    assert (tmp_path / "out" / "table3_brain.md").is_file()
+    assert (tmp_path / "out" / "figure7.png").is_file()
+    assert "intensity lookup" in (tmp_path / "out" / "table3_brain.md").read_text(encoding="utf-8")
