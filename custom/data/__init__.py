@@ -5,6 +5,7 @@ from custom.data.datalist import (
     load_datalist,
     read_datalist,
     split_by_subject,
+    vocabulary,
     write_datalist,
 )
 from custom.data.inputs import TolerantDataset, inference_inputs
@@ -39,5 +40,6 @@ __all__ = [
     "split_by_subject",
     "style_pairs",
     "translation_pairs",
+    "vocabulary",
     "write_datalist",
 ]

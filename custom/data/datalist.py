@@ -99,7 +99,6 @@ def _read_json(source: Path) -> dict[str, Any]:
     return raw
 
 
-@main_first()
 def vocabulary(dataset_dir: str | os.PathLike | None, default: Sequence[str] = BRATS_MODALITIES) -> list[str]:
     """The modalities of a data set, in order, for use in a config: those of its datalist, else ``default``.
 
