@@ -69,7 +69,7 @@ def write_html(
     data = {"columns": COLUMNS, "names": _names(setup, found), "subjects": volumes.subjects}
     page = environment.get_template(TEMPLATE).render(
         title=setup.title,
-        protocol=PROTOCOL,
+        protocol=PROTOCOL.removeprefix("Protocol: "),
         settings=setup.settings,
         remarks=remarks,
         tables={name: Markup(to_html(table)) for name, table in tables.items()},

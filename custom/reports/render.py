@@ -30,6 +30,7 @@ __all__ = [
 
 CHECK = "✓"
 TEXT_WIDTH = 110
+WIDE = 9  # columns
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\rightarrow$", "↑": r"$\uparrow$",
@@ -126,13 +127,16 @@ def to_csv(table: Table) -> str:
 
 def to_html(table: Table) -> str:
     """A ``<table>`` with caption; the best have the class ``best``."""
-    lines = ["<table>", f"<caption>{html.escape(table.title)}</caption>", "<thead>"]
+    # as in the paper, the deviation stands below the mean where the columns are many
+    wide = len(table.columns) > WIDE
+    lines = ['<table class="wide">' if wide else "<table>", f"<caption>{html.escape(table.title)}</caption>", "<thead>"]
     if table.groups:
         spans = [f'<th colspan="{span}">{html.escape(name)}</th>' for name, span in table.groups]
         lines.append("<tr>" + "".join(spans) + "</tr>")
     lines.append("<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in table.columns) + "</tr></thead><tbody>")
     for first, *others in table.cells():
-        cells = [f"<td{' class=best' if c.bold else ''}>{html.escape(c.text)}</td>" for c in others]
+        texts = [html.escape(c.text).replace(" ±", "<br>±" if wide else " ±") for c in others]
+        cells = [f"<td{' class=best' * c.bold}>{text}</td>" for c, text in zip(others, texts, strict=True)]
         lines.append(f"<tr><th>{html.escape(first.text)}</th>{''.join(cells)}</tr>")
     lines.append("</tbody></table>")
     below = table.explained("Bold")

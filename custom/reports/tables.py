@@ -95,7 +95,7 @@ def method_table(rows: Sequence[Row], region: str) -> Table | None:
     columns = [f"{region}", *(_headed(m) for m in METRICS), "subjects", "volumes"]
     note = f"Mean ± sd over subjects and pairs [{LEVEL:.0%} bootstrap interval, subjects drawn]."
     if any(row.method == CEILING for row in chosen):
-        note += " The autoencoder ceiling is the truth encoded and decoded: no translation can do better."
+        note += " The autoencoder ceiling is the truth itself, encoded and decoded."
     return Table(f"Methods, {region}", columns, body, note=note)
 
 

@@ -13,10 +13,10 @@ async function startViewer(report, root) {
   const views = {};
   for (const panel of PANELS) {
     const view = new niivue.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [0.2, 0.8, 0.3, 0.6], crosshairWidth: 0.5, crosshairWidthUnit: "percent",
+      backColor: [0, 0, 0, 1], crosshairColor: [0.2, 0.8, 0.3, 0.6], crosshairWidth: 1,
       isRadiologicalConvention: true, sagittalNoseLeft: true, isCornerOrientationText: false,
       multiplanarShowRender: 0, multiplanarLayout: 3, fontSizeScaling: 0.6, fontMinPx: 11, logLevel: "error",
-      isColorbar: panel === "error", dragAndDropEnabled: false, loadingText: "",
+      dragAndDropEnabled: false, loadingText: "",
     });
     await view.attachToCanvas(root.querySelector(`canvas.${panel}`));
     view.setSliceType(view.sliceTypeMultiplanar);
@@ -74,9 +74,9 @@ async function startViewer(report, root) {
       view.scene.crosshairPos = view.vox2frac(position);
       view.drawScene();
     }
-    const titles = { source: `Source ${name(pair.source)}`, truth: `True ${name(pair.target)}`, error: "|Error|, 0 to 0.5" };
+    const titles = { source: `Source ${name(pair.source)}`, truth: `True ${name(pair.target)}`, error: "|Error|" };
     titles.prediction = `Predicted ${name(pair.target)} (synthetic), ${pair.method}`;
-    for (const panel of PANELS) root.querySelector(`figure.${panel} figcaption`).textContent = titles[panel];
+    for (const panel of PANELS) root.querySelector(`figure.${panel} figcaption span`).textContent = titles[panel];
     root.querySelector(".scores").textContent = pair.scores;
     root.dataset.ready = "true";
   }
