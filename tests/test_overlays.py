@@ -144,3 +144,4 @@ def test_mean_of_samples() -> None:
     parser = parse("inference", "sampling_mean")
     assert parser["num_samples"] == 4
     assert parser["inferer"]["num_samples"] == "@num_samples"
+    assert parse("evaluate", "sampling_mean")["inferer"]["num_samples"] == "@num_samples"
