@@ -9,7 +9,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import MAEMetric, PSNRMetric, SSIMMetric
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from custom.metrics import METRICS, PROTOCOL, BrainPSNR, BrainSSIM, Reference, bounding_box, evaluate_pair
 
@@ -72,6 +72,18 @@ def test_ssim_where_the_prediction_leaves_the_box_of_the_truth():
     assert scores["brain"].ssim == pytest.approx(ssim_map[truth.numpy() > 0].mean(), abs=SSIM_MEAN_TOLERANCE)
     again, alone = reference.score(noisy(truth)), Reference(truth).score(noisy(truth))
     assert again["volume"] == pytest.approx(alone["volume"], abs=SSIM_MEAN_TOLERANCE)
+
+
+def test_psnr_equals_scikit_image():
+    truth = head()
+    prediction = noisy(truth)
+    brain = truth > 0
+    scores = Reference(truth).score(prediction)
+    for region, mask in (("volume", torch.ones_like(brain)), ("brain", brain)):
+        expected = peak_signal_noise_ratio(
+            truth[mask].double().numpy(), prediction[mask].double().numpy(), data_range=1
+        )
+        assert scores[region].psnr == pytest.approx(expected, rel=1e-5)
 
 
 def test_volume_scores_equal_monai():

@@ -28,6 +28,7 @@ from custom.metrics import Reference
 from custom.reports.handlers import ProgressHandler, ReportHandler
 from custom.reports.results import ResultStore
 from custom.reports.rows import CEILING, FULL_MODEL, METHODS, read_rows
+from custom.segmentation import OF_LABEL_REAL
 from custom.transforms import CropForegroundUniond, LoadVolumed
 
 MODALITIES = ("t1", "t2", "flair")
@@ -88,13 +89,28 @@ def store(folder: Path, network: nn.Module, **settings: object) -> ResultStore:
     return ResultStore(folder, network=network, settings=settings)
 
 
-def run(entries: list[dict], folder: Path, network: nn.Module, inferer: PairwiseInferer, **settings: object):
+def run(
+    entries: list[dict],
+    folder: Path,
+    network: nn.Module,
+    inferer: PairwiseInferer,
+    *,
+    segmenter=None,
+    **settings: object,
+) -> TranslationEvaluator:
     """An evaluation that keeps its results in ``folder``; the evaluator afterwards."""
     kept, transform = store(folder, network, **settings), preprocessing()
     loader = DataLoader(SubjectDataset(entries, transform, store=kept), batch_size=1)
     handlers = [ProgressHandler(), ReportHandler(folder, modalities=MODALITIES, pairs=[("t1", "t2")], num_figures=1)]
     engine = TranslationEvaluator(
-        "cpu", loader, network, inferer=inferer, preprocessing=transform, store=kept, val_handlers=handlers
+        "cpu",
+        loader,
+        network,
+        inferer=inferer,
+        preprocessing=transform,
+        store=kept,
+        segmenter=segmenter,
+        val_handlers=handlers,
     )
     engine.run()
     return engine
@@ -192,6 +208,29 @@ def test_an_empty_label_and_several_samples_are_said(tmp_path, capsys, toy):
     assert "one: the label has no voxel above 0: no lesion scores." in printed
     assert "Error and uncertainty" in printed
     assert {r.region for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"volume", "brain"}
+
+
+def test_a_segmentation_model_is_given_real_and_synthetic_images(tmp_path, capsys, toy):
+    class Threshold:
+        modalities, structures = ("t2",), ("bright",)
+
+        def __call__(self, files: list[Path]) -> np.ndarray:
+            return nib.load(files[0]).get_fdata()[None] > 0.5
+
+    entry = write_subject(tmp_path, "one")
+    engine = run([entry], tmp_path / "out", toy(), PairwiseInferer(MODALITIES), segmenter=Threshold())
+    dice = {(source, target, of): value for source, target, _, of, value in engine.state.output.dice}
+    assert {key[:2] for key in dice} == {("t1", "t2"), ("flair", "t2")}  # the model uses T2 alone
+    native = nib.load(entry["t2"]).get_fdata()
+    label = nib.load(entry["seg"]).get_fdata() > 0
+    low, high = np.percentile(native[native > 0], (0, 100))
+    real = dice["t1", "t2", OF_LABEL_REAL]
+    assert 0 < real < 1
+    assert real == dice["flair", "t2", OF_LABEL_REAL]
+    bright = native > (low + high) / 2
+    # the protocol's percentiles are near the range's ends
+    assert real == pytest.approx(2 * (bright & label).sum() / (bright.sum() + label.sum()), abs=0.15)
+    assert "Segmentation of real and synthetic images" in capsys.readouterr().out
 
 
 def test_nothing_evaluated_is_an_error(tmp_path, toy):
