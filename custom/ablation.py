@@ -28,6 +28,7 @@ from custom.reports.render import to_text, write_table
 from custom.reports.results import Results
 from custom.reports.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, read_rows
 from custom.reports.tables import Ablation, ablation_table, summaries, task_name
+from custom.summary import config_folder
 from custom.workflows import bundle_workflow
 
 __all__ = ["TABLE_3", "VARIANTS", "Variant", "ablation"]
@@ -193,7 +194,7 @@ def _evaluate(name: str, output: Path, weights: Path, values: Mapping[str, Any],
         "baselines#path": str(output / "baselines.npz"),
     }
     overlays = [variant.overlay] if variant.overlay else []
-    workflow = bundle_workflow("evaluate", {**values, **of_test}, overlays=overlays)
+    workflow = bundle_workflow("evaluate", {**_applicable(values, overlays), **of_test}, overlays=overlays)
     workflow.initialize()
     workflow.run()
     return Ablation(variant.label, *variant.marks, read_rows(folder / "per_subject.csv"))
@@ -202,7 +203,7 @@ def _evaluate(name: str, output: Path, weights: Path, values: Mapping[str, Any],
 def _train(stage: str, overlays: Sequence[str], folder: Path, budget: Budget, values: Mapping[str, Any]) -> None:
     """Train one stage for its share of the config's epochs; ``trained.json`` says that it is complete."""
     started = time.monotonic()
-    workflow = bundle_workflow(stage, values, overlays=overlays)
+    workflow = bundle_workflow(stage, _applicable(values, overlays), overlays=overlays)
     epochs = max(1, round(budget.share * workflow.parser["max_epochs"]))
     scaled = {"max_epochs": epochs, "val_interval": epochs, "checkpoint_interval": epochs}
     for key in ("adversarial_start_epoch", "warmup_steps"):
@@ -219,6 +220,15 @@ def _train(stage: str, overlays: Sequence[str], folder: Path, budget: Budget, va
         temporary.write_text(json.dumps(record), encoding="utf-8")
     del workflow
     gc.collect()  # engines and handlers refer to one another, and hold the stage's data
+
+
+def _applicable(values: Mapping[str, Any], overlays: Sequence[str]) -> dict[str, Any]:
+    """``values`` without those of a component that an overlay replaces, such as the width of an absent MS-SPADE."""
+    folder, replaced = config_folder(), []
+    for overlay in overlays:
+        config = json.loads((folder / f"{overlay}.json").read_text(encoding="utf-8"))
+        replaced += [f"{key}#" for key, value in config.items() if isinstance(value, dict)]
+    return {key: value for key, value in values.items() if not key.startswith(tuple(replaced))}
 
 
 def _report(output: Path, done: Sequence[Ablation], failures: Mapping[str, str], budget: Budget) -> None:

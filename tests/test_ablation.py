@@ -102,6 +102,14 @@ def test_a_stage_starts_from_the_right_weights(tmp_path: Path, runs: list[FakeWo
     }
 
 
+def test_values_of_a_replaced_component_do_not_reach_it(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
+    key = "network_def#style_transfer#width"
+    ablation(tmp_path / "out", variants=["palette", "ours"], dataset_dir=tmp_path, **{key: 8})
+    found = {(name, run.values.get(key)) for name, run in zip(names(runs), runs, strict=True)}
+    assert {(("train", "ablation_palette"), None), (("evaluate", "ablation_palette"), None)} <= found
+    assert {(("train",), 8), (("train_spade",), 8)} <= found
+
+
 def test_what_needs_no_training_is_scored_once(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", dataset_dir=tmp_path)
     evaluated = [run for run in runs if run.name == "evaluate"]
