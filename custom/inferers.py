@@ -15,7 +15,9 @@ from custom.errors import for_label_client
 from custom.modalities import BRATS_MODALITIES, canonical, target_indices
 from custom.networks.diffusion import draw_noise
 
-__all__ = ["TranslationInferer"]
+__all__ = ["TranslationInferer", "fast_bfloat16"]
+
+AUTO = "auto"
 
 
 class TranslationInferer(Inferer):
@@ -30,7 +32,8 @@ class TranslationInferer(Inferer):
         seed: of the noise.
         num_samples: noise draws whose images are averaged.
         num_inference_steps: sampler steps; 0 or None for the network's default.
-        amp: run the network under bfloat16 autocast. The result is float32 in any case.
+        amp: run the network under bfloat16 autocast; ``"auto"`` where the device computes faster in it. The result is
+            float32 in any case.
 
     Raises:
         ValueError: for an unknown target, fewer than one sample, or a negative number of steps. In the server of MONAI
@@ -49,7 +52,7 @@ class TranslationInferer(Inferer):
     ) -> None:
         self.num_modalities = len(modalities)
         self.seed = int(seed)
-        self.amp = as_bool("amp", amp)
+        self.amp = amp if amp == AUTO else as_bool("amp", amp)
         self.fault: Exception | None = None
         try:
             self.indices = target_indices(targets, modalities)
@@ -89,7 +92,8 @@ class TranslationInferer(Inferer):
             )
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         total: torch.Tensor | None = None
-        with torch.no_grad(), torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        amp = fast_bfloat16(image.device) if self.amp == AUTO else self.amp
+        with torch.no_grad(), torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=amp):
             for seed in range(self.seed, self.seed + self.num_samples):
                 with _seeded(seed, image.device):
                     sample = self._translate(image, network, seed)
@@ -114,6 +118,13 @@ class TranslationInferer(Inferer):
             sampled = network.sample(latent, network.transfer(latent, target), target, noise, self.num_steps)
             channels.append(network.decode(sampled).float())
         return torch.cat(channels, dim=1)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` has instructions for bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager

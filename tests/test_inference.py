@@ -180,6 +180,50 @@ def test_folder_is_translated_in_spite_of_faulty_files(workflow, write_volume, h
     assert "c.nii.gz: expected an MRI contrast" in message
 
 
+def test_a_second_run_translates_only_what_is_new_or_changed(workflow, write_volume, head, tmp_path) -> None:
+    def run() -> dict[str, int]:
+        workflow(image=str(tmp_path / "in"), targets=["t2", "flair"]).run()
+        return {p.name: p.stat().st_ino for p in (tmp_path / "out").iterdir()}
+
+    for name in ("a", "b"):
+        write_volume(f"in/{name}.nii.gz", head(seed=ord(name)))
+    first = run()
+    assert run() == first  # a rewritten file has another inode
+    write_volume("in/b.nii.gz", head(seed=9))
+    write_volume("in/c.nii.gz")
+    (tmp_path / "out" / "a_t2_synthetic.nii.gz").write_bytes(b"damaged")
+    third = run()
+    assert len(third) == 6
+    assert not {name for name, inode in first.items() if third[name] == inode}
+    torch.save(
+        torch.load(tmp_path / "model.pt", weights_only=True) | {"latent_scale": torch.tensor(2.0)},
+        tmp_path / "model.pt",
+    )
+    fourth = run()
+    assert all(fourth[name] != third[name] for name in third)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(workflow, write_volume, head, tmp_path) -> None:
+    for name in ("a", "b", "c"):
+        write_volume(f"in/{name}.nii.gz", head(seed=ord(name)))
+    made = workflow(image=str(tmp_path / "in"), targets="t2")
+    translate, calls = made.inferer.__class__.__call__, []
+
+    def interrupted(*args, **kwargs) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return translate(made.inferer, *args, **kwargs)
+
+    made.evaluator.inferer = interrupted
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        made.run()
+    assert written(tmp_path) == ["a_t2_synthetic.nii.gz"]
+    assert len(workflow(image=str(tmp_path / "in"), targets="t2").dataset) == 2
+    workflow(image=str(tmp_path / "in"), targets="t2").run()
+    assert written(tmp_path) == [f"{name}_t2_synthetic.nii.gz" for name in "abc"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -204,7 +248,7 @@ def test_bad_volume(workflow, write_volume, head, tmp_path, spoil, message: str)
         ({"image": "/nowhere/a.nii.gz"}, "/nowhere/a.nii.gz: expected an image"),
         ({"targets": "pet"}, "targets: expected one or more of t1, t1ce, t2, flair; found 'pet'"),
         ({"ckpt_path": "/nowhere/model.pt"}, "/nowhere/model.pt: expected the model's weights"),
-        ({"image": None, "dataset_dir": "/nowhere"}, "/nowhere: expected a folder"),
+        ({"image": None, "dataset_dir": "/nowhere"}, "/nowhere: expected a datalist"),
     ],
     ids=["image", "target", "weights", "data"],
 )

@@ -12,6 +12,7 @@ from custom.data.inputs import TolerantDataset, inference_inputs
 from custom.data.latent_cache import LatentCache, prune_latents
 from custom.data.latents import cat_collate, encode_subjects, latent_pairs, measure_latent_scale, style_pairs
 from custom.data.layouts import LAYOUTS, Layout, discover, discover_brats2021
+from custom.data.provenance import Provenance, pending_inputs
 from custom.data.readers import read_volume
 from custom.data.sampling import RandModalityd, RandModalityPaird, single_images, translation_pairs
 from custom.data.saver import SaveTranslationsd
@@ -20,6 +21,7 @@ __all__ = [
     "LAYOUTS",
     "LatentCache",
     "Layout",
+    "Provenance",
     "RandModalityPaird",
     "RandModalityd",
     "SaveTranslationsd",
@@ -33,6 +35,7 @@ __all__ = [
     "latent_pairs",
     "load_datalist",
     "measure_latent_scale",
+    "pending_inputs",
     "prune_latents",
     "read_datalist",
     "read_volume",

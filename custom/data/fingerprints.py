@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from custom.distributed import is_main
 
-__all__ = ["FileDigests", "describe", "digest", "weights_digest"]
+__all__ = ["FileDigests", "content_digest", "describe", "digest", "weights_digest"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,16 @@ class FileDigests:
                 file.writelines(json.dumps([path, *entry]) + "\n" for path, entry in new.items())
         except OSError as error:
             logger.warning("%s: cannot be written (%s); the files are read again next time.", self.memory, error)
+
+
+def content_digest(path: str) -> str:
+    """SHA-256 of a file, read anew; a folder, or a header with the voxels beside it, counts as one.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+    """
+    parts = [(Path(file).name, _file_digest(file)[1]) for file in _files(path)]
+    return parts[0][1] if len(parts) == 1 else digest(parts)
 
 
 def _files(path: str) -> list[str]:

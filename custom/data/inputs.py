@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ __all__ = [
     "FAULT_KEY",
     "NAME_KEY",
     "OUTPUT_FORMATS",
+    "PROVENANCE_KEY",
     "SYNTHETIC_SUFFIX",
     "TolerantDataset",
     "check_output_format",
     "image_stem",
     "inference_inputs",
+    "translation_name",
 ]
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 OUTPUT_FORMATS = ("nifti", "dicom")
 SYNTHETIC_SUFFIX = "_synthetic"
 FAULT_KEY = "fault"
+PROVENANCE_KEY = "provenance"  # of the metadata of an image
 NAME_KEY = "name"
 
 
@@ -42,6 +45,11 @@ def image_stem(path: str | os.PathLike) -> str:
     """Name of a file without the suffix of an image, or of a folder: ``"a/b.c.nii.gz"`` → ``"b.c"``."""
     name = Path(path).name
     return next((name[: -len(s)] for s in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES) if name.lower().endswith(s)), name)
+
+
+def translation_name(name: str, target: str) -> str:
+    """Name, without a suffix, of the translation into ``target`` of the input called ``name``."""
+    return f"{name}_{target}{SYNTHETIC_SUFFIX}"
 
 
 def check_output_format(name: str) -> str:
@@ -143,11 +151,28 @@ class TolerantDataset(Dataset):
     """A ``Dataset`` that hands on what is wrong with an item, ``{"fault": message}``, instead of raising.
 
     So a faulty file among many costs its own result alone; ``custom.engines.inference.FileEvaluator`` reports.
+
+    Args:
+        data: items ``{"image": path}``.
+        transform: reads and prepares them.
+        provenance: gives what is known of a source as text, which then is in the image's metadata.
     """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[..., Any],
+        provenance: Callable[[str], str] | None = None,
+    ) -> None:
+        super().__init__(data, transform)
+        self.provenance = provenance
 
     def _transform(self, index: int) -> Mapping[str, Any]:
         try:
-            return super()._transform(index)
+            item = super()._transform(index)
+            if self.provenance is not None:
+                item["image"].meta[PROVENANCE_KEY] = self.provenance(self.data[index]["image"])
+            return item
         except Exception as error:
             logger.debug("reading %s failed", self.data[index], exc_info=True)
             return {FAULT_KEY: user_message(error, default=str(self.data[index].get("image", self.data[index])))}

@@ -16,7 +16,8 @@ from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
 
 from custom.data.dicom_writer import save_synthetic_series
-from custom.data.inputs import NAME_KEY, SYNTHETIC_SUFFIX, check_output_format, image_stem
+from custom.data.inputs import NAME_KEY, PROVENANCE_KEY, check_output_format, image_stem, translation_name
+from custom.data.provenance import write_provenance
 from custom.files import appearing_whole
 from custom.modalities import canonical
 
@@ -79,7 +80,7 @@ class SaveTranslationsd(SaveImaged):
         return d
 
     def _save(self, volume: torch.Tensor, target: str, source: str, name: str, meta: Mapping[str, Any]) -> Path:
-        name = f"{name}_{target}{SYNTHETIC_SUFFIX}"
+        name = translation_name(name, target)
         if self.output_format == "dicom":
             path = self.output_dir / name
             program = {"bundle": self.bundle, "version": self.version}
@@ -101,7 +102,7 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
         volume: (H, W, D).
         path: of the file to write.
         source: file that the volume was made from.
-        meta: its metadata as MONAI's readers give them.
+        meta: its metadata as MONAI's readers give them; what they say of its provenance goes into the header.
         description: for the header's ``descrip``, cut to 79 bytes.
     """
     values = np.ascontiguousarray(convert_to_numpy(volume), dtype=np.float32)
@@ -110,6 +111,8 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
     image.header.set_slope_inter(1, 0)
     image.header["cal_min"], image.header["cal_max"] = 0, 0  # the source's display window does not fit [0, 1]
     image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIPTION_BYTES]
+    if PROVENANCE_KEY in meta:
+        write_provenance(image.header, meta[PROVENANCE_KEY])
     with appearing_whole(path) as temporary:
         nib.save(image, temporary)
 
