@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-label lint format phantoms train evaluate ablation clean
+.PHONY: help install demo test test-label lint format phantoms train evaluate ablation bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ evaluate: $(INSTALLED)  ## score the weights on the held-out phantoms
 
 ablation: $(INSTALLED)  ## train and evaluate the ablations of Table 3 on phantoms (SHARE=0.2 of the epochs)
 	$(BIN)/python -m custom ablation $(if $(SHARE),--share $(SHARE))
+
+bench: $(INSTALLED)  ## measure speed and memory of every part beside MONAI's (ARGS="--preset small --size 64 64 64")
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove what the other targets made, but for .venv and the weights
 	rm -rf output bundle/output bundle/data build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,122 @@
+"""The parts of one translation, each by itself, from the file to the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+
+from benchmarks.measure import Measured, autocast, measured
+from custom.networks import LatentTranslator
+from custom.networks.diffusion import draw_noise
+from custom.summary import count_flops
+
+__all__ = ["NETWORK_PARTS", "Part", "executed_tflop", "measure_parts", "total_seconds"]
+
+NETWORK_PARTS = ("encode", "quantise", "MS-SPADE", "step", "decode")
+COUNTED_EDGE = 32
+TARGET = 0
+
+
+class Part(NamedTuple):
+    """One row: name, seconds, MiB beyond what was held before, and the arithmetic that is executed (0: not counted)."""
+
+    name: str
+    seconds: float
+    memory: float
+    tflop: float
+
+
+@torch.no_grad()
+def measure_parts(
+    config: ConfigParser, network: LatentTranslator, image: Path, device: torch.device, *, amp: bool
+) -> tuple[list[Part], dict[str, Any]]:
+    """Run the parts one after the other, each on the result of the one before.
+
+    Args:
+        config: ``inference.json`` with ``output_dir`` and ``targets`` (one) set.
+        network: of the config.
+        image: source file.
+        device: of the network.
+        amp: whether in bfloat16.
+
+    Returns:
+        The rows, and the intermediate results by name.
+    """
+    transforms = config.get_parsed_content("preprocessing").transforms
+    preprocess, postprocess = Compose(transforms[1:]), config.get_parsed_content("postprocessing")
+    target = torch.tensor([TARGET], device=device)
+    time = torch.tensor([network.schedule.num_train_timesteps // 2], device=device)
+    kept: dict[str, Any] = {}
+    parts: dict[str, Callable[[], Any]] = {
+        "read": lambda: transforms[0]({"image": str(image)}),
+        "preprocess": lambda: preprocess(kept["read"]),
+        "encode": lambda: network.autoencoder.encode(kept["image"]),
+        "quantise": lambda: network.autoencoder.quantize(kept["encode"]).latent,
+        "MS-SPADE": lambda: network.transfer(kept["quantise"], target),
+        "step": lambda: network.predict(kept["noise"], kept["quantise"], kept["MS-SPADE"], time, target),
+        "decode": lambda: network.decode(kept["MS-SPADE"]).float(),
+        "write": lambda: postprocess({**kept["preprocess"], "pred": kept["pred"]}),
+    }
+    rows = []
+    for name, part in parts.items():
+        with autocast(device, amp):
+            kept[name], cost = measured(part, device, repeats=2 if name in ("quantise", "MS-SPADE", "step") else 1)
+        if name == "preprocess":
+            kept["image"] = kept[name]["image"].as_tensor()[None].to(device)
+        if name == "quantise":
+            kept["noise"] = draw_noise(kept[name], 0)
+        if name == "decode":
+            like = kept["preprocess"]["image"]
+            kept["pred"] = like.clone().copy_(kept[name][0].clamp(-1, 1).cpu())
+        rows.append(_part(name, cost, network, kept))
+    return rows, kept
+
+
+def total_seconds(parts: list[Part], steps: int) -> float:
+    """Of a translation with that many sampler steps."""
+    return sum(part.seconds * (steps if part.name == "step" else 1) for part in parts)
+
+
+def _part(name: str, cost: Measured, network: LatentTranslator, kept: dict[str, Any]) -> Part:
+    tflop = executed_tflop(network, name, tuple(kept["image"].shape[2:])) if name in NETWORK_PARTS else 0.0
+    return Part(name, cost.seconds, cost.memory, tflop)
+
+
+@torch.no_grad()
+def executed_tflop(network: LatentTranslator, name: str, size: tuple[int, ...]) -> float:
+    """TFLOP of the convolutions and matrix products that a part executes on a volume of ``size``.
+
+    Encoder, decoder and codebook are convolutional: they are counted on a small volume and scaled by the voxels. The
+    others, whose attention is not, are counted without data, at the full size.
+    """
+    autoencoder, device = network.autoencoder, next(network.parameters()).device
+    edge = max(COUNTED_EDGE, network.spatial_divisor)
+    scale = size[0] * size[1] * size[2] / edge**3
+    shape = (1, autoencoder.embedding_dim, *[edge // autoencoder.downsampling] * 3)
+    latent = torch.zeros(shape, device=device)
+    if name == "encode":
+        return (
+            scale * count_flops(lambda: autoencoder.encode(torch.zeros(1, 1, edge, edge, edge, device=device))) / 1e12
+        )
+    if name == "quantise":
+        return scale * count_flops(lambda: autoencoder.quantize(latent)) / 1e12
+    if name == "decode":
+        return scale * count_flops(lambda: autoencoder.decode(latent)) / 1e12
+    shape = (1, autoencoder.embedding_dim, *(n // autoencoder.downsampling for n in size))
+    meta, index = torch.empty(shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    abstract = _on_meta(network)
+    if name == "MS-SPADE":
+        return count_flops(lambda: abstract.transfer(meta, index)) / 1e12
+    return count_flops(lambda: abstract.predict(meta, meta, meta, index, index)) / 1e12
+
+
+def _on_meta(network: LatentTranslator) -> LatentTranslator:
+    from copy import deepcopy
+
+    memo = {id(t): t.to("meta") for t in (*network.parameters(), *network.buffers())}
+    return deepcopy(network, memo)

@@ -1,0 +1,105 @@
+"""The same work with MONAI's stock parts, for ratios."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from monai.bundle import ConfigParser
+from monai.networks.layers.vector_quantizer import EMAQuantizer
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.schedulers import DDIMScheduler
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import autocast, measured
+from custom.networks import LatentTranslator, VectorQuantizer
+
+__all__ = ["LOOP_LENGTHS", "Comparison", "measure_stock", "stock_unet"]
+
+LOOP_LENGTHS = (50, 200)
+TIMED_STEPS = 2
+
+
+class Comparison(NamedTuple):
+    """A stock part: name, seconds, MiB beyond what was held before, TFLOP, and a remark."""
+
+    name: str
+    seconds: float
+    memory: float
+    tflop: float
+    remark: str
+
+
+def stock_unet(config: ConfigParser, *, flash: bool = False) -> DiffusionModelUNet:
+    """MONAI's UNet of the preset's widths, with cross-attention to the one-hot target, for inference."""
+    settings = config["network_def#unet"]
+    modalities, channels = len(config.get_parsed_content("modalities")), tuple(settings["channels"])
+    heads = settings.get("num_heads", 4)
+    return DiffusionModelUNet(
+        spatial_dims=3,
+        in_channels=settings["in_channels"],
+        out_channels=settings["out_channels"],
+        channels=channels,
+        attention_levels=tuple(settings.get("attention_levels", (False, True, True))),
+        num_res_blocks=settings.get("num_res_blocks", 1),
+        norm_num_groups=settings.get("norm_num_groups", 32),
+        num_head_channels=tuple(c // heads for c in channels),
+        with_conditioning=True,
+        cross_attention_dim=modalities,
+        use_flash_attention=flash,
+    ).eval()
+
+
+@torch.no_grad()
+def measure_stock(
+    config: ConfigParser, network: LatentTranslator, kept: dict[str, Any], device: torch.device, *, amp: bool
+) -> list[Comparison]:
+    """Run MONAI's encoder, quantiser, UNet, DDIM loop and decoder on the inputs in ``kept`` (see ``measure_parts``)."""
+    rows = []
+    autoencoder = network.autoencoder
+    with autocast(device, amp):
+        rows.append(_row("encode", lambda: autoencoder.encoder(autoencoder.haar(kept["image"])), device))
+        if isinstance(autoencoder.bottleneck, VectorQuantizer):
+            twin, encoded = _ema_twin(autoencoder.bottleneck).to(device), kept["encode"].float()
+            rows.append(_row("quantise", lambda: twin(encoded), device, "EMAQuantizer in evaluation"))
+        inputs = torch.cat([kept["noise"], kept["quantise"], kept["MS-SPADE"]], dim=1).float().contiguous()
+        for flash in (False, True):
+            unet = stock_unet(config, flash=flash).to(device)
+            rows.append(_step(unet, inputs[:, : unet.conv_in.in_channels], network, device, flash=flash))
+        rows.append(_loop(rows[-2], kept["noise"], device))
+        latent = autoencoder.post_quant_conv(kept["MS-SPADE"]).contiguous()
+        rows.append(_row("decode", lambda: autoencoder.haar.inverse(autoencoder.decoder(latent)), device))
+    return rows
+
+
+def _row(name: str, part: Any, device: torch.device, remark: str = "", *, repeats: int = 1) -> Comparison:
+    _, cost = measured(part, device, repeats=repeats)
+    return Comparison(name, cost.seconds, cost.memory, 0.0, remark)
+
+
+def _ema_twin(quantizer: VectorQuantizer) -> EMAQuantizer:
+    twin = EMAQuantizer(3, quantizer.num_embeddings, quantizer.embedding_dim).eval()
+    twin.embedding.weight.copy_(quantizer.embedding.weight)
+    return twin
+
+
+def _step(
+    unet: DiffusionModelUNet, inputs: torch.Tensor, network: LatentTranslator, device: torch.device, *, flash: bool
+) -> Comparison:
+    time = torch.tensor([network.schedule.num_train_timesteps // 2], device=device)
+    context = torch.eye(network.num_modalities, device=device)[:1].unsqueeze(1)
+    row = _row("step", lambda: unet(inputs, time, context=context), device, repeats=TIMED_STEPS)
+    remark = "DiffusionModelUNet" + (" with flash attention" if flash else "")
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        unet.to("meta")(torch.empty(inputs.shape), time.to("meta"), context=torch.empty(context.shape))
+    return row._replace(tflop=counter.get_total_flops() / 1e12, remark=remark)
+
+
+def _loop(step: Comparison, noise: torch.Tensor, device: torch.device) -> Comparison:
+    """One step of MONAI's loop: the UNet's and the scheduler's."""
+    scheduler = DDIMScheduler(1000, "scaled_linear_beta", beta_start=0.0015, beta_end=0.0195)
+    scheduler.set_timesteps(max(LOOP_LENGTHS))
+    time = int(scheduler.timesteps[1])
+    row = _row("scheduler", lambda: scheduler.step(noise, time, noise), device, repeats=TIMED_STEPS)
+    remark = f"a step of the DDIMScheduler loop, timed over {TIMED_STEPS} steps"
+    return Comparison("loop step", step.seconds + row.seconds, max(step.memory, row.memory), step.tflop, remark)

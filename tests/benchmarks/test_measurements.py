@@ -1,0 +1,82 @@
+"""Tests of what the benchmarks measure, on tiny volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.__main__ import arguments, few_steps
+from benchmarks.measure import convolution_rate, measured
+from benchmarks.parts import NETWORK_PARTS, executed_tflop, measure_parts
+from benchmarks.scale import measure_scaling
+from benchmarks.stock import measure_stock, stock_unet
+from benchmarks.subject import make_network, read_config, write_head
+from custom.inferers import TranslationInferer
+from custom.networks import LatentTranslator
+
+CPU = torch.device("cpu")
+SIZE = (16, 32, 16)
+
+
+@pytest.fixture(scope="module")
+def network() -> LatentTranslator:
+    return make_network(read_config("small"), CPU)
+
+
+def test_memory_of_a_tensor() -> None:
+    _, cost = measured(lambda: torch.ones(64, 1024, 1024), CPU)
+    assert cost.memory == pytest.approx(256, abs=32)
+    assert cost.seconds > 0
+
+
+def test_rate() -> None:
+    assert 0 < convolution_rate(CPU, amp=False, edge=8) < 100
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (20, 33, 17)])
+def test_head_fills_its_box(tmp_path: Path, size: tuple[int, int, int]) -> None:
+    values = np.asanyarray(nib.load(write_head(tmp_path / "head.nii.gz", size)).dataobj)
+    assert values.shape == size
+    assert values.dtype == np.int16
+    for axis in range(3):
+        assert all(values.take(end, axis=axis).any() for end in (0, -1))
+
+
+def test_parts_and_their_stock_twins(network, tmp_path: Path) -> None:
+    config = read_config("small", output_dir=str(tmp_path / "out"), targets=["t2"])
+    image = write_head(tmp_path / "head.nii.gz", SIZE)
+    parts, kept = measure_parts(config, network, image, CPU, amp=False)
+    assert tuple(kept["image"].shape) == (1, 1, *SIZE)
+    assert all(part.seconds > 0 for part in parts)
+    assert all((part.tflop > 0) == (part.name in NETWORK_PARTS) for part in parts)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["head_t2_synthetic.nii.gz"]
+    stock = measure_stock(config, network, kept, CPU, amp=False)
+    assert [row.name for row in stock] == ["encode", "quantise", "step", "step", "loop step", "decode"]
+
+
+def test_executed_work_grows_with_the_voxels(network) -> None:
+    for name in ("encode", "quantise", "decode"):
+        once, twice = (executed_tflop(network, name, size) for size in (SIZE, (32, 32, 16)))
+        assert twice == pytest.approx(2 * once)
+
+
+def test_stock_unet_has_the_widths_of_the_preset() -> None:
+    unet = stock_unet(read_config("release"))
+    assert unet.block_out_channels == (128, 128, 256)
+
+
+def test_exponent(network) -> None:
+    inferer = TranslationInferer("t2", num_inference_steps=1)
+    found = measure_scaling(network, inferer, CPU, [(16, 16, 16), (32, 32, 32)])
+    assert len(found.seconds) == 2
+    assert found.exponent == pytest.approx(np.log(found.seconds[1] / found.seconds[0]) / np.log(8))
+
+
+def test_published_presets_are_measured_with_few_steps(network) -> None:
+    assert few_steps(network, -1) == min(network.num_inference_steps, 4)
+    assert few_steps(network, 7) == 7
+    assert tuple(arguments(["--size", "16", "16", "32"]).size) == (16, 16, 32)
