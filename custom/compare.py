@@ -23,7 +23,7 @@ from custom.data.readers import read_volume
 from custom.engines.evaluation import NativeGrid, make_reference, unit
 from custom.errors import user_message
 from custom.metrics import Reference, bounding_box
-from custom.modalities import canonical
+from custom.modalities import ALIASES, canonical
 from custom.reports import figures
 from custom.reports.pictures import TRUTH, Pictures, Stamp
 from custom.reports.report import write_report
@@ -101,7 +101,8 @@ def compare(
     truths = find_truths(Path(truth).expanduser())
     matched = {model: match_predictions(folder, truths) for model, folder in folders.items()}
     files, notes = _tasks(matched, truths)
-    modalities = list(dict.fromkeys(m for t in truths.values() for m in t if m != SEGMENTATION_KEY))
+    known = {m for found in truths.values() for m in found} - {SEGMENTATION_KEY}
+    modalities = [*(m for m in ALIASES if m in known), *sorted(known - set(ALIASES))]
     results, preprocessing = Results(out), _preprocessing(modalities)
     setup = Setup(
         "Comparison",

@@ -71,7 +71,7 @@ def test_models_are_scored_on_the_truth_s_scale_whatever_their_own(tmp_path, tru
     assert "Models, brain" in report
     assert (tmp_path / "out" / "figures" / "s1_t1_to_t2.png").is_file()
     assert (tmp_path / "out" / "report.html").is_file()
-    assert "Paired tests against the raw" in capsys.readouterr().out
+    assert "Paired tests against raw" in capsys.readouterr().out
 
 
 def test_bad_predictions_are_named_and_cost_only_themselves(tmp_path, truths, capsys):

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from custom.data.alignment import Aligned
 from custom.data.checks import Checked
 from custom.data.layouts import SEGMENTATION_KEY
 from custom.data.prepare import Preparation
@@ -30,13 +31,14 @@ SHOWN_SUBJECTS = 40  # rows of pictures
 LISTED = 30  # problems of a kind that the page shows at once
 CELL = 116  # pixels of a picture
 GRIDS = 12  # rows of the table of grids
+BOARDS = 6  # registrations that are shown
 
 
 def write_reports(done: Preparation) -> tuple[Path, Path]:
     """Write ``prepare.html`` and ``prepare.txt`` beside the datalist; returns their paths."""
     folder = done.datalist.parent
     html, text = folder / "prepare.html", folder / "prepare.txt"
-    tables = [_sections(done), _modalities(done), _grids(done)]
+    tables = [_sections(done), _modalities(done), _grids(done), *_registrations(done)]
     with appearing_whole(text) as temporary:
         temporary.write_text(_text(done, tables), encoding="utf-8")
     with appearing_whole(html) as temporary:
@@ -111,6 +113,25 @@ def _grids(done: Preparation) -> Table:
     return Table("Grids", ["voxels", "voxel size (mm)", "files", "modalities"], rows, note=note)
 
 
+def _registrations(done: Preparation) -> list[Table]:
+    """The quality of each registration, the largest motion first; nothing where none was needed."""
+    made = _by_motion(done)
+    rows = [
+        [
+            a.subject, display_name(a.modality), f"{a.registration.shift:.2f}", f"{a.registration.rotation:.2f}",
+            f"{a.registration.information_before:.3f}", f"{a.registration.information_after:.3f}",
+        ]
+        for a in made
+    ]  # fmt: skip
+    head = ["subject", "modality", "moved (mm)", "turned (°)", "information before (bits)", "after (bits)"]
+    note = "Mutual information with the scan that stayed; the originals are as they were."
+    return [Table("Registered to one grid", head, rows, note=note)] if rows else []
+
+
+def _by_motion(done: Preparation) -> list[Aligned]:
+    return sorted((a for a in done.aligned if a.registration), key=lambda a: -a.registration.shift)
+
+
 def _times(values: Iterable[object]) -> str:
     return "×".join(str(v) for v in values)
 
@@ -152,6 +173,10 @@ def _page(done: Preparation, tables: Sequence[Table]) -> str:
         columns=[display_name(m) for m in done.modalities],
         cell=CELL,
         rows=rows,
+        checkerboards=[
+            {"subject": a.subject, "source": _uri(a.registration.picture.read_bytes())}
+            for a in _by_motion(done)[:BOARDS]
+        ],
         pictures_note=(
             "Axial slice through the middle of the head, the usual range of intensities from black to white. "
             "Radiological convention: the patient's right is on the left. "
@@ -184,5 +209,8 @@ def _cell(checked: Checked | None) -> dict[str, Any]:
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(checked.picture[::-1, ::-1].T)).save(stream, "PNG", optimize=True)
     width, height = (max(1, round(CELL * mm / max(checked.picture_mm))) for mm in checked.picture_mm)
-    source = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return {"source": source, "width": width, "height": height}
+    return {"source": _uri(stream.getvalue()), "width": width, "height": height}
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

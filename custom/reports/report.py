@@ -112,7 +112,7 @@ def make_remarks(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResul
     for result in found:
         for note in result.notes:
             notes.setdefault(note, []).append(result.subject)
-    remarks += [f"{_listed(names)}: {note}." for note, names in notes.items()]
+    remarks += [f"{_listed(list(dict.fromkeys(names)))}: {note}." for note, names in notes.items()]
     if len(subjects) == 1:
         remarks.append(
             "One subject only: no interval and no test can be given, and the sd is over its pairs: it says nothing "

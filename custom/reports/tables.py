@@ -93,7 +93,8 @@ def method_table(rows: Sequence[Row], region: str) -> Table | None:
         cells = [_cell(found[m], m, interval=True) for m in METRICS]
         body.append([method, *cells, str(found["psnr"].subjects), str(found["psnr"].n)])
     columns = [f"{region}", *(_headed(m) for m in METRICS), "subjects", "volumes"]
-    note = f"Mean ± sd over subjects and pairs [{LEVEL:.0%} bootstrap interval, subjects drawn]."
+    intervals = f" [{LEVEL:.0%} bootstrap interval, subjects drawn]" if len({r.subject for r in chosen}) > 1 else ""
+    note = f"Mean ± sd over subjects and pairs{intervals}."
     if any(row.method == CEILING for row in chosen):
         note += " The autoencoder ceiling is the truth itself, encoded and decoded."
     return Table(f"Methods, {region}", columns, body, note=note)
@@ -113,19 +114,21 @@ def pair_table(
     }
     if not any(source != target for source, target in found):
         return None
-    names = [m for m in modalities if any(m in pair for pair in found)] or list(dict.fromkeys(sum(found, ())))
+    known = list(modalities) or list(dict.fromkeys(sum(found, ())))
+    sources = [s for s in [*known, ANY_SOURCE] if any(s == a for a, _ in found)]
+    targets = [t for t in known if any(t == b for _, b in found)]
     translated = {pair: summary for pair, summary in found.items() if pair[0] != pair[1]}
-    best = {(t, m): _best({s: v[m] for (s, u), v in translated.items() if u == t}, m) for t in names for m in METRICS}
+    best = {(t, m): _best({s: v[m] for (s, u), v in translated.items() if u == t}, m) for t in targets for m in METRICS}
     body = []
-    for source in (s for s in names if any(s == a for a, _ in found)):
+    for source in dict.fromkeys(sources):
         cells = [
             _cell(found.get((source, target), {}).get(m), m, bold=source != target and source in best[target, m])
-            for target in names
+            for target in targets
             for m in PAPER_METRICS
         ]
         body.append([display_name(source) or "any", *cells])
-    groups = [("", 1), *((display_name(target), len(PAPER_METRICS)) for target in names)]
-    columns = ["Source", *(_headed(m, short=True) for _ in names for m in PAPER_METRICS)]
+    groups = [("", 1), *((display_name(target), len(PAPER_METRICS)) for target in targets)]
+    columns = ["Source", *(_headed(m, short=True) for _ in targets for m in PAPER_METRICS)]
     note = "Mean ± sd over subjects. Source = target: the autoencoder's reconstruction."
     return Table(f"Source to target, {method}, {region}", columns, body, groups, note, "source of a target")
 
@@ -154,7 +157,8 @@ def model_table(rows: Sequence[Row], region: str, *, pairs: Sequence[Pair] = ())
     counts = sorted({v["psnr"].n for k, v in found.items() if k[1:3] in {tuple(t) for t in tasks}})
     groups = [("", 1), *((task_name(*task), len(PAPER_METRICS)) for task in tasks)]
     columns = ["Model", *(_headed(m, short=True) for _ in tasks for m in PAPER_METRICS)]
-    note = f"Mean ± sd over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} subjects."
+    number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    note = f"Mean ± sd over {number} subject{'s' * (counts[-1] > 1)}."
     return Table(f"Models, {region}", columns, body, groups, note)
 
 
@@ -191,14 +195,15 @@ def ablation_table(ablations: Sequence[Ablation], pair: Pair, region: str = "vol
 
 
 def comparison_table(rows: Sequence[Row], region: str, reference: str) -> Table | None:
-    """Paired tests of every method against ``reference``; None where there is nothing to compare."""
+    """Paired tests of every method against ``reference``; None where there is nothing to compare, or one subject."""
     nested: dict[str, dict[str, dict[str, dict[Pair, float]]]] = {m: {} for m in METRICS}
     for row in rows:
         if row.region == region and row.method != CEILING:
             for metric in METRICS:
                 of_subject = nested[metric].setdefault(row.method, {}).setdefault(row.subject, {})
                 of_subject[row.source, row.target] = getattr(row, metric)
-    if reference not in nested["psnr"] or len(nested["psnr"]) < 2:
+    subjects = {subject for scores in nested["psnr"].values() for subject in scores}
+    if reference not in nested["psnr"] or len(nested["psnr"]) < 2 or len(subjects) < 2:
         return None
     found = {metric: paired_comparisons(scores, reference) for metric, scores in nested.items()}
     body = []
@@ -208,11 +213,11 @@ def comparison_table(rows: Sequence[Row], region: str, reference: str) -> Table 
         ]
         body.append([comparisons[0].method, *cells, str(comparisons[0].subjects)])
     note = (
-        f"Median difference to the {reference} over subjects (Wilcoxon's signed-rank test on the subjects' means "
+        f"Median difference to {reference} over subjects (Wilcoxon's signed-rank test on the subjects' means "
         "over their pairs, Holm-corrected over the lines of a column). With fewer than 6 subjects p cannot reach 0.05."
     )
     return Table(
-        f"Paired tests against the {reference}, {region}",
+        f"Paired tests against {reference}, {region}",
         [region, *(_headed(m) for m in METRICS), "subjects"],
         body,
         note=note,
