@@ -116,6 +116,8 @@ def prepare(
     seed: int = 0,
     strict: bool = False,
     modality_check: bool = True,
+    register: str | None = None,
+    registered_dir: str | None = None,
     workers: int | None = None,
 ) -> None:
     """Find a data set's subjects, check every file, split by subject; write the datalist and prepare.html, prepare.txt.
@@ -131,6 +133,9 @@ def prepare(
         seed: of the split.
         strict: a subject with a problem is an error; otherwise it is named and left out.
         modality_check: look for subjects whose modalities' names are exchanged.
+        register: a modality, to whose grid a subject's others are registered where they lie on another, or ``none``;
+            by default ``t2`` for IXI.
+        registered_dir: folder for the registered scans; by default beside the originals.
         workers: processes; by default one for each core.
     """
     from custom.data.prepare import prepare as run
@@ -140,7 +145,8 @@ def prepare(
     portions = (split, *shares) if isinstance(split, int | float) else split
     done = run(
         root, out, layout=layout, pattern=pattern, modalities=modalities, split=portions,
-        split_file=split_file, seed=seed, strict=strict, modality_check=modality_check, workers=workers,
+        split_file=split_file, seed=seed, strict=strict, modality_check=modality_check,
+        register=register, registered_dir=registered_dir, workers=workers,
     )  # fmt: skip
     for subject, problems in done.left_out.items():
         print(f"left out: {subject}: " + "; ".join(f"{p.title}: {p.found}" for p in problems))

@@ -42,6 +42,7 @@ class Layout(NamedTuple):
         folder_per_subject: whether a file counts only when its folder bears the subject's id.
         published: subjects of the published training and held-out parts; none where there is no such split.
         held_out: regular expression of a folder's name that holds the held-out part.
+        reference: the modality whose grid the others are brought to.
     """
 
     pattern: re.Pattern[str]
@@ -51,6 +52,7 @@ class Layout(NamedTuple):
     folder_per_subject: bool = False
     published: tuple[int, int] | None = None
     held_out: re.Pattern[str] | None = None
+    reference: str = ""
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -76,6 +78,7 @@ LAYOUTS: dict[str, Layout] = {
         example="IXI-T2/IXI002-Guys-0828-T2.nii.gz",
         modalities=IXI_MODALITIES,
         published=(459, 115),
+        reference="t2",  # which PD shares
     ),
 }
 
@@ -161,6 +164,8 @@ class _Findings:
         """Take a path, or note that it cannot be."""
         if is_folder and not any(path.iterdir()):
             self.problems.append(Problem("empty_folder", self._name(path), f"{path}: nothing in it"))
+            return
+        if not is_folder and _is_derived(path):
             return
         match = _match(self.rules, path, self.root, is_folder)
         key = canonical(match["suffix"]) if match else ""
@@ -308,6 +313,14 @@ def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
             known.add(real)
             yield Path(folder, name), True
         yield from ((Path(folder, name), False) for name in sorted(files) if not name.startswith("."))
+
+
+def _is_derived(path: Path) -> bool:
+    """Whether this project wrote the file beside the data: a translation, or a registered scan with its record."""
+    from custom.data.inputs import SYNTHETIC_SUFFIX, image_stem  # which imports this module
+
+    stem = image_stem(path)
+    return stem.endswith(SYNTHETIC_SUFFIX) or ("_to_" in stem and path.with_name(f"{stem}.json").is_file())
 
 
 def _match(rules: Layout, path: Path, root: Path, is_folder: bool) -> dict[str, str] | None:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from tqdm import tqdm
-
 from custom.arguments import as_bool
+from custom.data.alignment import Aligned, align
 from custom.data.checks import Checked, check_file
 from custom.data.cohort import check_names, duplicates, mixed_grids
 from custom.data.datalist import write_datalist
 from custom.data.layouts import LAYOUTS, SEGMENTATION_KEY, Survey, entry_of, survey
+from custom.data.pool import in_processes
 from custom.data.problems import Problem
 from custom.data.splits import SECTIONS, Entry, read_split_file, split_by_subject
+from custom.modalities import canonical
 
 __all__ = ["Preparation", "check_all", "prepare"]
 
@@ -46,6 +42,7 @@ class Preparation(NamedTuple):
         notes: sentences about the split.
         seconds: that the checks of the files took.
         workers: processes that made them.
+        aligned: scans that were registered to another modality's grid.
     """
 
     root: Path
@@ -58,6 +55,7 @@ class Preparation(NamedTuple):
     notes: list[str]
     seconds: float
     workers: int
+    aligned: list[Aligned]
 
     @property
     def left_out(self) -> dict[str, list[Problem]]:
@@ -81,6 +79,8 @@ def prepare(
     seed: int = 0,
     strict: bool | str = False,
     modality_check: bool | str = True,
+    register: str | None = None,
+    registered_dir: str | os.PathLike | None = None,
     workers: int | None = None,
 ) -> Preparation:
     """Make a data set's datalist, and ``prepare.html`` and ``prepare.txt`` beside it.
@@ -97,6 +97,9 @@ def prepare(
         seed: of the split.
         strict: a subject that would be left out is an error: reports are written, the datalist is not.
         modality_check: whether to look for modalities whose names are exchanged.
+        register: a modality, to whose grid a subject's others are registered where they lie on another; by default the
+            layout's (``t2`` for IXI), ``none`` to leave such subjects out.
+        registered_dir: folder for the registered scans; where not given they lie beside the originals.
         workers: processes; by default one for each core.
 
     Raises:
@@ -114,13 +117,16 @@ def prepare(
     started = time.monotonic()
     checked = _check_subjects(found, workers)
     seconds = time.monotonic() - started
-    problems = [*found.problems, *_problems(found, checked, modality_check)]
+    reference = _reference(register, layout, found.modalities)
+    aligned = align(checked, reference, workers=workers, output_dir=registered_dir) if reference else []
+    _replace(found, checked, aligned)
+    problems = [*found.problems, *_registered(aligned, reference), *_problems(found, checked, modality_check)]
     excluded = {p.subject for p in problems if p.leaves_out}
     usable = [entry_of(s, files, found.modalities) for s, files in found.files.items() if s not in excluded]
     divided, notes, more = _divide(usable, found, layout, split, sections, seed)
     done = Preparation(
         Path(root).expanduser().resolve(), layout, Path(out).expanduser(), found.modalities, checked, problems + more,
-        divided, notes, seconds, workers,
+        divided, notes, seconds, workers, aligned,
     )  # fmt: skip
     reports = write_reports(done)
     if not any(divided.values()):
@@ -150,6 +156,38 @@ def _first(done: Preparation) -> str:
     return f"{subject} ({problem.title}: {problem.found})"
 
 
+def _reference(register: str | None, layout: str, modalities: Sequence[str]) -> str:
+    if register is None:
+        return LAYOUTS[layout].reference if layout in LAYOUTS else ""
+    if str(register).lower() in ("none", "false"):
+        return ""
+    if canonical(register) not in modalities:
+        raise ValueError(f"register: expected one of {', '.join(modalities)}, or none; found {register!r}. Correct it.")
+    return canonical(register)
+
+
+def _replace(found: Survey, checked: dict[str, dict[str, Checked]], aligned: Sequence[Aligned]) -> None:
+    """From here on a registered scan stands for its original."""
+    for subject, modality, registration, new, _ in aligned:
+        if registration is not None and new is not None:
+            found.files[subject][modality] = registration.image
+            checked[subject][modality] = new
+
+
+def _registered(aligned: Sequence[Aligned], reference: str) -> list[Problem]:
+    problems = []
+    for subject, modality, done, _, fault in aligned:
+        if done is None:
+            problems.append(Problem("registration", subject, f"{modality}: {fault}"))
+            continue
+        said = (
+            f"{modality} moved by {done.shift:.1f} mm and {done.rotation:.1f}° to {reference}; mutual information "
+            f"{done.information_before:.3f} before, {done.information_after:.3f} bits after"
+        )
+        problems.append(Problem("registered", subject, said))
+    return problems
+
+
 def _check_subjects(found: Survey, workers: int) -> dict[str, dict[str, Checked]]:
     keys = [(subject, key) for subject, files in found.files.items() for key in files]
     jobs = [(str(found.files[subject][key]), key == SEGMENTATION_KEY) for subject, key in keys]
@@ -167,17 +205,9 @@ def check_all(jobs: Sequence[Job], workers: int, *, progress: bool = True) -> li
         workers: processes; 1 for this one alone.
         progress: show a progress bar.
     """
-    results: list[Checked] = []
-    with tqdm(total=len(jobs), desc="checking files", unit="file", disable=not progress, dynamic_ncols=True) as bar:
-        for source in (_in_pool, _one_by_one) if workers > 1 else (_here,):
-            try:
-                for result in source(jobs[len(results) :], workers):
-                    results.append(result)
-                    bar.update()
-            except BrokenProcessPool:
-                continue
-            break
-    return results
+    return in_processes(
+        _check, jobs, workers, lost=_killed, description="checking files", chunk=CHUNK, progress=progress
+    )
 
 
 def _check(job: Job) -> Checked:
@@ -185,32 +215,8 @@ def _check(job: Job) -> Checked:
     return check_file(path, label=label)
 
 
-def _here(jobs: Sequence[Job], workers: int) -> Iterator[Checked]:
-    return map(_check, jobs)
-
-
-def _in_pool(jobs: Sequence[Job], workers: int) -> Iterator[Checked]:
-    with _pool(workers) as pool:
-        try:
-            yield from pool.map(_check, jobs, chunksize=CHUNK)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _one_by_one(jobs: Sequence[Job], workers: int) -> Iterator[Checked]:
-    """Each file in a process that it may take with it: after one did, as a decoder that crashes would."""
-    for job in jobs:
-        try:
-            yield from _in_pool([job], 1)
-        except BrokenProcessPool:
-            yield Checked(job[0], ("unreadable", "the process that read it was killed (by its decoder, or for memory)"))
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # a new interpreter takes seconds to load the libraries; torch, the only one with threads, gets one thread below
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+def _killed(job: Job) -> Checked:
+    return Checked(job[0], ("unreadable", "the process that read it was killed (by its decoder, or for memory)"))
 
 
 def _problems(found: Survey, checked: dict[str, dict[str, Checked]], modality_check: bool) -> list[Problem]:

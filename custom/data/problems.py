@@ -36,7 +36,11 @@ PROBLEMS: dict[str, Kind] = {
     "constant": Kind("constant image", "The file holds no image: export it again."),
     "mask": Kind("mask in place of an image", "Put the image in its place; a segmentation is named seg."),
     "spacing": Kind("implausible voxel size", "Correct the header's voxel size; it is in mm."),
-    "grid": Kind("modalities on different grids", "Register and resample the subject's images to one grid."),
+    "grid": Kind(
+        "modalities on different grids",
+        "Bring them to one grid: `--register t2` registers the others to the subject's t2.",
+    ),
+    "registration": Kind("modalities that could not be registered", "Look at both scans: are they of one head?"),
     "identical": Kind(
         "two modalities with the same content", "One file is a copy of the other: put the right one there."
     ),
@@ -57,6 +61,11 @@ PROBLEMS: dict[str, Kind] = {
     "no_such_subject": Kind("subject of the split file that is not there", "Correct the split file.", leaves_out=False),
     "unused": Kind("images that are not used", "None needed if they are no modality to train with.", leaves_out=False),
     "incomplete": Kind("modalities missing", "None needed: pairs are drawn from what there is.", leaves_out=False),
+    "registered": Kind(
+        "modalities registered to another's grid",
+        "Look at the checkerboards: edges must go on from tile to tile.",
+        False,
+    ),
     "orientation": Kind(
         "header without orientation", "Set the header's sform or qform: left and right are a guess.", leaves_out=False
     ),
