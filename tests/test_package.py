@@ -17,6 +17,7 @@ from custom import package as package_module
 from custom.package import BUNDLE_NAME, package
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = "custom/reports/assets/report.html.jinja"
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 needs_weights = pytest.mark.skipif(
     not (ROOT / "bundle" / "models" / "model.pt").is_file(), reason="bundle/models/model.pt is not there; train first"
@@ -46,7 +47,7 @@ def artifact(tmp_path_factory) -> Path:
 class TestContent:
     def test_holds_the_bundle_and_nothing_else(self, artifact):
         names = {p.relative_to(artifact).as_posix() for p in artifact.rglob("*") if p.is_file()}
-        for needed in ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"):
+        for needed in ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt", PAGE):
             assert needed in names
         assert {n.split("/")[0] for n in names} <= {"LICENSE", "configs", "models", "docs", "custom"}
         assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc")]

@@ -7,6 +7,7 @@ patient's right is on the left of the picture. The figures are drawn without pyp
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ _GAP = 0.06
 _BOX = "#3ddc5a"
 _BOX_MARGIN = 2  # voxels
 _MAX_BOXES = 4
+_LETTERS = 13  # of the note below, in an inch
 
 
 def volume(image: torch.Tensor) -> np.ndarray:
@@ -301,6 +303,7 @@ def _colour_bar(figure: Figure, artist, axes: Axes) -> None:
 def _save(figure: Figure, path: str | os.PathLike[str], note: str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.text(0.5, 0.1 / figure.get_figheight(), note, color=_DIM, fontsize=8, ha="center", va="bottom")
+    note = textwrap.fill(note, int(_LETTERS * figure.get_figwidth()))
+    figure.text(0.5, 0.06 / figure.get_figheight(), note, color=_DIM, fontsize=8, ha="center", va="bottom")
     figure.savefig(path, dpi=_DPI, facecolor="black")
     return path

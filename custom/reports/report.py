@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SCORES = "per_subject.csv"
 FEW_SUBJECTS = 10
+MOST_TASKS = 4  # drawn of a subject where nobody has said which
 EQUAL = 100  # dB: what differs less differs by rounding
 SYNTHETIC = "All images but the ground truth and the source are synthetic."
 
@@ -158,9 +159,9 @@ def draw_figures(results: Results, setup: Setup, found: Sequence[SubjectResult])
 
 
 def _tasks(pictures: Pictures, setup: Setup) -> list[tuple[str, str]]:
-    """The tasks asked for that the subject has; its first one where it has none of them."""
+    """The tasks asked for that the subject has; otherwise its first ones, or its first where others were asked for."""
     known = list(dict.fromkeys(k[1:] for k in pictures.slices if k[0] not in (TRUTH, CEILING)))
-    return [tuple(p) for p in setup.pairs if tuple(p) in known] or known[:1]
+    return [tuple(p) for p in setup.pairs if tuple(p) in known] or known[: 1 if setup.pairs else MOST_TASKS]
 
 
 def _grid(path: Path, subject: str, pictures: Pictures, setup: Setup) -> Figure:
