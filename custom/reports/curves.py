@@ -159,13 +159,12 @@ def _draw_panel(axes: Axes, found: Sequence[Mean], choice: Mean, cost: str, *, s
             label = f"{model}, {sampler}" if several else sampler
             axes.plot([getattr(m, cost) for m in line], [m.psnr for m in line], marker="o", markersize=4, label=label)
     if choice.sampler != SPADE_ONLY:
-        axes.plot(getattr(choice, cost), choice.psnr, "o", mfc="none", mec="black", markersize=11, label="choice")
-    axes.set_xscale("log", base=2)
-    ticks = sorted({m.evaluations for m in found if m.evaluations}) if cost == "evaluations" else None
-    if ticks:
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.plot(getattr(choice, cost), choice.psnr, "o", mfc="none", mec="black", markersize=11, label="the choice")
+    if cost == "evaluations":
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(sorted({m.evaluations for m in found if m.evaluations} or {1})))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
