@@ -1,4 +1,4 @@
-"""What a preset costs: parameters by part, latent shape, arithmetic of each part; nothing is allocated."""
+"""What a preset costs: parameters by part, latent shape, arithmetic, memory of training; nothing is allocated."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from custom.networks import LatentTranslator
 from custom.networks.weights import is_kernel
 
-__all__ = ["Row", "config_folder", "count_flops", "preset_network", "summarize", "summary"]
+__all__ = ["Row", "config_folder", "count_flops", "preset_network", "summarize", "summary", "training_memory"]
 
 DEFAULT_PRESET = "small"
 DEFAULT_SIZE = (192, 192, 144)
+STAGES = {"1, autoencoder": "train_autoencoder", "2, MS-SPADE": "train_spade", "3, diffusion": "train"}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -54,17 +55,21 @@ def preset_network(preset: str = DEFAULT_PRESET) -> LatentTranslator:
     Raises:
         ValueError: if there is no such preset.
     """
-    folder = config_folder()
-    files = [folder / "inference.json"]
-    if preset != DEFAULT_PRESET:
-        files.append(folder / f"preset_{preset}.json")
-    if not files[-1].is_file():
-        known = [DEFAULT_PRESET, *sorted(p.stem.removeprefix("preset_") for p in folder.glob("preset_*.json"))]
-        raise ValueError(f"preset: expected one of {', '.join(known)}; found {preset!r}.")
     parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
+    parser.read_config([str(file) for file in (config_folder() / "inference.json", *_overlay(preset))])
     with torch.device("meta"):
         return parser.get_parsed_content("network_def").eval()
+
+
+def _overlay(preset: str) -> list[Path]:
+    """The config of a preset, none for the default."""
+    folder = config_folder()
+    if preset == DEFAULT_PRESET:
+        return []
+    if not (folder / f"preset_{preset}.json").is_file():
+        known = [DEFAULT_PRESET, *sorted(p.stem.removeprefix("preset_") for p in folder.glob("preset_*.json"))]
+        raise ValueError(f"preset: expected one of {', '.join(known)}; found {preset!r}.")
+    return [folder / f"preset_{preset}.json"]
 
 
 def summarize(preset: str = DEFAULT_PRESET, size: Sequence[int] = DEFAULT_SIZE) -> list[Row]:
@@ -94,9 +99,33 @@ def summarize(preset: str = DEFAULT_PRESET, size: Sequence[int] = DEFAULT_SIZE) 
     ]
 
 
-def summary(preset: str = DEFAULT_PRESET, size: Sequence[int] = DEFAULT_SIZE) -> None:
-    """Print what :func:`summarize` finds; arguments and errors as there."""
-    rows = summarize(preset, size)
+def training_memory(preset: str = DEFAULT_PRESET, size: Sequence[int] = DEFAULT_SIZE) -> list[Row]:
+    """Memory of a training step of each stage with the config's batch and crops, and the smallest GPU for it.
+
+    Args:
+        preset, size: as for :func:`summarize`, of which the crops of the configs are cut.
+
+    Raises:
+        ValueError: if the preset is unknown or the size does not suit it.
+    """
+    from custom.memory import smallest_card, step_memory  # the engines are not needed otherwise
+
+    _check_size(size, preset_network(preset).spatial_divisor)
+    rows = []
+    for stage, config in STAGES.items():
+        for checkpointed in (False, True):
+            files = [config_folder() / f"{config}.json", *_overlay(preset)]
+            used = step_memory(files, size, gradient_checkpointing=checkpointed)
+            card = smallest_card(used)
+            fits = f"GB: card of {card} GB" if card else "GB: more than a card of 80 GB"
+            name = f"{stage}, gradient checkpointing" if checkpointed else stage
+            rows.append(Row("memory of a training step", name, used / 1e9, fits))
+    return rows
+
+
+def summary(preset: str = DEFAULT_PRESET, size: Sequence[int] = DEFAULT_SIZE, *, training: bool = True) -> None:
+    """Print what :func:`summarize` and, for ``training``, :func:`training_memory` find; errors as there."""
+    rows = summarize(preset, size) + (training_memory(preset, size) if training else [])
     print(f"preset {preset}")
     width = max(len(row.name) for row in rows) + 2
     section = ""

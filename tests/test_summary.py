@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import custom.memory
 import custom.summary
 from custom.networks.weights import compact
-from custom.summary import Row, config_folder, count_flops, preset_network, summarize, summary
+from custom.summary import Row, config_folder, count_flops, preset_network, summarize, summary, training_memory
 
 
 def named(rows: list[Row]) -> dict[tuple[str, str], Row]:
@@ -85,11 +86,29 @@ def test_nothing_is_allocated() -> None:
 
 
 def test_table(capsys) -> None:
-    summary("small", (32, 32, 32))
+    summary("small", (32, 32, 32), training=False)
     printed = capsys.readouterr().out
     for text in ("preset small", "parameters", "UNet", "8 × 8 × 8 × 8", "GFLOP", "MB"):
         assert text in printed
     assert not any(line.endswith(" ") for line in printed.splitlines())
+
+
+def test_memory_of_each_stage_and_the_card_for_it(monkeypatch, capsys) -> None:
+    asked = []
+
+    def used(configs: list[Path], size: tuple[int, ...], *, gradient_checkpointing: bool) -> int:
+        asked.append(([path.name for path in configs], size))
+        return 10**9 * (10 if gradient_checkpointing else 100)
+
+    monkeypatch.setattr(custom.memory, "step_memory", used)
+    rows = training_memory("paper", (64, 64, 64))
+    assert [row.value for row in rows] == [100.0, 10.0] * 3
+    assert [row.unit for row in rows] == ["GB: more than a card of 80 GB", "GB: card of 16 GB"] * 3
+    assert asked[0] == (["train_autoencoder.json", "preset_paper.json"], (64, 64, 64))
+    summary("small", (64, 64, 64))
+    assert "3, diffusion, gradient checkpointing" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="size: expected three positive multiples of 16"):
+        training_memory("small", (30, 32, 32))
 
 
 @pytest.mark.parametrize("size", [(30, 32, 32), (32, 32), (32, 32, 0), (32, 32, 32.0), (16, 16, -16)])
