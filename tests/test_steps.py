@@ -12,6 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
 
+import custom.steps
 from custom.baselines import BACKGROUND, brain_mask
 from custom.data import ensure_phantom, read_datalist
 from custom.inferers import TranslationInferer
@@ -175,6 +176,28 @@ def test_command(tmp_path: Path, capsys) -> None:
     names = {"steps.csv", "steps.png", *(f"steps_table.{suffix}" for suffix in ("csv", "md", "tex", "txt"))}
     assert names <= {p.name for p in (tmp_path / "out").iterdir()}
     assert "Within 0.05 dB of the best brain PSNR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [("ours", {"ours": []}), (("ours", "epsilon"), {"ours": [], "epsilon": ["sampling_epsilon"]})],
+)
+def test_models_of_an_ablation(tmp_path: Path, monkeypatch, models, expected: dict[str, list[str]]) -> None:
+    """Each with the overlay it was trained with and its own weights."""
+    made: list[tuple[list[str], str]] = []
+
+    class Workflow:
+        def initialize(self) -> None:
+            pass
+
+    def make(name: str, values: dict, *, overlays: list[str] = ()) -> Workflow:
+        made.append((list(overlays), values["ckpt_path"]))
+        return Workflow()
+
+    monkeypatch.setattr(custom.steps, "bundle_workflow", make)
+    found = custom.steps._workflows(tmp_path, models, {"ckpt_path": "of another model"})
+    assert [name for name, _ in found] == list(expected)
+    assert made == [(overlays, str(tmp_path / name / "model.pt")) for name, overlays in expected.items()]
 
 
 def test_unknown_curve(tmp_path: Path) -> None:
