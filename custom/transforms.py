@@ -9,14 +9,26 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import CropForegroundd, LoadImaged, MapTransform
+from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 from scipy import ndimage
 
 from custom.data.readers import read_volume
 
-__all__ = ["CropForegroundUniond", "LoadVolumed", "ValidateVolumed", "foreground", "solid"]
+__all__ = [
+    "VOLUME_SIZES",
+    "CropForegroundUniond",
+    "LoadVolumed",
+    "PadVolumed",
+    "ValidateVolumed",
+    "foreground",
+    "solid",
+]
+
+# Of the paper's experiments, in the order of the axes here: left-right, back-front, bottom-top. IXI's published
+# 256×160×224 counts back-front first: 150 sagittal slices of 1.2 mm are the second of its axes.
+VOLUME_SIZES = {"brats": (192, 192, 144), "ixi": (160, 256, 224)}
 
 ZERO_BACKGROUND_SHARE = 0.05
 SIGNED_SHARE = 0.05
@@ -197,6 +209,59 @@ class CropForegroundUniond(CropForegroundd):
             raise ValueError(f"{', '.join(names)}: expected some foreground; found none. Check the intensities.")
         first = next(iter(images.values()))
         return MetaTensor(union, meta=dict(first.meta)) if isinstance(first, MetaTensor) else union
+
+
+class PadVolumed(Padd):
+    """Pad volumes to one size at least, and to a multiple of the network's divisor; nothing is ever cut off.
+
+    A volume whose foreground is larger than ``size`` along an axis keeps its own length there. ``Invertd`` takes the
+    padding away again.
+
+    Args:
+        keys: images (1, H, W, D) in RAS order.
+        k: what the lengths are divisible by.
+        size: voxels along each axis, or a key of ``VOLUME_SIZES``; None for the smallest multiple of ``k``.
+        value: that is padded with.
+        allow_missing_keys: do not raise for an absent key.
+
+    Raises:
+        ValueError: for a size that is not known or not three numbers.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        k: int | Sequence[int] = 16,
+        size: str | Sequence[int] | None = None,
+        *,
+        value: float = 0.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        padder = _PadAtLeast(_volume_size(size), k=k, value=value)
+        super().__init__(keys, padder=padder, allow_missing_keys=allow_missing_keys)
+
+
+class _PadAtLeast(DivisiblePad):
+    def __init__(self, size: tuple[int, ...] | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+
+    def compute_pad_width(self, spatial_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        least = self.size or (0,) * len(spatial_shape)
+        lengths = np.maximum(spatial_shape, least)
+        spare = -(-lengths // self.k) * np.asarray(self.k) - np.asarray(spatial_shape)
+        return ((0, 0), *((int(n) // 2, int(n) - int(n) // 2) for n in spare))
+
+
+def _volume_size(size: str | Sequence[int] | None) -> tuple[int, ...] | None:
+    if size is None:
+        return None
+    found = VOLUME_SIZES.get(size.lower()) if isinstance(size, str) else tuple(int(n) for n in size)
+    if found is None or len(found) != 3 or min(found) < 1:
+        raise ValueError(
+            f"volume_size: expected {', '.join(VOLUME_SIZES)} or three numbers of voxels; found {size!r}. Correct it."
+        )
+    return found
 
 
 def _times(shape: Sequence[int]) -> str:

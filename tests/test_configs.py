@@ -31,7 +31,7 @@ READ_BY_NAME = {
 PREPROCESSING = (
     "Orientationd",
     "ScaleIntensityRangePercentilesd",
-    "DivisiblePadd",
+    "custom.transforms.PadVolumed",
     "custom.transforms.ValidateVolumed",
 )
 TINY = {
@@ -83,7 +83,10 @@ def references(config: dict[str, Any]) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("key", ["network_def", "modalities", "spatial_divisor", "bundle_root", "device"])
+SHARED_KEYS = ("network_def", "modalities", "spatial_divisor", "volume_size", "bundle_root", "device")
+
+
+@pytest.mark.parametrize("key", SHARED_KEYS)
 def test_what_every_config_declares_is_the_same(key: str) -> None:
     first = content(WORKFLOWS[0])[key]
     for name in WORKFLOWS[1:]:

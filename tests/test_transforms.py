@@ -10,7 +10,15 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, DivisiblePadd, Invertd, Orientationd, ScaleIntensityRangePercentilesd
 
-from custom.transforms import CropForegroundUniond, LoadVolumed, ValidateVolumed, foreground, solid
+from custom.transforms import (
+    VOLUME_SIZES,
+    CropForegroundUniond,
+    LoadVolumed,
+    PadVolumed,
+    ValidateVolumed,
+    foreground,
+    solid,
+)
 
 RAS = np.diag([2.0, 2.0, 2.0, 1.0])
 
@@ -186,3 +194,52 @@ def test_percentiles_are_those_of_the_box(head, write_volume) -> None:
     small = chain({"image": str(write_volume("small.nii.gz"))})["image"]
     large = chain({"image": str(write_volume("large.nii.gz", np.pad(head(), 10)))})["image"]
     assert torch.equal(small.as_tensor(), large.as_tensor())
+
+
+class TestPad:
+    @pytest.mark.parametrize(
+        ("size", "shape"),
+        [
+            (None, (32, 48, 32)),
+            ("brats", (192, 192, 144)),
+            ("IXI", (160, 256, 224)),
+            ([20, 40, 16], (32, 48, 32)),
+            ([64, 16, 16], (64, 48, 32)),
+        ],
+    )
+    def test_at_least_the_size_and_nothing_cut(self, head, size, shape: tuple[int, int, int]) -> None:
+        image = torch.from_numpy(head())[None]
+        padded = PadVolumed("image", k=16, size=size, value=-1.0)({"image": image})["image"]
+        assert padded.shape == (1, *shape)
+        assert (padded == -1).sum() == padded.numel() - image.numel()
+        torch.testing.assert_close(padded[padded != -1].sum(), image.sum())
+
+    def test_is_divisible_pad_without_a_size(self, head) -> None:
+        image = torch.from_numpy(head())[None]
+        ours, monai = (t({"image": image})["image"] for t in (PadVolumed("image"), DivisiblePadd("image", k=16)))
+        assert torch.equal(ours, monai)
+
+    @pytest.mark.parametrize("size", ["brats", "ixi"])
+    def test_what_is_cropped_away_comes_back(self, head, size: str) -> None:
+        shape = (40, 44, 36)
+        data = np.zeros(shape, np.float32)
+        data[4:34, 6:40, 5:31] = head()
+        image = MetaTensor(torch.from_numpy(data)[None], affine=np.diag([-2.0, -2.0, 2.0, 1.0]))
+        steps = Compose(
+            [
+                Orientationd("image", axcodes="RAS", labels=None),
+                CropForegroundUniond("image"),
+                PadVolumed("image", size=size),
+            ]
+        )
+        item = steps({"image": image})
+        assert item["image"].shape == (1, *VOLUME_SIZES[size])
+        item["pred"] = item["image"].clone()
+        back = Invertd("pred", steps, orig_keys="image", nearest_interp=False)(item)["pred"]
+        assert torch.equal(back.as_tensor(), image.as_tensor())
+        np.testing.assert_array_equal(back.affine, image.affine)
+
+    @pytest.mark.parametrize("size", ["bratz", [1, 2], [0, 16, 16]])
+    def test_unknown_size(self, size) -> None:
+        with pytest.raises(ValueError, match="volume_size: expected brats, ixi or three numbers"):
+            PadVolumed("image", size=size)

@@ -122,6 +122,7 @@ def survey(
         FileNotFoundError: if ``root`` is no folder.
         ValueError: for an unknown layout or a pattern without its placeholders.
     """
+    modalities = [modalities] if isinstance(modalities, str) else modalities
     rules = _plain(pattern, modalities) if layout == PLAIN else _layout(layout, pattern)
     folder = Path(root).expanduser()
     if not folder.is_dir():
