@@ -27,6 +27,7 @@ from custom.reports.rows import METHODS, Row, display_name
 __all__ = ["sprite", "write_html"]
 
 REPORT = "report.html"
+HEADING = "Protocol: "  # which the page has already
 TEMPLATE = "report.html.jinja"
 VIEWER = "viewer.js"
 NIIVUE = "niivue-0.69.0.umd.js.gz"
@@ -69,7 +70,7 @@ def write_html(
     data = {"columns": COLUMNS, "names": _names(setup, found), "subjects": volumes.subjects}
     page = environment.get_template(TEMPLATE).render(
         title=setup.title,
-        protocol=PROTOCOL.removeprefix("Protocol: "),
+        protocol=PROTOCOL.removeprefix(HEADING)[0].upper() + PROTOCOL.removeprefix(HEADING)[1:],
         settings=setup.settings,
         remarks=remarks,
         tables={name: Markup(to_html(table)) for name, table in tables.items()},
