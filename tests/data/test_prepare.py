@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from custom.data import load_datalist, read_datalist
+from custom.data import load_datalist, read_datalist, registration
 from custom.data import prepare as module
 from custom.data.layouts import LAYOUTS
 from custom.data.prepare import Preparation, check_all, prepare
@@ -320,3 +320,43 @@ class TestProcesses:
         results = check_all(jobs, 2, progress=False)
         assert [c.path for c in results if c.fault] == [jobs[2][0]]
         assert "killed" in results[2].fault[1]
+
+
+class TestRegistration:
+    @pytest.fixture
+    def ixi(self, cohort, brain) -> Path:
+        """IXI-like subjects of which one has its T1 on a grid of its own."""
+        root = cohort(3, "IXI-{modality}/{subject}-{modality}.nii.gz", ("t1", "t2", "pd"), subject="IXI{:03d}-HH-0700")
+        shifted = AFFINE.copy()
+        shifted[:3, 3] = 2.0
+        path = root / "IXI-t1" / "IXI001-HH-0700-t1.nii.gz"
+        nib.save(nib.Nifti1Image(brain("t1", 1, (26, 30, 24)), shifted), path)
+        return root
+
+    def test_ixi_is_brought_to_the_grid_of_t2(self, ixi: Path) -> None:
+        before = {path: path.read_bytes() for path in ixi.glob("*/*")}
+        done = run(ixi, layout="ixi", registered_dir=ixi.parent / "registered")
+        assert done.left_out == {}
+        assert [(p.subject, p.code) for p in done.problems if p.subject] == [("IXI001-HH-0700", "registered")]
+        entry = next(e for s in done.split.values() for e in s if e["subject"] == "IXI001-HH-0700")
+        assert nib.load(entry["t1"]).shape == nib.load(entry["t2"]).shape
+        assert entry["t1"].startswith(str(ixi.parent / "registered"))
+        assert {path: path.read_bytes() for path in ixi.glob("*/*")} == before
+        page = done.datalist.with_name("prepare.html").read_text()
+        assert "Registered to one grid" in page
+        assert 'class="board"' in page
+        assert run(ixi, layout="ixi", registered_dir=ixi.parent / "registered").aligned[0].registration.reused
+
+    def test_without(self, ixi: Path) -> None:
+        assert codes(run(ixi, layout="ixi", register="none")) == {"IXI001-HH-0700": ["grid"]}
+        with pytest.raises(ValueError, match="register: expected one of t1, t2, pd"):
+            run(ixi, layout="ixi", register="flair")
+
+    def test_failure_is_named(self, ixi: Path, monkeypatch) -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise ValueError("no overlap")
+
+        monkeypatch.setattr(registration, "register", fail)
+        done = run(ixi, layout="ixi")
+        assert codes(done) == {"IXI001-HH-0700": ["registration", "grid"]}
+        assert "no overlap" in done.left_out["IXI001-HH-0700"][0].found
