@@ -41,6 +41,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=3, default=(144, 192, 144), help="voxels of the volume")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=-1, help="sampler steps (default: the preset's, at most 4)")
+    parser.add_argument("--small-size", type=int, nargs=3, default=SMALL_SIZE, help="voxels for the small preset")
     parser.add_argument("--precision", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
     parser.add_argument("--out", default="output/benchmarks", help="folder for the JSON and Markdown files")
     parser.add_argument("--page", help="Markdown page whose figures are replaced, such as bundle/docs/performance.md")
@@ -83,8 +84,8 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
             del kept
         if "scale" not in args.skip:
             sections.set_postfix_str("cost against voxels")
-            inferer = TranslationInferer("t2", config.get_parsed_content("modalities"), num_inference_steps=steps)
-            inferer.amp = "auto"
+            vocabulary = config.get_parsed_content("modalities")
+            inferer = TranslationInferer("t2", vocabulary, num_inference_steps=steps, amp="auto")
             result["scaling"] = measure_scaling(network, inferer, device, [s for s in SIZES if _fits(s, network)])
             sections.update()
     del network
@@ -101,24 +102,24 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 def small(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The small preset with its shipped weights: parts, a whole run, image quality, a folder."""
-    amp, weights = fast_bfloat16(device), config_folder().parent / "models" / "model.pt"
-    with tempfile.TemporaryDirectory() as folder:
-        config = read_config("small", output_dir=folder, targets=TARGETS[:1])
+    amp, size, bundle = fast_bfloat16(device), tuple(args.small_size), config_folder().parent
+    weights, data = bundle / "models" / "model.pt", bundle / "data" / "phantom"
+    quality = folder = None
+    with tempfile.TemporaryDirectory() as place:
+        config = read_config("small", output_dir=place, targets=TARGETS[:1])
         network = make_network(config, device, weights=str(weights))
-        steps = network.num_inference_steps
-        rate = convolution_rate(device, amp=amp)
-        image = write_head(Path(folder) / "head.nii.gz", SMALL_SIZE)
+        steps, rate = network.num_inference_steps, convolution_rate(device, amp=amp)
+        image = write_head(Path(place) / "head.nii.gz", size)
         parts, _ = measure_parts(config, network, image, device, amp=amp)
-        quality, data = None, config_folder().parent / "data" / "phantom"
         if "quality" not in args.skip and (data / "datalist.json").is_file():
-            quality = measure_quality(config, network, device, amp=amp, steps=steps, data=data, size=QUALITY_SIZE)
-    settings = {"preset": "small", "size": SMALL_SIZE, "device": args.device, "weights": str(weights)}
+            block = tuple(min(*pair) for pair in zip(size, QUALITY_SIZE, strict=True))
+            quality = measure_quality(config, network, device, amp=amp, steps=steps, data=data, size=block)
+    settings = {"preset": "small", "size": size, "device": args.device, "weights": str(weights)}
     whole = translate_in_fresh_process(**settings, targets=TARGETS[:1], amp=amp, steps=steps)
-    folder_figures = None
     if "folder" not in args.skip:
-        folder_figures = measure_folder(SMALL_SIZE, device=args.device)
-    found = {"size": SMALL_SIZE, "steps": steps, "rate": rate, "parts": parts, "whole": whole}
-    return {**found, "quality": quality, "folder": folder_figures}
+        folder = measure_folder(size, device=args.device)
+    found = {"size": size, "steps": steps, "rate": rate, "parts": parts, "whole": whole}
+    return {**found, "quality": quality, "folder": folder}
 
 
 def few_steps(network: LatentTranslator, wanted: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,31 +94,35 @@ def executed_tflop(network: LatentTranslator, name: str, size: tuple[int, ...]) 
     """TFLOP of the convolutions and matrix products that a part executes on a volume of ``size``.
 
     Encoder, decoder and codebook are convolutional: they are counted on a small volume and scaled by the voxels. The
-    others, whose attention is not, are counted without data, at the full size.
+    others, whose attention is not, are counted without data at the full size, where the plain modules run; what the
+    UNet saves against them, which is convolutional, is counted on the small volume.
     """
-    autoencoder, device = network.autoencoder, next(network.parameters()).device
     edge = max(COUNTED_EDGE, network.spatial_divisor)
-    scale = size[0] * size[1] * size[2] / edge**3
-    shape = (1, autoencoder.embedding_dim, *[edge // autoencoder.downsampling] * 3)
-    latent = torch.zeros(shape, device=device)
-    if name == "encode":
-        return (
-            scale * count_flops(lambda: autoencoder.encode(torch.zeros(1, 1, edge, edge, edge, device=device))) / 1e12
-        )
-    if name == "quantise":
-        return scale * count_flops(lambda: autoencoder.quantize(latent)) / 1e12
-    if name == "decode":
-        return scale * count_flops(lambda: autoencoder.decode(latent)) / 1e12
-    shape = (1, autoencoder.embedding_dim, *(n // autoencoder.downsampling for n in size))
-    meta, index = torch.empty(shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    abstract = _on_meta(network)
-    if name == "MS-SPADE":
-        return count_flops(lambda: abstract.transfer(meta, index)) / 1e12
-    return count_flops(lambda: abstract.predict(meta, meta, meta, index, index)) / 1e12
+    scale = math.prod(size) / edge**3
+    little = _count(network, name, (edge, edge, edge))
+    if name in ("encode", "quantise", "decode"):
+        return scale * little / 1e12
+    plain = _without_data(network)
+    saved = _count(plain, name, (edge, edge, edge)) - little
+    return (_count(plain, name, size) - scale * saved) / 1e12
 
 
-def _on_meta(network: LatentTranslator) -> LatentTranslator:
-    from copy import deepcopy
+def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> int:
+    autoencoder, device = network.autoencoder, next(network.parameters()).device
+    image = torch.zeros(1, 1, *size, device=device)
+    latent = torch.zeros(1, autoencoder.embedding_dim, *(n // autoencoder.downsampling for n in size), device=device)
+    index = torch.zeros(1, dtype=torch.long, device=device)
+    parts: dict[str, Callable[[], Any]] = {
+        "encode": lambda: autoencoder.encode(image),
+        "quantise": lambda: autoencoder.quantize(latent),
+        "MS-SPADE": lambda: network.transfer(latent, index),
+        "step": lambda: network.predict(latent, latent, latent, index, index),
+        "decode": lambda: network.decode(latent),
+    }
+    return count_flops(parts[name])
 
+
+def _without_data(network: LatentTranslator) -> LatentTranslator:
+    """A copy on the meta device; the network itself stays where it is."""
     memo = {id(t): t.to("meta") for t in (*network.parameters(), *network.buffers())}
     return deepcopy(network, memo)

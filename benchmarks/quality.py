@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import CenterSpatialCrop
 
 from benchmarks.measure import measured
 from custom.data import load_datalist
@@ -49,12 +50,14 @@ def measure_quality(
         amp: of the default way.
         steps: of the default way.
         data: folder of the phantoms with their ``datalist.json``.
-        size: of the block around the brain's centre that is translated.
+        size: of the block from the middle of the volume that is translated; all brain, so that both contrasts keep
+            its grid.
     """
     entry = load_datalist(data, "test", config.get_parsed_content("modalities"))[0]
     preprocess = config.get_parsed_content("preprocessing")
-    crop = CenterSpatialCrop(size)
-    source, truth = (crop(preprocess({"image": entry[m]})["image"]).as_tensor()[None] for m in ("t1", "t2"))
+    with tempfile.TemporaryDirectory() as folder:
+        blocks = [_middle(Path(entry[m]), size, Path(folder) / f"{m}.nii.gz") for m in ("t1", "t2")]
+        source, truth = (preprocess({"image": str(block)})["image"].as_tensor()[None] for block in blocks)
     brain = (source > source.min()) | (truth > truth.min())
 
     def run(amp: bool, steps: int) -> tuple[float, float]:
@@ -65,3 +68,11 @@ def measure_quality(
 
     default, reference = run(amp, steps), run(False, REFERENCE_STEPS)
     return Quality(str(entry["subject"]), tuple(source.shape[2:]), default[0], reference[0], default[1], reference[1])
+
+
+def _middle(path: Path, size: tuple[int, int, int], block: Path) -> Path:
+    """Write the block of ``size`` in the middle of an image."""
+    image = nib.load(path)
+    starts = [(n - s) // 2 for n, s in zip(image.shape, size, strict=True)]
+    nib.save(image.slicer[tuple(slice(a, a + s) for a, s in zip(starts, size, strict=True))], block)
+    return block

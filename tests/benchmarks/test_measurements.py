@@ -8,7 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
+from benchmarks import folder, quality
 from benchmarks.__main__ import arguments, few_steps
 from benchmarks.measure import convolution_rate, measured
 from benchmarks.parts import NETWORK_PARTS, executed_tflop, measure_parts
@@ -74,6 +76,49 @@ def test_exponent(network) -> None:
     found = measure_scaling(network, inferer, CPU, [(16, 16, 16), (32, 32, 32)])
     assert len(found.seconds) == 2
     assert found.exponent == pytest.approx(np.log(found.seconds[1] / found.seconds[0]) / np.log(8))
+
+
+class Nearer(nn.Module):
+    """Misses the source by an amount that falls with the number of steps."""
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def transfer(self, latent: Tensor, target: Tensor) -> Tensor:
+        return latent
+
+    def sample(self, latent: Tensor, target_like: Tensor, target: Tensor, noise: Tensor, num_steps: int) -> Tensor:
+        return latent - 0.1 * latent.sign() / num_steps
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent
+
+
+def test_quality_is_against_the_truth(brats_folder, monkeypatch) -> None:
+    """The truth is the source itself: half the error, 6.02 dB more."""
+    data = brats_folder({"a": ("t1",)})
+    entry = {"subject": "a", **dict.fromkeys(("t1", "t2"), str(data / "a" / "a_t1.nii.gz"))}
+    monkeypatch.setattr(quality, "load_datalist", lambda *_: [entry])
+    monkeypatch.setattr(quality, "REFERENCE_STEPS", 2)
+    settings = {"steps": 1, "data": data, "size": (16, 16, 16)}
+    found = quality.measure_quality(read_config("small"), Nearer(), CPU, amp=False, **settings)
+    assert (found.subject, found.size) == ("a", (16, 16, 16))
+    assert found.default_psnr == pytest.approx(20 * np.log10(2 / 0.1), abs=1e-3)
+    assert found.reference_psnr == pytest.approx(found.default_psnr + 20 * np.log10(2), abs=1e-3)
+
+
+def test_folder_of_files_and_of_two_processes(monkeypatch) -> None:
+    """Each run of n files is taken to last 10 + 2 n seconds with one process and 20 + n with two."""
+    seen = []
+
+    def run(images: Path, out: Path, device: str, processes: int = 1) -> float:
+        seen.append(number := len(list(images.iterdir())))
+        return 10 + 2 * number if processes == 1 else 20 + number
+
+    monkeypatch.setattr(folder, "_run", run)
+    found = folder.measure_folder(SIZE, device="cpu")
+    assert seen == [1, 3, 2, 6]
+    assert (found.seconds, found.seconds_two_processes, found.subjects_per_hour) == (2, 1, 3600)
 
 
 def test_published_presets_are_measured_with_few_steps(network) -> None:
