@@ -10,6 +10,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, g
 from torch import Tensor, nn
 
 from custom.networks.attention import SpatialTransformerBlock
+from custom.networks.slabs import upsample
 
 __all__ = ["ConditionalUNet"]
 
@@ -59,7 +60,10 @@ class _UpLevel(nn.Module):
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), emb, context)
         if self.upsampler is not None:
-            x = self.upsampler(x)
+            if torch.jit.is_scripting():  # noqa: SIM108, TorchScript would compile both sides of an expression
+                x = self.upsampler(x)
+            else:
+                x = upsample(self.upsampler, x)
         return x
 
 

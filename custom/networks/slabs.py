@@ -18,10 +18,16 @@ from monai.networks.blocks import Convolution, UpSample
 from monai.networks.nets.autoencoderkl import AEKLDownsample, AEKLResBlock
 from torch import Tensor, nn
 
-__all__ = ["SLAB_ELEMENTS", "run_blocks"]
+__all__ = ["SLAB_ELEMENTS", "forward_alone", "run_blocks", "upsample"]
 
-SLAB_ELEMENTS = 2**25  # 64 channels of 144 × 192 planes: 18 of them, 128 MB in float32
+SLAB_ELEMENTS = 2**24  # 64 channels of 192 × 144 voxels: 9 planes, 64 MB in float32
 CHANNELS_LAST = torch.channels_last_3d
+
+
+def forward_alone(x: Tensor) -> bool:
+    """Whether ``x`` needs neither gradients nor a record of the modules' operations, so that what is here may run."""
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or x.is_meta
+    return not torch.is_grad_enabled() and not recorded
 
 
 class _Map(NamedTuple):
@@ -116,6 +122,13 @@ def _upsample(x: Tensor, conv: nn.Conv3d, slab_elements: int) -> _Map:
     return statistics.of(result)
 
 
+def upsample(modules: nn.Sequential, x: Tensor) -> Tensor:
+    """``modules``, nearest upsampling by 2 and a 3³ convolution; one transposed convolution where that is allowed."""
+    if not forward_alone(x):
+        return modules(x)
+    return F.conv_transpose3d(x, _folded(modules[1].weight), modules[1].bias, stride=2, padding=1)
+
+
 def _downsample(x: Tensor, conv: nn.Conv3d, slab_elements: int) -> _Map:
     """``conv`` with stride 2 on ``x`` with one plane, row and column of zeros behind."""
     height = x.shape[2] // 2
@@ -137,7 +150,7 @@ def _folded(weight: Tensor) -> Tensor:
     """Kernel (in, out, 4, 4, 4) of the transposed convolution that is nearest upsampling, then ``weight``."""
     flipped = weight.flip(2, 3, 4)
     kernel = sum(F.pad(flipped, (c, 1 - c, b, 1 - b, a, 1 - a)) for a in range(2) for b in range(2) for c in range(2))
-    return kernel.transpose(0, 1).contiguous(memory_format=CHANNELS_LAST)
+    return kernel.transpose(0, 1)
 
 
 class _Statistics:

@@ -112,7 +112,7 @@ class VQGAN(nn.Module):
         x = self.haar(image)
         if torch.jit.is_scripting():
             return self.quant_conv(self.encoder(x))
-        return self.quant_conv(slabs.run_blocks(self.encoder.blocks, x) if _forward_alone(x) else self.encoder(x))
+        return self.quant_conv(slabs.run_blocks(self.encoder.blocks, x) if slabs.forward_alone(x) else self.encoder(x))
 
     def quantize(self, latent: Tensor) -> Quantized:
         """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent."""
@@ -123,15 +123,11 @@ class VQGAN(nn.Module):
         x = self.post_quant_conv(latent)
         if torch.jit.is_scripting():
             return self.haar.inverse(self.decoder(x))
-        return self.haar.inverse(slabs.run_blocks(self.decoder.blocks, x) if _forward_alone(x) else self.decoder(x))
+        return self.haar.inverse(
+            slabs.run_blocks(self.decoder.blocks, x) if slabs.forward_alone(x) else self.decoder(x)
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction of ``image`` and what the bottleneck made of it."""
         quantized = self.quantize(self.encode(image))
         return self.decode(quantized.latent), quantized
-
-
-def _forward_alone(x: Tensor) -> bool:
-    """Whether ``x`` needs neither gradients nor a record of the modules' operations."""
-    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or x.is_meta
-    return not torch.is_grad_enabled() and not recorded

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from custom.networks import VQGAN
-from custom.networks.slabs import run_blocks
+from custom.networks.slabs import run_blocks, upsample
 
 LATENT = (2, 4, 5, 6, 4)
 IMAGE = (2, 1, 20, 24, 16)
@@ -103,6 +103,16 @@ def test_with_gradients_the_modules_run(autoencoder: VQGAN) -> None:
 def test_other_blocks_are_refused() -> None:
     with pytest.raises(TypeError, match="expected a block of MONAI's Encoder or Decoder"):
         run_blocks([nn.Linear(2, 2)], torch.zeros(1, 1, 2, 2, 2))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_upsampling_and_convolution_in_one(memory_format: torch.memory_format) -> None:
+    modules = nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv3d(6, 4, 3, padding=1))
+    x = torch.randn(2, 6, 3, 5, 4).contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        # sums of at most eight kernel values each, in another order
+        torch.testing.assert_close(upsample(modules, x), modules(x), rtol=1e-5, atol=1e-5)
+    assert upsample(modules, x).requires_grad
 
 
 @pytest.mark.parametrize("size", [1, 2])
