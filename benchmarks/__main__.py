@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +94,10 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         result["whole"] = _wholes(args, steps, sections)
     if "small" not in args.skip:
         sections.set_postfix_str("small preset")
-        result["small"] = small(args, device)
+        try:
+            result["small"] = small(args, device)
+        except (OSError, RuntimeError, ValueError) as error:  # what was measured before is not lost
+            print(f"error: the small preset was not measured: {error}", file=sys.stderr)
         sections.update()
     sections.close()
     result["marks"] = marks(result)
