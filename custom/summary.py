@@ -115,7 +115,8 @@ def training_memory(preset: str = DEFAULT_PRESET, size: Sequence[int] = DEFAULT_
     for stage, config in STAGES.items():
         for checkpointed in (False, True):
             files = [config_folder() / f"{config}.json", *_overlay(preset)]
-            used = step_memory(files, size, gradient_checkpointing=checkpointed)
+            # what checkpoints compute again leaves the precisions of a GPU's autocast, which are only imitated
+            used = step_memory(files, size, like_cuda=not checkpointed, gradient_checkpointing=checkpointed)
             card = smallest_card(used)
             fits = f"GB: card of {card} GB" if card else "GB: more than a card of 80 GB"
             name = f"{stage}, gradient checkpointing" if checkpointed else stage

@@ -96,7 +96,7 @@ def test_table(capsys) -> None:
 def test_memory_of_each_stage_and_the_card_for_it(monkeypatch, capsys) -> None:
     asked = []
 
-    def used(configs: list[Path], size: tuple[int, ...], *, gradient_checkpointing: bool) -> int:
+    def used(configs: list[Path], size: tuple[int, ...], *, like_cuda: bool, gradient_checkpointing: bool) -> int:
         asked.append(([path.name for path in configs], size))
         return 10**9 * (10 if gradient_checkpointing else 100)
 
