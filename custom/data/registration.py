@@ -12,6 +12,7 @@ fine, by ITK.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from custom.files import appearing_whole
 from custom.reports.figures import volume_panel
 
 __all__ = ["Registration", "mutual_information", "register", "rigid_transform"]
+
+logger = logging.getLogger(__name__)
 
 METHOD = 1  # of this module: results of another number are made anew
 LEVELS_MM = (6.0, 3.0)  # voxel size and blur of the levels; finer ones gain nothing on slices of 3 to 4 mm
@@ -73,6 +76,8 @@ def register(
 ) -> Registration:
     """Register ``moving`` rigidly to ``fixed`` and write it on its grid; nothing half-written is left.
 
+    A scan that lies right already, so that the motion found is no better than none, is resampled without motion.
+
     Args:
         moving: the scan to move, in any format that ``read_volume`` knows.
         fixed: the scan that stays.
@@ -82,8 +87,7 @@ def register(
 
     Raises:
         FileNotFoundError, ValueError: for scans that cannot be read.
-        ValueError: if the two do not overlap, or the mutual information has not grown: they may be of two heads, and
-            nothing is written.
+        ValueError: if the two do not overlap.
         OSError: if the folder cannot be written to; give another ``output_dir``.
     """
     source = Path(moving).expanduser()
@@ -103,11 +107,9 @@ def register(
     before, after = (resample(moved, still, matrix) for matrix in (np.eye(4), transform))
     quality = _quality(still, before, after, transform)
     if quality["information_after"] < quality["information_before"]:
-        raise ValueError(
-            f"{source}: expected more mutual information with {fixed} after registration; found "
-            f"{quality['information_after']:.3f} bits after {quality['information_before']:.3f}. Look at the scans: "
-            "are they of one head?"
-        )
+        logger.warning("%s: no motion agrees better with %s than none; it stays where it is.", source, fixed)
+        transform, after = np.eye(4), before
+        quality = _quality(still, before, after, transform)
     _save_image(image, after, still, f"rigidly registered to {image_stem(fixed)}")
     with appearing_whole(picture) as temporary:
         _draw(temporary, still, before, after, quality, image_stem(source))
