@@ -34,13 +34,12 @@ __all__ = ["Registration", "mutual_information", "register", "rigid_transform"]
 
 logger = logging.getLogger(__name__)
 
-METHOD = 1  # of this module: results of another number are made anew
+METHOD = 2  # of this module: results of another number are made anew
 LEVELS_MM = (6.0, 3.0)  # voxel size and blur of the levels; finer ones gain nothing on slices of 3 to 4 mm
 SAMPLES = 200_000  # voxels that the metric sees at most
 HISTOGRAM_BINS = 48
-ITERATIONS = 150
-FIRST_STEP = 0.15  # of the edge of the voxels
-LAST_STEP_MM = 0.005
+ITERATIONS = 200
+LARGEST_STEP = 0.5  # of the edge of the voxels
 CLIP_PERCENTILES = (0.5, 99.5)
 TILE_MM = 20.0  # of the checkerboard
 
@@ -165,7 +164,7 @@ def _improve(motion: Any, images: Sequence[Any], edge: float, seed: int) -> None
     voxels = float(np.prod(np.asarray(itk.size(fixed)) / factor))
     method = itk.ImageRegistrationMethodv4[kind, kind].New(FixedImage=fixed, MovingImage=moving)
     method.SetMetric(metric)
-    method.SetOptimizer(_optimizer(metric, edge * FIRST_STEP))
+    method.SetOptimizer(_optimizer(metric, edge * LARGEST_STEP))
     method.SetInitialTransform(motion)
     method.InPlaceOn()
     method.SetNumberOfWorkUnits(1)
@@ -180,17 +179,14 @@ def _improve(motion: Any, images: Sequence[Any], edge: float, seed: int) -> None
     method.Update()
 
 
-def _optimizer(metric: Any, first_step: float) -> Any:
+def _optimizer(metric: Any, largest_step: float) -> Any:
     import itk
 
-    scales = itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New(Metric=metric)
-    optimizer = itk.RegularStepGradientDescentOptimizerv4.D.New()
-    optimizer.SetScalesEstimator(scales)
-    optimizer.SetDoEstimateLearningRateOnce(False)
-    optimizer.SetLearningRate(first_step)  # the scales make steps of about this many mm
-    optimizer.SetMinimumStepLength(LAST_STEP_MM)
+    # steps along the gradient alone end before the rotation, whose slope is small beside that of the shift, is found
+    optimizer = itk.QuasiNewtonOptimizerv4Template[itk.D].New()
+    optimizer.SetScalesEstimator(itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New(Metric=metric))
+    optimizer.SetMaximumStepSizeInPhysicalUnits(largest_step)
     optimizer.SetNumberOfIterations(ITERATIONS)
-    optimizer.SetReturnBestParametersAndValue(True)
     optimizer.SetNumberOfWorkUnits(1)
     return optimizer
 
