@@ -155,7 +155,6 @@ def _commit() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    logging.getLogger("custom").setLevel(logging.WARNING)
     if args.result:
         result = load_result(args.result)
     else:
@@ -170,4 +169,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("custom").setLevel(logging.WARNING)
     main()

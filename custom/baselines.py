@@ -242,9 +242,7 @@ class TrainedBaselines(NamedTuple):
             )
             return found if str(arrays["fingerprint"]) == fingerprint else None
         except (AttributeError, BadZipFile, KeyError, OSError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: expected baselines; found something else ({error}). Delete it."
-            ) from error
+            raise ValueError(f"{path}: expected baselines; found something else ({error}). Delete it.") from error
 
 
 @main_first()

@@ -69,7 +69,8 @@ def test_translation_is_the_sum_of_its_steps(small) -> None:
 def test_convolutional_parts_grow_with_the_volume(small) -> None:
     larger = named(summarize("small", (64, 96, 128)))
     for name in ("encode", "quantise", "MS-SPADE", "decode"):
-        assert larger["arithmetic", name].value == pytest.approx(8 * small["arithmetic", name].value)
+        # MS-SPADE's summary of the source ends in linear layers, 0.1 MFLOP whatever the volume
+        assert larger["arithmetic", name].value == pytest.approx(8 * small["arithmetic", name].value, rel=1e-4)
 
 
 def test_release_at_its_own_size() -> None:
