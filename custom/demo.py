@@ -19,6 +19,7 @@ import torch
 from custom.data import ensure_phantom
 from custom.data.inputs import SYNTHETIC_SUFFIX, image_stem, inference_inputs
 from custom.data.layouts import discover
+from custom.data.readers import read_volume
 from custom.engines.evaluation import SEGMENTATION, SUBJECT, NativeGrid, make_reference, unit
 from custom.metrics import REGIONS
 from custom.modalities import canonical
@@ -149,14 +150,15 @@ def _file(image: Path, shared: Mapping[str, Any]) -> None:
     modalities = bundle_workflow("inference", shared).parser.get_parsed_content("modalities")
     own = canonical(re.split(r"[._-]", stem)[-1])
     files = _translate(image, [m for m in modalities if m != own], shared)
-    scan = nib.load(image)
-    source = _ras(scan.get_fdata(dtype=np.float32), scan.affine)
+    scan = read_volume(image)
+    affine = scan.affine.numpy()
+    source = _ras(scan[0].numpy(), affine)
     low, high = np.percentile(source[source > 0], (0.5, 99.5))
     name = f"Source {display_name(own)}" if own in modalities else "Source"
     columns = {name: np.clip((source - low) / (high - low), 0, 1)}
     columns |= {display_name(target): _read(file) for target, file in files.items()}
     picture = Path(shared["output_dir"]) / f"{stem}.png"
-    spacing = nib.affines.voxel_sizes(nib.as_closest_canonical(scan).affine)
+    spacing = nib.affines.voxel_sizes(affine)[np.argsort(nib.io_orientation(affine)[:, 0])]
     figures.volume_panel(picture, columns, spacing=tuple(spacing), title=stem)
     print(f"Picture: {picture}", flush=True)
 
