@@ -85,7 +85,7 @@ def main() -> None:
     modality = torch.tensor([0, 2])
     with tempfile.TemporaryDirectory() as folder:
         entry = {n: str(write_head(Path(folder) / f"{n}.nii.gz", tuple(options.size))) for n in NAMES}
-        modalities = list(parser["modalities"])
+        modalities = list(parser.get_parsed_content("modalities"))
         start = time.perf_counter()
         pairs = latent_pairs(
             [entry], transform, network, modalities, cache_dir=f"{folder}/latents", device=device, amp=amp,

@@ -159,7 +159,7 @@ def _first(done: Preparation) -> str:
 def _reference(register: str | None, layout: str, modalities: Sequence[str]) -> str:
     if register is None:
         return LAYOUTS[layout].reference if layout in LAYOUTS else ""
-    if str(register).lower() in ("none", "false"):
+    if str(register).lower() in ("none", "false") or not modalities:  # without any, the finding of files says why
         return ""
     if canonical(register) not in modalities:
         raise ValueError(f"register: expected one of {', '.join(modalities)}, or none; found {register!r}. Correct it.")
