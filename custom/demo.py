@@ -130,16 +130,16 @@ def _draw_subject(
     picture: Path, item: Mapping[str, torch.Tensor], to_native: NativeGrid, source: str, files: Mapping[str, Path]
 ) -> None:
     affine = nib.load(next(iter(files.values()))).affine
-    truths = {m: _ras(to_native(unit(item[m]), m).numpy(), affine) for m in (source, *files)}
+    turned = {m: figures.to_ras(to_native(unit(item[m]), m).numpy(), affine) for m in (source, *files)}
+    truths, spacing = {m: image for m, (image, _) in turned.items()}, turned[source][1]
     label = item.get(SEGMENTATION)
-    lesion = None if label is None else _ras(to_native((label > 0).float(), source).numpy(), affine) > 0
+    lesion = None if label is None else figures.to_ras(to_native((label > 0).float(), source).numpy(), affine)[0] > 0
     z = figures.slice_position(truths[source] > 0, lesion)[2]
-    spacing = nib.affines.voxel_sizes(nib.as_closest_canonical(nib.load(files[next(iter(files))])).affine)
     slices = {(source, target): figures.axial(_read(file), z) for target, file in files.items()}
     slices[source, source] = figures.axial(truths[source], z)
     shown = {m: figures.axial(image, z) for m, image in truths.items()}
     figures.translation_grid(
-        picture, slices, shown, title=item[SUBJECT], spacing=tuple(spacing[:2]), diagonal="the source itself"
+        picture, slices, shown, title=item[SUBJECT], spacing=spacing[:2], diagonal="the source itself"
     )
     print(f"Picture: {picture}", flush=True)
 
@@ -151,15 +151,13 @@ def _file(image: Path, shared: Mapping[str, Any]) -> None:
     own = canonical(re.split(r"[._-]", stem)[-1])
     files = _translate(image, [m for m in modalities if m != own], shared)
     scan = read_volume(image)
-    affine = scan.affine.numpy()
-    source = _ras(scan[0].numpy(), affine)
+    source, spacing = figures.to_ras(scan[0].numpy(), scan.affine.numpy())
     low, high = np.percentile(source[source > 0], (0.5, 99.5))
     name = f"Source {display_name(own)}" if own in modalities else "Source"
     columns = {name: np.clip((source - low) / (high - low), 0, 1)}
     columns |= {display_name(target): _read(file) for target, file in files.items()}
     picture = Path(shared["output_dir"]) / f"{stem}.png"
-    spacing = nib.affines.voxel_sizes(affine)[np.argsort(nib.io_orientation(affine)[:, 0])]
-    figures.volume_panel(picture, columns, spacing=tuple(spacing), title=stem)
+    figures.volume_panel(picture, columns, spacing=spacing, title=stem)
     print(f"Picture: {picture}", flush=True)
 
 
@@ -175,8 +173,4 @@ def _translate(image: str | os.PathLike[str], targets: Sequence[str], shared: Ma
 
 def _read(file: Path) -> np.ndarray:
     image = nib.load(file)
-    return _ras(image.get_fdata(dtype=np.float32), image.affine)
-
-
-def _ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    return nib.as_closest_canonical(nib.Nifti1Image(array, affine)).get_fdata(dtype=np.float32)
+    return figures.to_ras(image.get_fdata(dtype=np.float32), image.affine)[0]

@@ -41,6 +41,22 @@ def head() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
+def check_shapes() -> Callable[[LatentTranslator], None]:
+    """``check_shapes(translator)``: each part of a translator on the meta device takes what the one before it gives."""
+
+    def check(translator: LatentTranslator) -> None:
+        image = torch.empty(2, 1, *(translator.spatial_divisor,) * 3, device="meta")
+        target = torch.zeros(2, dtype=torch.long, device="meta")
+        latent = translator.encode(image)
+        target_like = translator.transfer(latent, target)
+        prediction = translator.predict(latent, latent, target_like, target, target)
+        assert prediction.shape == target_like.shape == latent.shape
+        assert translator.decode(prediction).shape == image.shape
+
+    return check
+
+
+@pytest.fixture
 def shared_data() -> Path:
     """The folder of real scans beside the checkout."""
     if not SHARED_DATA.is_dir():

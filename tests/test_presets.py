@@ -40,18 +40,11 @@ def test_all_presets_are_tested() -> None:
 
 @every_preset
 @pytest.mark.parametrize("workflow", WORKFLOWS)
-def test_network_of_every_workflow(workflow: str, preset: str) -> None:
+def test_network_of_every_workflow(workflow: str, preset: str, check_shapes) -> None:
     parser = parse(workflow, preset)
     translator = network(parser)
     assert parser.get_parsed_content("spatial_divisor") == translator.spatial_divisor
-    size = (translator.spatial_divisor,) * 3
-    image = torch.empty(2, 1, *size, device="meta")
-    target = torch.zeros(2, dtype=torch.long, device="meta")
-    latent = translator.encode(image)
-    target_like = translator.transfer(latent, target)
-    prediction = translator.predict(latent, latent, target_like, target, target)
-    assert prediction.shape == target_like.shape == latent.shape
-    assert translator.decode(prediction).shape == image.shape
+    check_shapes(translator)
 
 
 @every_preset

@@ -11,7 +11,7 @@ from custom.data.datalist import (
 from custom.data.inputs import TolerantDataset, inference_inputs
 from custom.data.latent_cache import LatentCache, prune_latents
 from custom.data.latents import cat_collate, encode_subjects, latent_pairs, measure_latent_scale, style_pairs
-from custom.data.layouts import LAYOUTS, Layout, discover, discover_brats2021
+from custom.data.layouts import LAYOUTS, Layout, discover
 from custom.data.provenance import Provenance, pending_inputs
 from custom.data.readers import read_volume
 from custom.data.sampling import RandModalityd, RandModalityPaird, single_images, translation_pairs
@@ -28,7 +28,6 @@ __all__ = [
     "TolerantDataset",
     "cat_collate",
     "discover",
-    "discover_brats2021",
     "encode_subjects",
     "ensure_phantom",
     "inference_inputs",

@@ -17,7 +17,7 @@ from custom.data.problems import Problem
 from custom.data.readers import IMAGE_SUFFIXES
 from custom.modalities import ALIASES, BRATS_MODALITIES, IXI_MODALITIES, canonical
 
-__all__ = ["LAYOUTS", "SEGMENTATION_KEY", "SUBJECT_KEY", "Layout", "Survey", "discover", "discover_brats2021", "survey"]
+__all__ = ["LAYOUTS", "SEGMENTATION_KEY", "SUBJECT_KEY", "Layout", "Survey", "discover", "survey"]
 
 logger = logging.getLogger(__name__)
 
@@ -251,11 +251,6 @@ def discover(
             "the names, or make a datalist with `python -m custom prepare`."
         )
     return entries
-
-
-def discover_brats2021(root: str | os.PathLike, modalities: Sequence[str] = BRATS_MODALITIES) -> list[dict[str, Any]]:
-    """Entries of a folder in the BraTS 2021 layout, ``<id>/<id>_<modality>.nii.gz``; see :func:`discover`."""
-    return discover(root, modalities, layout="brats2021")
 
 
 def entry_of(subject: str, files: dict[str, Path], modalities: Sequence[str]) -> dict[str, Any]:

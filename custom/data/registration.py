@@ -28,7 +28,7 @@ from custom.data.fingerprints import digest
 from custom.data.inputs import image_stem
 from custom.data.readers import read_volume
 from custom.files import appearing_whole
-from custom.reports.figures import volume_panel
+from custom.reports.figures import to_ras, volume_panel
 
 __all__ = ["Registration", "mutual_information", "register", "rigid_transform"]
 
@@ -278,12 +278,11 @@ def _draw(
         f"After: {quality['information_after']:.3f} bits": np.where(tiles, fixed, placed),
         "Registered": placed,
     }
-    shown = {name: nib.as_closest_canonical(nib.Nifti1Image(image, affine)) for name, image in columns.items()}
-    size = nib.affines.voxel_sizes(next(iter(shown.values())).affine)
+    turned = {name: to_ras(image, affine) for name, image in columns.items()}
     volume_panel(
         path,
-        {name: image.get_fdata(dtype=np.float32) for name, image in shown.items()},
-        spacing=tuple(size.tolist()),
+        {name: image for name, (image, _) in turned.items()},
+        spacing=turned["Fixed"][1],
         title=f"{title}: moved by {quality['shift']:.1f} mm, {quality['rotation']:.1f}°",
     )
 

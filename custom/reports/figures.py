@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -47,6 +48,12 @@ def spacing_of(image: torch.Tensor) -> tuple[float, float, float]:
         return (1.0, 1.0, 1.0)
     matrix = np.asarray(affine, dtype=float).reshape(-1, 4, 4)[0]
     return tuple(np.linalg.norm(matrix[:3, :3], axis=0).tolist())
+
+
+def to_ras(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Array (X, Y, Z) float32 of ``image`` with its axes turned to the closest RAS, and its voxel size in mm."""
+    turned = nib.as_closest_canonical(nib.Nifti1Image(image, affine))
+    return turned.get_fdata(dtype=np.float32), tuple(nib.affines.voxel_sizes(turned.affine).tolist())
 
 
 def axial(image: np.ndarray, index: int) -> np.ndarray:
