@@ -22,7 +22,8 @@ from custom.modalities import BRATS_MODALITIES, canonical
 
 logger = logging.getLogger(__name__)
 
-PHANTOM_COUNTS = (36, 4, 8)
+PHANTOM_COUNTS = (120, 4, 8)
+PHANTOM_DRAWN = 48  # the held-out phantoms are drawn among so many, however many more there are to train on
 
 
 def write_datalist(path: str | os.PathLike, split: Mapping[str, Sequence[Entry]], modalities: Sequence[str]) -> Path:
@@ -260,7 +261,10 @@ def ensure_phantom(
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
     write_dataset(folder, subjects, seed, **kwargs)
-    split = split_by_subject(discover(folder), seed=seed, counts=counts)
+    entries = discover(folder)
+    drawn, more = entries[:PHANTOM_DRAWN], entries[PHANTOM_DRAWN:]
+    split = split_by_subject(drawn, seed=seed, counts=(counts[0] - len(more), *counts[1:]))
+    split["training"] += more
     write_datalist(folder / DATALIST_NAME, split, BRATS_MODALITIES)
     marker.unlink(missing_ok=True)
     return folder
