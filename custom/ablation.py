@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from custom.arguments import as_bool
 from custom.data import ensure_phantom
 from custom.errors import user_message
 from custom.files import appearing_whole
+from custom.precision import AUTO, amp_choice
 from custom.reports.figures import method_panel
 from custom.reports.pictures import TRUTH, Slices
 from custom.reports.render import to_text, write_table
@@ -70,12 +70,13 @@ VARIANTS: Mapping[str, Variant] = {
         marks=(False, False, True, "VQ"),
     ),
     "kl": Variant("(d)", "ablation_kl", own=tuple(FOLDERS), marks=(True, True, True, "KL")),
-    "ours": Variant("ours", None),
+    "ours": Variant("ours", "ablation_no_detail"),
+    "detail": Variant("ours + detail", None),
     "epsilon": Variant("predicts ε", "sampling_epsilon"),
     "v_prediction": Variant("predicts v", "sampling_v_prediction"),
     "rectified_flow": Variant("rectified flow", "sampling_rectified_flow"),
 }  # fmt: skip
-TABLE_3 = ("diffusion_only", "palette", "spade_only", "kl", "ours")
+TABLE_3 = ("diffusion_only", "palette", "spade_only", "kl", "ours", "detail")
 
 
 class Budget(NamedTuple):
@@ -91,12 +92,12 @@ def ablation(
     output_dir: str | os.PathLike[str] = "output/ablation",
     *,
     variants: str | Sequence[str] = TABLE_3,
-    share: float = 0.2,
+    share: float = 0.6,
     subjects: Sequence[int] = (24, 2, 6),
     spacing: float = 2.0,
     dataset_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
-    amp: bool | str = True,
+    amp: bool | str = AUTO,
     **overrides: Any,
 ) -> list[Ablation]:
     """Train and evaluate the variants; write and print Table 3 for the volume and the brain.
@@ -109,7 +110,7 @@ def ablation(
         spacing: voxel size of the phantoms in mm.
         dataset_dir: data of one's own in place of the phantoms.
         seed: of phantoms, initial weights and noise.
-        amp: compute in bfloat16.
+        amp: compute in bfloat16; ``"auto"`` where that is faster.
         overrides: values of all the configs, such as ``device``.
 
     Returns:
@@ -131,7 +132,7 @@ def ablation(
     data = dataset_dir or ensure_phantom(
         output / "phantom", counts=budget.counts, seed=budget.seed, spacing=budget.spacing
     )
-    values = {"dataset_dir": str(data), "seed": budget.seed, "amp": as_bool("amp", amp), **overrides}
+    values = {"dataset_dir": str(data), "seed": budget.seed, "amp": amp_choice(amp), **overrides}
     done: list[Ablation] = []
     failures: dict[str, str] = {}
     for name in variants:

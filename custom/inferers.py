@@ -10,14 +10,12 @@ import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
-from custom.arguments import as_bool
 from custom.errors import for_label_client
 from custom.modalities import BRATS_MODALITIES, canonical, target_indices
 from custom.networks.diffusion import draw_noise
+from custom.precision import amp_choice, uses_bfloat16
 
-__all__ = ["TranslationInferer", "fast_bfloat16"]
-
-AUTO = "auto"
+__all__ = ["TranslationInferer"]
 
 
 class TranslationInferer(Inferer):
@@ -52,7 +50,7 @@ class TranslationInferer(Inferer):
     ) -> None:
         self.num_modalities = len(modalities)
         self.seed = int(seed)
-        self.amp = amp if amp == AUTO else as_bool("amp", amp)
+        self.amp = amp_choice(amp)
         self.fault: Exception | None = None
         try:
             self.indices = target_indices(targets, modalities)
@@ -92,7 +90,7 @@ class TranslationInferer(Inferer):
             )
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         total: torch.Tensor | None = None
-        amp = fast_bfloat16(image.device) if self.amp == AUTO else self.amp
+        amp = uses_bfloat16(self.amp, image.device)
         with torch.no_grad(), torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=amp):
             for seed in range(self.seed, self.seed + self.num_samples):
                 with _seeded(seed, image.device):
@@ -102,9 +100,9 @@ class TranslationInferer(Inferer):
         return convert_to_dst_type(prediction, dst=inputs, dtype=torch.float32)[0]
 
     def _translate(self, image: torch.Tensor, network: Callable[..., torch.Tensor], seed: int) -> torch.Tensor:
-        """One draw for all targets; decoded one after the other, which bounds the memory of the full resolution."""
+        """One draw for all targets; rendered one after the other, which bounds the memory of the full resolution."""
         targets = [torch.full((image.shape[0],), i, dtype=torch.long, device=image.device) for i in self.indices]
-        if not all(hasattr(network, part) for part in ("encode", "transfer", "sample", "decode")):
+        if not all(hasattr(network, part) for part in ("encode", "transfer", "sample", "render")):
             if self.num_steps:
                 raise ValueError(
                     f"num_inference_steps: the network ({type(network).__name__}) has a fixed number of steps; "
@@ -116,15 +114,8 @@ class TranslationInferer(Inferer):
         channels = []
         for target in targets:
             sampled = network.sample(latent, network.transfer(latent, target), target, noise, self.num_steps)
-            channels.append(network.decode(sampled).float())
+            channels.append(network.render(sampled, image, target).float())
         return torch.cat(channels, dim=1)
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` has instructions for bfloat16; without them it is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager

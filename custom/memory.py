@@ -158,6 +158,9 @@ def _batch(parser: ConfigParser, objective: Objective, size: Sequence[int]) -> d
         autoencoder = objective.network.autoencoder
         channels, divisor = autoencoder.embedding_dim, autoencoder.downsampling
         batch = tensors(["source", "target"], count, channels, "latent_crop", divisor)
+        if objective.network.detail is not None and "detail" in objective.trainable:
+            shape = [n * divisor for n in batch["source"].shape[2:]]
+            batch |= {name: torch.zeros(count, 1, *shape) for name in ("source_image", "target_image")}
     modality = torch.zeros(count, dtype=torch.long)
     return {**batch, "source_modality": modality, "target_modality": modality}
 

@@ -88,6 +88,18 @@ class Objective(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         return self.network.load_state_dict(state_dict, *args, **kwargs)
 
+    def sound_in_bfloat16(self, batch: Mapping[str, Tensor]) -> bool:
+        """Whether gradients of ``batch`` can be computed in bfloat16: on a CPU not where a level has two planes.
+
+        There PyTorch 2.13 takes the gradient of a 3³ kernel from memory that it has not written, which gives numbers of
+        any size. The planes are those of the first spatial axis.
+        """
+        return next(iter(batch.values())).device.type != "cpu" or self.fewest_planes(batch) > 2
+
+    def fewest_planes(self, batch: Mapping[str, Tensor]) -> int:
+        """Planes along the first spatial axis of the smallest feature map of what is trained."""
+        return batch["image"].shape[2] // self.network.autoencoder.downsampling
+
     def trained_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.network.parameters() if p.requires_grad]
 
@@ -198,14 +210,17 @@ class AutoencoderObjective(_ImageObjective):
         return Step(terms, reconstruction, image, measures=_codebook_measures(self.network, quantized))
 
 
-def _random_part(size: int | None, *latents: Tensor) -> tuple[Tensor, ...]:
-    """The same random cube of ``size`` voxels an axis out of each latent (B, L, h, w, d); the whole without a size."""
-    for axis in range(2, 5):
-        spare = latents[0].shape[axis] - (size or latents[0].shape[axis])
-        if spare > 0:
-            start = int(torch.randint(spare + 1, ()))
-            latents = tuple(latent.narrow(axis, start, size) for latent in latents)
-    return latents
+def _random_part(size: int | None, *volumes: Tensor) -> tuple[Tensor, ...]:
+    """The same random cube out of each volume (B, C, h, w, d); the whole without a size.
+
+    It has ``size`` voxels an axis of the first volume; others, such as the images of latents, may be finer.
+    """
+    length = {axis: volumes[0].shape[axis] for axis in range(2, 5)}
+    for axis, whole in length.items():
+        if size is not None and whole > size:
+            start = int(torch.randint(whole - size + 1, ()))
+            volumes = tuple(v.narrow(axis, *(n * v.shape[axis] // whole for n in (start, size))) for v in volumes)
+    return volumes
 
 
 def _image_distance(network: LatentTranslator, estimate: Tensor, target: Tensor) -> Tensor:
@@ -245,6 +260,10 @@ class StyleObjective(Objective):
         super().__init__(network, ["style_transfer"])
         self.weights = (latent_weight, cycle_weight, image_weight, adversarial_weight)
         self.part_size = part_size
+
+    def fewest_planes(self, batch: Mapping[str, Tensor]) -> int:
+        planes = batch["source"].shape[2]
+        return min(planes, self.part_size or planes)
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
         net, source, target, to = self.network, batch["source"], batch["target"], batch["target_modality"]
@@ -317,9 +336,11 @@ class DiffusionObjective(Objective):
 
     The optional image term is the squared distance of what the frozen decoder makes of the estimated and of the true
     target latent, for the reason given at ``StyleObjective``. It needs an estimate of z_0 at every noise level, which a
-    network that predicts ε does not give near pure noise.
+    network that predicts ε does not give near pure noise. A network with detail transfer trains that as well: there the
+    term compares the translation with the target image itself.
 
-    Batch: as for ``StyleObjective``.
+    Batch: as for ``StyleObjective``, and ``target_like`` (B, L, h, w, d) where it is known; with detail transfer also
+    ``source_image``, ``target_image`` (B, 1, H, W, D) of the same region.
 
     Args:
         network: the translator.
@@ -329,7 +350,7 @@ class DiffusionObjective(Objective):
             takes its largest; the others draw theirs uniformly.
 
     Raises:
-        ValueError: for an image term with a network that predicts ε.
+        ValueError: for an image term with a network that predicts ε, and for detail transfer without an image term.
     """
 
     # attention to the one-hot target has one token, so its queries, keys and norm are not asked; they stay trainable,
@@ -344,7 +365,12 @@ class DiffusionObjective(Objective):
         part_size: int | None = None,
         pure_noise_share: float = 0.0,
     ) -> None:
-        super().__init__(network, ["unet"])
+        super().__init__(network, ["unet"] if network.detail is None else ["unet", "detail"])
+        if network.detail is not None and image_weight == 0:
+            raise ValueError(
+                "image_weight: expected more than 0, as only the image term trains the network's detail transfer; "
+                "found 0. Give it a weight, or set network_def#detail to null."
+            )
         if image_weight > 0 and network.schedule.prediction_type == "epsilon":
             raise ValueError(
                 "image_weight: expected 0 where the network predicts epsilon, whose estimate of z_0 is unbounded "
@@ -354,11 +380,16 @@ class DiffusionObjective(Objective):
         self.part_size = part_size
         self.pure_noise_share = pure_noise_share
 
+    def fewest_planes(self, batch: Mapping[str, Tensor]) -> int:
+        return batch["source"].shape[2] // self.network.unet.spatial_divisor
+
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
         net, source, to = self.network, batch["source"], batch["target_modality"]
         clean = batch["target"] * net.latent_scale
-        with torch.no_grad():
-            target_like = net.transfer(source, to, batch.get("source_context")).float()
+        target_like = batch.get("target_like")
+        if target_like is None:
+            with torch.no_grad():
+                target_like = net.transfer(source, to, batch.get("source_context")).float()
         noise = torch.randn_like(clean)
         timesteps = self._draw_timesteps(len(clean), clean.device)
         noisy = net.schedule.add_noise(clean, noise, timesteps)
@@ -367,9 +398,16 @@ class DiffusionObjective(Objective):
         terms = {"diffusion": F.mse_loss(prediction, truth)}
         if self.image_weight > 0:
             estimate = net.schedule.split(prediction, noisy, timesteps)[0] / net.latent_scale
-            parts = _random_part(self.part_size, estimate, batch["target"])
-            terms["image"] = self.image_weight * _image_distance(net, *parts)
+            terms["image"] = self.image_weight * self._image_distance(estimate, batch)
         return Step(terms, prediction, truth, to)
+
+    def _image_distance(self, estimate: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        net = self.network
+        if net.detail is None:
+            return _image_distance(net, *_random_part(self.part_size, estimate, batch["target"]))
+        volumes = (estimate, batch["source_image"], batch["target_image"])
+        latent, source, truth = _random_part(self.part_size, *volumes)
+        return F.mse_loss(net.render(latent, source, batch["target_modality"]).float(), truth)
 
     def _draw_timesteps(self, count: int, device: torch.device) -> Tensor:
         last = self.network.schedule.num_train_timesteps - 1

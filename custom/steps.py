@@ -18,13 +18,13 @@ from monai.bundle import ConfigWorkflow
 from torch import Tensor
 from tqdm import tqdm
 
-from custom.arguments import as_bool
 from custom.baselines import BACKGROUND, brain_mask
 from custom.data.inputs import FAULT_KEY
 from custom.engines.cost import Cost, Meter
 from custom.engines.evaluation import SUBJECT, NativeGrid, make_reference, unit
 from custom.modalities import canonical
 from custom.networks import LatentTranslator
+from custom.precision import AUTO, amp_choice, uses_bfloat16
 from custom.reports.curves import SPADE_ONLY, Point, choose_default, curve_table, draw_curves, write_points
 from custom.reports.render import to_text, write_table
 from custom.summary import config_folder
@@ -91,7 +91,7 @@ def steps(
     models: str | Sequence[str] = ("ours", "epsilon", "v_prediction", "rectified_flow"),
     curves: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
-    amp: bool | str = True,
+    amp: bool | str = AUTO,
     **overrides: Any,
 ) -> list[Point]:
     """Measure the curves, write ``steps.csv``, the table and ``steps.png``, and print what to choose.
@@ -104,7 +104,7 @@ def steps(
         models: names of the models in ``models_dir``.
         curves: numbers of steps by the name of a curve of :data:`CURVES`, in place of those there.
         seed: of the noise.
-        amp: compute in bfloat16 where autocast does.
+        amp: compute in bfloat16 where autocast does; ``"auto"`` where that is faster.
         overrides: values of ``evaluate.json``, such as ``dataset_dir`` or ``ckpt_path``.
 
     Raises:
@@ -119,7 +119,7 @@ def steps(
     networks = [Model(name, w.parser.get_parsed_content("network").eval()) for name, w in (first, *others)]
     for other in networks[1:]:
         _share_frozen_parts(networks[0].network, other.network)
-    points = list(_measure_all(first[1], networks, wanted, seed=int(seed), amp=as_bool("amp", amp)))
+    points = list(_measure_all(first[1], networks, wanted, seed=int(seed), amp=amp_choice(amp)))
     if not points:
         raise ValueError("steps: expected a validation subject with one of the pairs; found none that can be read.")
     write_points(output / "steps.csv", points)
@@ -167,10 +167,11 @@ def _share_frozen_parts(first: LatentTranslator, other: LatentTranslator) -> Non
 
 
 def _measure_all(
-    workflow: ConfigWorkflow, models: Sequence[Model], curves: Sequence[Curve], *, seed: int, amp: bool
+    workflow: ConfigWorkflow, models: Sequence[Model], curves: Sequence[Curve], *, seed: int, amp: bool | str
 ) -> Iterator[Point]:
     get = workflow.parser.get_parsed_content
     dataset, device, modalities = get("dataset"), get("device"), [canonical(m) for m in get("modalities")]
+    fast = uses_bfloat16(amp, device)
     total = len(dataset) * len(models) * (1 + sum(len(curve.steps) for curve in curves))
     with tqdm(total=total, desc="sampler steps", unit="point") as bar:
         for index in range(len(dataset)):
@@ -182,7 +183,7 @@ def _measure_all(
                 continue
             bar.set_postfix_str(f"{item[SUBJECT]} {pair[0]}->{pair[1]}")
             to_native = NativeGrid(item, dataset.transform)
-            for point in measure(item, pair, modalities, to_native, models, curves, device=device, seed=seed, amp=amp):
+            for point in measure(item, pair, modalities, to_native, models, curves, device=device, seed=seed, amp=fast):
                 bar.update()
                 yield point
 
@@ -253,7 +254,7 @@ class _Cell:
         *,
         amp: bool,
     ) -> None:
-        self.network, self.brain, self.target, self.amp = network, brain, target, amp
+        self.network, self.image, self.brain, self.target, self.amp = network, image, brain, target, amp
         self.meter = Meter(network, image.device)
         self.kept: dict[tuple, tuple[Tensor, Cost]] = {}
         encoder, transfer = network.autoencoder, network.style_transfer
@@ -295,7 +296,7 @@ class _Cell:
         return image, sampling.plus(decoding)
 
     def _decoded(self, key: tuple, latent: Tensor) -> tuple[Tensor, Cost]:
-        return self._once(self.kept, key, lambda: self.network.decode(latent))
+        return self._once(self.kept, key, lambda: self.network.render(latent, self.image, self.target))
 
     def _shown(self, image: Tensor) -> Tensor:
         return torch.where(self.brain, image.clamp(-1, 1), BACKGROUND)

@@ -153,6 +153,7 @@ def _parameters(network: LatentTranslator) -> list[Row]:
         "decoder": (autoencoder.decoder, autoencoder.post_quant_conv),
         "MS-SPADE": (network.style_transfer,),
         "UNet": (network.unet,),
+        "detail transfer": () if network.detail is None else (network.detail,),
         "all": (network,),
     }
     rows = [
@@ -177,6 +178,8 @@ def _arithmetic(network: LatentTranslator, size: tuple[int, ...], latent_shape: 
         "one UNet step": lambda: network.predict(latent, latent, latent, target, target),
         "decode": lambda: network.decode(latent),
     }
+    if network.detail is not None:
+        parts["detail transfer"] = lambda: network.detail(image, image, target)
     steps = network.num_inference_steps
     flops = {name: count_flops(part) for name, part in parts.items()}
     total = sum(flops.values()) + (steps - 1) * flops["one UNet step"]

@@ -78,6 +78,7 @@ def test_every_stage_is_trained_once(tmp_path: Path, runs: list[FakeWorkflow]) -
         ("train_autoencoder", "ablation_kl"),
         ("train_spade", "ablation_kl"),
         ("train", "ablation_kl"),
+        ("train", "ablation_no_detail"),
         ("train",),
     ]
     assert len([name for name in names(runs) if name[0] == "evaluate"]) == len(TABLE_3)
@@ -98,7 +99,8 @@ def test_a_stage_starts_from_the_right_weights(tmp_path: Path, runs: list[FakeWo
         "ablation_palette": str(out / "palette" / "model.pt"),
         "ablation_spade_only": str(out / "shared" / "spade" / "best.pt"),
         "ablation_kl": str(out / "kl" / "model.pt"),
-        "": str(out / "ours" / "model.pt"),
+        "ablation_no_detail": str(out / "ours" / "model.pt"),
+        "": str(out / "detail" / "model.pt"),
     }
 
 
@@ -107,7 +109,7 @@ def test_values_of_a_replaced_component_do_not_reach_it(tmp_path: Path, runs: li
     ablation(tmp_path / "out", variants=["palette", "ours"], dataset_dir=tmp_path, **{key: 8})
     found = {(name, run.values.get(key)) for name, run in zip(names(runs), runs, strict=True)}
     assert {(("train", "ablation_palette"), None), (("evaluate", "ablation_palette"), None)} <= found
-    assert {(("train",), 8), (("train_spade",), 8)} <= found
+    assert {(("train", "ablation_no_detail"), 8), (("train_spade",), 8)} <= found
 
 
 def test_what_needs_no_training_is_scored_once(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
@@ -115,6 +117,7 @@ def test_what_needs_no_training_is_scored_once(tmp_path: Path, runs: list[FakeWo
     evaluated = [run for run in runs if run.name == "evaluate"]
     assert [run.values["methods"] for run in evaluated] == [
         [COPY_SOURCE, LOOKUP, CEILING, FULL_MODEL], [FULL_MODEL], [FULL_MODEL], [CEILING, FULL_MODEL], [FULL_MODEL],
+        [FULL_MODEL],
     ]  # fmt: skip
     assert len({run.values["baselines#path"] for run in evaluated}) == 1
     note = (tmp_path / "out" / "table3_brain.md").read_text(encoding="utf-8")
@@ -137,7 +140,10 @@ def test_what_is_complete_is_not_done_again(tmp_path: Path, runs: list[FakeWorkf
     ablation(tmp_path / "out", variants=["palette"], dataset_dir=tmp_path)
     del runs[:]
     ablation(tmp_path / "out", variants=["palette", "ours"], dataset_dir=tmp_path)
-    assert [name for name in names(runs) if name[0] != "evaluate"] == [("train_spade",), ("train",)]
+    assert [name for name in names(runs) if name[0] != "evaluate"] == [
+        ("train_spade",),
+        ("train", "ablation_no_detail"),
+    ]
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
@@ -168,7 +174,7 @@ def test_table_3(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     assert lines[0].split(",")[:5] == ["Method", "Diff", "Palette", "SPADE", "Reg-type"]
     assert [line.split(",")[:5] for line in lines[1:]] == [
         ["(a)", "✓", "", "", "VQ"], ["(b)", "✓", "✓", "", "VQ"], ["(c)", "", "", "✓", "VQ"],
-        ["(d)", "✓", "✓", "✓", "KL"], ["ours", "✓", "✓", "✓", "VQ"],
+        ["(d)", "✓", "✓", "✓", "KL"], ["ours", "✓", "✓", "✓", "VQ"], ["ours + detail", "✓", "✓", "✓", "VQ"],
     ]  # fmt: skip
 
 

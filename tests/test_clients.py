@@ -37,6 +37,7 @@ TINY = {
     "style_transfer#width": 8,
     "style_transfer#num_blocks": 1,
     "style_transfer#hidden_channels": 4,
+    "detail#width": 8,
     "unet#channels": [8, 8, 8],
     "unet#num_heads": 2,
     "unet#norm_num_groups": 4,

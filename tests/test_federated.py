@@ -116,7 +116,7 @@ def test_each_round_trains_an_epoch(rounds: dict) -> None:
         for name, value in rounds["given"].items()
         if not torch.equal(value, rounds["returned"][name])
     }
-    assert moved == {"unet"}
+    assert moved == {"unet", "detail"}
 
 
 def test_returned_weights_load_and_are_what_is_evaluated(rounds: dict) -> None:

@@ -42,8 +42,8 @@ class CountingNetwork(torch.nn.Module):
         self.steps.append(num_steps)
         return torch.zeros_like(latent) + target.view(-1, 1, 1, 1, 1) / 10 + noise[:1, :1, :1, :1, :1] / 100
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        self.calls.append("decode")
+    def render(self, latent: torch.Tensor, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.calls.append("render")
         return latent
 
 
@@ -77,7 +77,7 @@ def test_source_is_encoded_once() -> None:
     network = CountingNetwork()
     TranslationInferer(["t1", "t2", "flair"], num_inference_steps=7)(images(1), network)
     assert network.calls.count("encode") == 1
-    assert network.calls.count("sample") == network.calls.count("decode") == 3
+    assert network.calls.count("sample") == network.calls.count("render") == 3
     assert network.steps == [7, 7, 7]
 
 

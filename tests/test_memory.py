@@ -22,6 +22,7 @@ NARROW = {
     "network_def#autoencoder#bottleneck#num_embeddings": 64,
     "network_def#style_transfer#width": 16,
     "network_def#style_transfer#num_blocks": 1,
+    "network_def#detail#width": 8,
     "network_def#unet#channels": [16, 16, 16],
     "network_def#unet#norm_num_groups": 4,
 }

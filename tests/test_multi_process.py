@@ -35,6 +35,7 @@ TINY = {
     "network_def#style_transfer#width": 8,
     "network_def#style_transfer#num_blocks": 1,
     "network_def#style_transfer#hidden_channels": 4,
+    "network_def#detail#width": 8,
     "network_def#unet#channels": [8, 8, 8],
     "network_def#unet#norm_num_groups": 4,
 }

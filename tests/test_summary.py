@@ -37,7 +37,7 @@ def test_flops_of_attention() -> None:
 
 def test_parts_add_up(small) -> None:
     network = preset_network("small")
-    parts = ("encoder", "codebook", "decoder", "MS-SPADE", "UNet")
+    parts = ("encoder", "codebook", "decoder", "MS-SPADE", "UNet", "detail transfer")
     assert sum(small["parameters", part].value for part in parts) == small["parameters", "all"].value
     assert small["parameters", "all"].value == sum(p.numel() for p in network.parameters())
     assert small["parameters", "codebook"].value == network.autoencoder.bottleneck.embedding.weight.numel()
@@ -61,14 +61,16 @@ def test_quantiser_compares_every_voxel_with_every_code(small) -> None:
 
 
 def test_translation_is_the_sum_of_its_steps(small) -> None:
-    once = sum(small["arithmetic", name].value for name in ("encode", "quantise", "MS-SPADE", "decode"))
+    once = sum(
+        small["arithmetic", name].value for name in ("encode", "quantise", "MS-SPADE", "decode", "detail transfer")
+    )
     total = once + small["arithmetic", "one UNet step"].value
     assert small["arithmetic", "one translation, 1 step"].value == pytest.approx(total)
 
 
 def test_convolutional_parts_grow_with_the_volume(small) -> None:
     larger = named(summarize("small", (64, 96, 128)))
-    for name in ("encode", "quantise", "MS-SPADE", "decode"):
+    for name in ("encode", "quantise", "MS-SPADE", "decode", "detail transfer"):
         # MS-SPADE's summary of the source ends in linear layers, 0.1 MFLOP whatever the volume
         assert larger["arithmetic", name].value == pytest.approx(8 * small["arithmetic", name].value, rel=1e-4)
 

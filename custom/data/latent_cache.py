@@ -8,10 +8,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import itk
 import monai
@@ -26,9 +26,11 @@ from custom.distributed import is_main, world_size
 from custom.files import appearing_whole
 from custom.networks import VQGAN, VectorQuantizer
 
-__all__ = ["LatentCache", "StoredLatents", "prune_latents"]
+__all__ = ["LatentCache", "StoredImages", "StoredLatents", "prune_latents", "store_array"]
 
 logger = logging.getLogger(__name__)
+
+Stored = TypeVar("Stored")
 
 FORMAT = 1  # of the files, and of what computes them besides the transforms and the weights
 DIGESTS_NAME = "files.jsonl"
@@ -65,8 +67,39 @@ class StoredLatents:
         return F.embedding(indices, self.codes).movedim(-1, 0).contiguous()
 
 
+class StoredImages:
+    """Preprocessed images (m, H, W, D) of a subject's m modalities in a file, of which crops are read.
+
+    256 levels from -1 to 1: half of what half precision takes, and an error (59 dB) far below the noise of a scan.
+
+    Args:
+        path: of the ``.npy`` file.
+    """
+
+    LEVELS = 255
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = str(path)
+        self.shape = torch.Size(self._open().shape)
+
+    def _open(self) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def read(self, number: int, region: tuple[slice, ...] = ()) -> Tensor:
+        """float32 (1, H', W', D') in [-1, 1] of the image of that ``number``; the whole without a region."""
+        levels = torch.from_numpy(self._open()[number][region].astype(np.float32))
+        return (levels * (2 / self.LEVELS) - 1).unsqueeze(0)
+
+    @classmethod
+    def levels(cls, images: Tensor) -> np.ndarray:
+        """What the file of ``images`` (m, 1, H, W, D) in [-1, 1] holds."""
+        return ((images.squeeze(1) + 1) * (cls.LEVELS / 2)).round().clamp(0, cls.LEVELS).to(torch.uint8).cpu().numpy()
+
+
 class LatentCache:
     """Folder of the latents of one encoding: ``<cache_dir>/<encoding>/<subject>[_mirrored].npy``.
+
+    Beside them the preprocessed images, ``<subject>[_mirrored]_images.npy``, where a training asks for these too.
 
     The encoding's name follows from the weights that compute latents, the preprocessing and the precision; the
     subject's from the contents of its files. So whatever changes is computed anew, nothing that is found needs to be
@@ -114,8 +147,16 @@ class LatentCache:
 
     def find(self, file: Path) -> StoredLatents | None:
         """What is stored there; None where it must be computed. What is in use is marked by the file's time."""
+        return self._find(file, lambda: StoredLatents(file, self.codes))
+
+    def find_images(self, file: Path) -> StoredImages | None:
+        """The images of the latents in ``file``; None where they must be read."""
+        return self._find(_images_of(file), lambda: StoredImages(_images_of(file)))
+
+    @staticmethod
+    def _find(file: Path, read: Callable[[], Stored]) -> Stored | None:
         try:
-            stored = StoredLatents(file, self.codes)
+            stored = read()
         except (OSError, ValueError, EOFError):  # none, or cut short by a crash of the machine
             return None
         with suppress(OSError):  # of somebody else, whose cache may be shared
@@ -128,25 +169,29 @@ class LatentCache:
         Raises:
             OSError: where that cannot be done.
         """
-        try:
-            if not (self.folder / ENCODING_NAME).is_file():
-                with appearing_whole(self.folder / ENCODING_NAME) as temporary:
-                    temporary.write_text(json.dumps(self.encoding, indent=1) + "\n", encoding="utf-8")
-            with appearing_whole(file) as temporary, temporary.open("wb") as stream:
-                np.save(stream, latents.cpu().numpy().astype(self.dtype), allow_pickle=False)
-        except OSError as error:
-            raise OSError(
-                f"{file}: expected to write latents; found {error}. Make room there or give another --cache_dir; the "
-                "next run goes on with what has been written."
-            ) from error
+        self._explain()
+        store_array(file, latents.cpu().numpy().astype(self.dtype))
 
-    def check_space(self, images: Sequence[Sequence[str]], divisor: int, copies: int) -> None:
+    def write_images(self, file: Path, images: Tensor) -> None:
+        """Store images (m, 1, H, W, D) in [-1, 1] beside the latents in ``file``; errors as ``write``."""
+        store_array(_images_of(file), StoredImages.levels(images))
+
+    def _explain(self) -> None:
+        """Write what the folder's name stands for."""
+        if not (self.folder / ENCODING_NAME).is_file():
+            with _said_plainly(self.folder), appearing_whole(self.folder / ENCODING_NAME) as temporary:
+                temporary.write_text(json.dumps(self.encoding, indent=1) + "\n", encoding="utf-8")
+
+    def check_space(
+        self, images: Sequence[Sequence[str]], divisor: int, copies: int, *, with_images: bool = False
+    ) -> None:
         """Log how much will be written at most, and that it fits.
 
         Args:
             images: files of each subject to encode; those of a subject share their grid.
             divisor: to whose multiples volumes are padded.
             copies: of each subject, mirrored ones counted.
+            with_images: whether the images are stored as well.
 
         Raises:
             OSError: if the disk is too small.
@@ -158,7 +203,7 @@ class LatentCache:
             logger.info("%s: the size of the latents to compute is not known before the images are read.", self.folder)
             return
         total = sum(known) * len(voxels) / len(known)
-        size = int(total / self.downsampling**3 * value * copies) * world_size()
+        size = int(total * (value / self.downsampling**3 + with_images) * copies) * world_size()
         free = shutil.disk_usage(_existing(self.root)).free
         bound = "at most" if len(known) == len(voxels) else "about"
         where = f"{self.folder}: the latents to compute take {bound} {_mib(size)}; {_mib(free)} are free"
@@ -186,6 +231,27 @@ class LatentCache:
             "%s: latents of %d other encodings take %s (the latest differs in %s); python -m custom prune-latents "
             "removes what is out of use.", self.root, len(others), _mib(size), differing,
         )  # fmt: skip
+
+
+def store_array(file: Path, content: np.ndarray) -> None:
+    """Write an array of the cache, which appears whole or not at all.
+
+    Raises:
+        OSError: where that cannot be done.
+    """
+    with _said_plainly(file), appearing_whole(file) as temporary, temporary.open("wb") as stream:
+        np.save(stream, content, allow_pickle=False)
+
+
+@contextmanager
+def _said_plainly(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{file}: expected to write latents; found {error}. Make room there or give another --cache_dir; the "
+            "next run goes on with what has been written."
+        ) from error
 
 
 def prune_latents(cache_dir: str | os.PathLike[str], unused_days: float = 7.0) -> tuple[int, int]:
@@ -220,6 +286,11 @@ def prune_latents(cache_dir: str | os.PathLike[str], unused_days: float = 7.0) -
     if not any(root.glob(f"*/{ENCODING_NAME}")):
         (root / DIGESTS_NAME).unlink(missing_ok=True)
     return removed, size
+
+
+def _images_of(file: Path) -> Path:
+    """The file of the images that the latents in ``file`` are of."""
+    return file.with_name(f"{file.stem}_images.npy")
 
 
 def _voxels(file: str, divisor: int) -> int:

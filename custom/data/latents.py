@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from custom.arguments import as_bool
-from custom.data.latent_cache import LatentCache, StoredLatents
+from custom.data.latent_cache import LatentCache
 from custom.data.sampling import RandModalityPaird, check_pairable
+from custom.data.target_like import pair_number, translate_subjects
 from custom.distributed import CachedShare, is_main, largest, own_share
 from custom.networks import LatentTranslator
+from custom.precision import uses_bfloat16
 
 __all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "measure_latent_scale", "style_pairs"]
 
@@ -40,6 +43,7 @@ def encode_subjects(
     device: torch.device,
     amp: bool | str = False,
     flip: bool | str = False,
+    images: bool = False,
     num_workers: int = 0,
 ) -> list[dict[str, Any]]:
     """Quantised latents of every modality of every subject, computed where the cache lacks them.
@@ -55,44 +59,54 @@ def encode_subjects(
         modalities: the vocabulary.
         cache_dir: folder of the cache, see ``LatentCache``.
         device: where to compute.
-        amp: compute in bfloat16.
+        amp: compute in bfloat16; ``"auto"`` where that is faster.
         flip: also encode each subject mirrored left to right. Latents cannot be mirrored afterwards, as the encoder is
             not equivariant: with trained weights 96 % of the brain's codes differed, and the decoded image of the
             mirrored latent had 5 dB less than that of the mirrored image's latent.
+        images: also keep the preprocessed images, for a training that compares at full resolution.
         num_workers: processes that read subjects beside the encoding.
 
     Returns:
-        For every subject, and its mirrored twin after it, ``{"latents": StoredLatents, "modality": (m,) int64}``.
+        For every subject, and its mirrored twin after it, ``{"latents": StoredLatents, "modality": (m,) int64}``, with
+        ``images`` also ``{"images": StoredImages}``.
 
     Raises:
         OSError: where the latents cannot be stored.
     """
     network = network.to(device).eval()
-    amp, mirrors = as_bool("amp", amp), [False, True] if as_bool("flip", flip) else [False]
+    amp, mirrors = uses_bfloat16(amp, device), [False, True] if as_bool("flip", flip) else [False]
     cache = LatentCache(cache_dir, network.autoencoder, transform, amp=amp)
     plain = cache.files(data, modalities)
     copies = [[f.with_name(f"{f.stem}_mirrored.npy") if mirror else f for mirror in mirrors] for f in plain]
-    missing = [i for i, files in enumerate(copies) if any(cache.find(file) is None for file in files)]
+
+    def lacking(file: Path) -> bool:
+        return cache.find(file) is None or (images and cache.find_images(file) is None)
+
+    missing = [i for i, files in enumerate(copies) if any(map(lacking, files))]
     logger.info("%d of %d subjects have their latents in %s", len(data) - len(missing), len(data), cache.folder)
     if missing:
         cache.explain_others()
-        images = [[str(data[i][m]) for m in modalities if m in data[i]] for i in missing]
-        cache.check_space(images, network.spatial_divisor, len(mirrors))
-    subjects = DataLoader(
+        paths = [[str(data[i][m]) for m in modalities if m in data[i]] for i in missing]
+        cache.check_space(paths, network.spatial_divisor, len(mirrors), with_images=images)
+    loader = DataLoader(
         Dataset([data[i] for i in missing], transform), batch_size=None, num_workers=num_workers,
         generator=torch.Generator(),  # its own, as iterating draws from it
     )  # fmt: skip
-    bar = tqdm(subjects, "encoding subjects", len(missing), unit="subject", disable=not (missing and is_main()))
+    bar = tqdm(loader, "encoding subjects", len(missing), unit="subject", disable=not (missing and is_main()))
     for i, subject in zip(missing, bar, strict=True):
-        images = torch.stack([torch.as_tensor(subject[m]).as_subclass(Tensor) for m in modalities if m in subject])
+        volumes = torch.stack([torch.as_tensor(subject[m]).as_subclass(Tensor) for m in modalities if m in subject])
         for file, mirror in zip(copies[i], mirrors, strict=True):
-            cache.write(file, _encode(network, images.flip(2) if mirror else images, device, amp))
+            turned = volumes.flip(2) if mirror else volumes
+            if cache.find(file) is None:
+                cache.write(file, _encode(network, turned, device, amp))
+            if images and cache.find_images(file) is None:
+                cache.write_images(file, turned)
     present = [torch.tensor([k for k, m in enumerate(modalities) if m in entry]) for entry in data]
-    return [
-        {"latents": StoredLatents(file, cache.codes), "modality": present[i]}
-        for i in range(len(data))
-        for file in copies[i]
-    ]
+    stored = [(i, file) for i in range(len(data)) for file in copies[i]]
+    subjects = [{"latents": cache.find(file), "modality": present[i]} for i, file in stored]
+    if images:
+        subjects = [{**s, "images": cache.find_images(f)} for s, (_, f) in zip(subjects, stored, strict=True)]
+    return subjects
 
 
 def _encode(network: LatentTranslator, images: Tensor, device: torch.device, amp: bool) -> Tensor:
@@ -164,7 +178,9 @@ class LatentPairs(Dataset, Randomizable):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,).
 
-        With crops also ``source_context``, ``target_context`` (K, L, N): random voxels of the whole latents.
+        With crops also ``source_context``, ``target_context`` (K, L, N): random voxels of the whole latents. Where the
+        images were kept, also ``source_image``, ``target_image`` (K, 1, H, W, D) of the same regions; where target-like
+        latents were, ``target_like`` (K, L, h, w, d), for which no such voxels are needed.
         """
         subject = self.data[index % len(self.data)]
         latents, modality = subject["latents"], subject["modality"]
@@ -178,7 +194,16 @@ class LatentPairs(Dataset, Randomizable):
             "source_modality": modality[source],
             "target_modality": modality[target],
         }
-        if self.crop_size is not None:
+        if "images" in subject:
+            images, factor = subject["images"], subject["images"].shape[1] // latents.shape[2]
+            parts = [tuple(slice(s.start * factor, s.stop * factor) for s in region) for region in regions]
+            item["source_image"] = torch.stack([images.read(s, part) for s, part in zip(source, parts, strict=True)])
+            item["target_image"] = torch.stack([images.read(t, part) for t, part in zip(target, parts, strict=True)])
+        if "target_like" in subject:
+            pairs = [pair_number(int(s), int(t), n) for s, t in zip(source, target, strict=True)]
+            kept = subject["target_like"]
+            item["target_like"] = torch.stack([kept.read(p, r) for p, r in zip(pairs, regions, strict=True)])
+        elif self.crop_size is not None:
             voxels = tuple(self.R.randint(n, size=CONTEXT_VOXELS) for n in latents.shape[2:])
             item["source_context"] = torch.stack([latents.read(s, voxels) for s in source])
             item["target_context"] = torch.stack([latents.read(t, voxels) for t in target])
@@ -201,6 +226,7 @@ def latent_pairs(
     *,
     pairs_per_subject: int = 4,
     crop_size: Sequence[int] | None = None,
+    target_like: bool | str = False,
     **kwargs: Any,
 ) -> LatentPairs:
     """``LatentPairs`` of the subjects of a datalist: each is read and encoded once, here, by one of the processes.
@@ -209,8 +235,11 @@ def latent_pairs(
         data: datalist entries.
         transform, network, modalities, kwargs: as for ``encode_subjects``.
         pairs_per_subject, crop_size: as for ``LatentPairs``.
+        target_like: also keep what the frozen MS-SPADE makes of every pair, see ``translate_subjects``.
     """
     subjects = encode_subjects(own_share(data), transform, network, modalities, **kwargs)
+    if as_bool("cache_target_like", target_like):
+        subjects = translate_subjects(subjects, network, device=kwargs["device"], amp=kwargs.get("amp", False))
     return LatentPairs(subjects, pairs_per_subject, crop_size)
 
 

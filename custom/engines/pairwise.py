@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +10,10 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from custom.arguments import as_bool
 from custom.baselines import BACKGROUND, IntensityLookup, TrainingMean, brain_mask, copy_source
 from custom.engines.cost import Cost, Meter
 from custom.modalities import target_indices
+from custom.precision import amp_choice, uses_bfloat16
 from custom.reports.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, METHODS, SPADE_ONLY, TRAINING_MEAN
 
 __all__ = ["PairwiseInferer", "Prediction", "plain"]
@@ -35,6 +35,15 @@ class Prediction(NamedTuple):
     spread: Tensor | None = None
 
 
+class _Source(NamedTuple):
+    """A source image (1, 1, H, W, D), its brain, its latent and what encoding it cost."""
+
+    image: Tensor
+    brain: Tensor
+    latent: Tensor
+    cost: Cost
+
+
 class PairwiseInferer(Inferer):
     """All predictions for one subject as a stream: each modality is encoded once, nothing is decoded twice.
 
@@ -47,7 +56,7 @@ class PairwiseInferer(Inferer):
         seed: of the noise, the same for every pair and subject.
         num_steps: sampler steps; 0 for the network's default.
         num_samples: noise draws of the full model whose images are averaged, as in ``TranslationInferer``.
-        amp: whether to compute in bfloat16 where autocast does.
+        amp: whether to compute in bfloat16 where autocast does; ``"auto"`` where that is faster.
 
     Raises:
         ValueError: for an unknown method or source, or fewer than one sample.
@@ -79,7 +88,7 @@ class PairwiseInferer(Inferer):
         self.seed = seed
         self.num_steps = num_steps
         self.num_samples = num_samples
-        self.amp = as_bool("amp", amp)
+        self.amp = amp_choice(amp)
         self._looked_up = set(lookup.pairs) if lookup is not None else set()
         self._averaged = set(mean.seen) if mean is not None else set()
 
@@ -107,26 +116,26 @@ class PairwiseInferer(Inferer):
         names = [m for m in self.modalities if m in inputs]
         images = {m: plain(inputs[m]) for m in names}
         brains = {m: brain_mask(image) for m, image in images.items()}
-        latents: dict[str, tuple[Tensor, Cost]] = {}
+        encoded: dict[str, _Source] = {}
         meter = Meter(network, images[names[0]].device) if names else None
 
-        def latent(name: str) -> tuple[Tensor, Cost]:
-            if name not in latents:
+        def encoding(name: str) -> _Source:
+            if name not in encoded:
                 with meter(), self._autocast(images[name]):
-                    encoded = network.encode(images[name])
-                latents[name] = encoded, meter.last
-            return latents[name]
+                    latent = network.encode(images[name])
+                encoded[name] = _Source(images[name], brains[name], latent, meter.last)
+            return encoded[name]
 
         for target in names:
             if CEILING in self.methods:
-                z, cost = latent(target)
+                own = encoding(target)
                 with meter():
-                    image = self._decode(network, z, brains[target])
-                yield Prediction(CEILING, target, target, image, cost.plus(meter.last))
+                    image = self._shown(lambda z=own.latent: network.decode(z), own.brain)
+                yield Prediction(CEILING, target, target, image, own.cost.plus(meter.last))
             for source in (m for m in self.sources if m in images and m != target):
                 yield from self._trivial(images[source], brains[source], source, target)
                 if SPADE_ONLY in self.methods or FULL_MODEL in self.methods:
-                    yield from self._translate(network, meter, latent(source), (source, target), brains[source])
+                    yield from self._translate(network, meter, encoding(source), (source, target))
 
     def _trivial(self, image: Tensor, brain: Tensor, source: str, target: str) -> Iterator[Prediction]:
         if COPY_SOURCE in self.methods:
@@ -137,32 +146,31 @@ class PairwiseInferer(Inferer):
             yield Prediction(LOOKUP, source, target, self.lookup.predict(image, source, target, brain=brain))
 
     def _translate(
-        self, network: nn.Module, meter: Meter, encoded: tuple[Tensor, Cost], pair: tuple[str, str], brain: Tensor
+        self, network: nn.Module, meter: Meter, source: _Source, pair: tuple[str, str]
     ) -> Iterator[Prediction]:
-        latent, cost = encoded
-        index = torch.tensor([self.modalities.index(pair[1])], device=latent.device)
-        with meter(), self._autocast(latent):
-            target_like = network.transfer(latent, index)
-        cost = cost.plus(meter.last)
+        index = torch.tensor([self.modalities.index(pair[1])], device=source.latent.device)
+        with meter(), self._autocast(source.latent):
+            target_like = network.transfer(source.latent, index)
+        cost = source.cost.plus(meter.last)
         if SPADE_ONLY in self.methods:
             with meter():
-                image = self._decode(network, target_like, brain)
+                image = self._shown(lambda: network.render(target_like, source.image, index), source.brain)
             yield Prediction(SPADE_ONLY, *pair, image, cost.plus(meter.last))
         if FULL_MODEL in self.methods:
             with meter():
-                image, spread = self._sample(network, latent, target_like, index, brain)
+                image, spread = self._sample(network, source, target_like, index)
             yield Prediction(FULL_MODEL, *pair, image, cost.plus(meter.last), spread)
 
     def _sample(
-        self, network: nn.Module, latent: Tensor, target_like: Tensor, index: Tensor, brain: Tensor
+        self, network: nn.Module, source: _Source, target_like: Tensor, index: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of the samples' images, by Welford's running sums."""
-        mean, squares = torch.zeros_like(brain, dtype=torch.float32), None
+        mean, squares = torch.zeros_like(source.brain, dtype=torch.float32), None
         for k in range(self.num_samples):
-            noise = network.draw_noise(latent, self.seed + k)
-            with self._autocast(latent):
-                sampled = network.sample(latent, target_like, index, noise, self.num_steps)
-            image = self._decode(network, sampled, brain)
+            noise = network.draw_noise(source.latent, self.seed + k)
+            with self._autocast(source.latent):
+                sampled = network.sample(source.latent, target_like, index, noise, self.num_steps)
+            image = self._shown(lambda z=sampled: network.render(z, source.image, index), source.brain)
             before = image - mean
             mean = mean + before / (k + 1)
             squares = before * (image - mean) + (0 if squares is None else squares)
@@ -170,13 +178,13 @@ class PairwiseInferer(Inferer):
             return image, None
         return mean, (squares / (self.num_samples - 1)).clamp_(min=0).sqrt_()
 
-    def _decode(self, network: nn.Module, latent: Tensor, brain: Tensor) -> Tensor:
-        with self._autocast(latent):
-            image = network.decode(latent)
+    def _shown(self, compute: Callable[[], Tensor], brain: Tensor) -> Tensor:
+        with self._autocast(brain):
+            image = compute()
         return torch.where(brain, image.float().clamp(-1, 1), BACKGROUND)
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
-        return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=self.amp)
+        return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=uses_bfloat16(self.amp, tensor.device))
 
 
 def plain(tensor: Tensor) -> Tensor:

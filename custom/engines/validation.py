@@ -8,9 +8,9 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from custom.arguments import as_bool
 from custom.engines.trainer import prepare_tensors
 from custom.networks import LatentTranslator
+from custom.precision import amp_choice, uses_bfloat16
 
 __all__ = ["StageInferer", "prepare_translation"]
 
@@ -33,7 +33,7 @@ class StageInferer(Inferer):
     Args:
         stage: ``"autoencoder"``: reconstruction; ``"style_transfer"``: translation by MS-SPADE alone;
             ``"diffusion"``: the whole translation.
-        amp: compute in bfloat16.
+        amp: compute in bfloat16; ``"auto"`` where that is faster.
         seed: of the sampler's noise; the same for every image.
     """
 
@@ -42,12 +42,13 @@ class StageInferer(Inferer):
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {STAGES}, found {stage!r}.")
         self.stage = stage
-        self.amp = as_bool("amp", amp)
+        self.amp = amp_choice(amp)
         self.seed = seed
 
     def __call__(self, inputs: Tensor, network: LatentTranslator, target: Tensor | None = None) -> Tensor:
         """Image (B, 1, H, W, D), float32, of ``inputs`` (B, 1, H, W, D) for ``target`` (B,)."""
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        amp = uses_bfloat16(self.amp, inputs.device)
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=amp):
             latent = network.encode(inputs)
             if self.stage != "autoencoder":
                 target_like = network.transfer(latent, target)
@@ -56,4 +57,5 @@ class StageInferer(Inferer):
                     latent = network.sample(latent, target_like, target, noise)
                 else:
                     latent = target_like
+                return network.render(latent, inputs, target).float()
             return network.decode(latent).float()

@@ -2,6 +2,7 @@
 
 from custom.networks.attention import Attention, SpatialTransformerBlock
 from custom.networks.conditional_unet import ConditionalUNet
+from custom.networks.detail import DetailTransfer
 from custom.networks.diffusion import NoiseSchedule, RectifiedFlow
 from custom.networks.identity_transfer import IdentityTransfer
 from custom.networks.ms_spade import (
@@ -24,6 +25,7 @@ __all__ = [
     "VQGAN",
     "Attention",
     "ConditionalUNet",
+    "DetailTransfer",
     "HaarTransform",
     "IdentityTransfer",
     "KLBottleneck",

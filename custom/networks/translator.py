@@ -24,6 +24,8 @@ class LatentTranslator(nn.Module):
         style_transfer: maps (latent, target) to the target-like latent, e.g. a ``StyleTransfer``.
         unet: the denoiser, e.g. a ``ConditionalUNet`` whose ``in_channels`` fit ``conditioning``.
         schedule: the ``NoiseSchedule``, or a ``RectifiedFlow``.
+        detail: corrects the decoded translation by the source image, e.g. a ``DetailTransfer``; without it the
+            decoder's image is the translation, as in the paper.
         conditioning: latents concatenated to the noisy one: ``"target_like"`` (the paper), ``"source"`` (Palette
             alone, Table 3b), ``"source_and_target_like"`` (the authors' release) or ``"none"`` (Table 3a).
         residual: the UNet's output is added to the target-like latent; for ``prediction_type`` ``"sample"`` only. The
@@ -43,6 +45,7 @@ class LatentTranslator(nn.Module):
         style_transfer: nn.Module,
         unet: nn.Module,
         schedule: NoiseSchedule,
+        detail: nn.Module | None = None,
         *,
         conditioning: str = "target_like",
         residual: bool = False,
@@ -70,6 +73,7 @@ class LatentTranslator(nn.Module):
         self.style_transfer = style_transfer
         self.unet = unet
         self.schedule = schedule
+        self.detail: nn.Module | None = detail
         self.conditioning = conditioning
         self.residual = residual
         self.num_inference_steps = num_inference_steps
@@ -94,7 +98,7 @@ class LatentTranslator(nn.Module):
         """
         if target is None:
             target = torch.full([image.shape[0]], self.default_target, dtype=torch.long, device=image.device)
-        return self._complete(self.encode(image), target, noise, 0)
+        return self._complete(self.encode(image), image, target, noise, 0)
 
     @torch.jit.export
     def translate(self, image: Tensor, targets: Tensor, noise: Tensor | None = None, num_steps: int = 0) -> Tensor:
@@ -110,13 +114,15 @@ class LatentTranslator(nn.Module):
             (K, 1, H, W, D).
         """
         latent = self.encode(image)
-        return self._complete(latent.expand(targets.shape[0], -1, -1, -1, -1), targets, noise, num_steps)
+        count = targets.shape[0]
+        latent, image = latent.expand(count, -1, -1, -1, -1), image.expand(count, -1, -1, -1, -1)
+        return self._complete(latent, image, targets, noise, num_steps)
 
-    def _complete(self, latent: Tensor, target: Tensor, noise: Tensor | None, num_steps: int) -> Tensor:
+    def _complete(self, latent: Tensor, image: Tensor, target: Tensor, noise: Tensor | None, num_steps: int) -> Tensor:
         target_like = self.transfer(latent, target, None)  # TorchScript knows no defaults here
         if noise is None:
             noise = torch.randn_like(latent[:1])
-        return self.decode(self.sample(latent, target_like, target, noise, num_steps))
+        return self.render(self.sample(latent, target_like, target, noise, num_steps), image, target)
 
     @torch.jit.export
     def encode(self, image: Tensor) -> Tensor:
@@ -135,6 +141,20 @@ class LatentTranslator(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, 1, H, W, D) of a latent."""
         return self.autoencoder.decode(latent)
+
+    @torch.jit.export
+    def render(self, latent: Tensor, image: Tensor, target: Tensor) -> Tensor:
+        """Translation (B, 1, H, W, D): the decoded latent with the source's detail, where there is a network for it.
+
+        Args:
+            latent: sampled target latents (B, L, h, w, d).
+            image: the sources (B, 1, H, W, D).
+            target: (B,) modality indices.
+        """
+        decoded = self.decode(latent)
+        if self.detail is not None:
+            decoded = self.detail(decoded, image, target)
+        return decoded
 
     @torch.jit.export
     def predict(self, noisy: Tensor, latent: Tensor, target_like: Tensor, timesteps: Tensor, target: Tensor) -> Tensor:

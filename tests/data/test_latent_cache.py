@@ -53,6 +53,21 @@ def test_crops_of_values(tmp_path: Path) -> None:
     assert torch.equal(stored.read(1, REGION), values[(1, slice(None), *REGION)])
 
 
+def test_crops_of_images(cache: LatentCache) -> None:
+    file, images = cache.folder / "a.npy", torch.rand(2, 1, 8, 6, 10) * 2 - 1
+    images[0, 0, 0, 0, :2] = torch.tensor([-1.0, 1.0])
+    assert cache.find_images(file) is None
+    cache.write_images(file, images)
+    stored = cache.find_images(file)
+    assert stored.shape == (2, 8, 6, 10)
+    # 255 steps from -1 to 1, each value to the nearest
+    torch.testing.assert_close(stored.read(1), images[1], rtol=0, atol=1 / 255 + 1e-6)
+    assert torch.equal(stored.read(0)[0, 0, 0, :2], torch.tensor([-1.0, 1.0]))
+    assert torch.equal(stored.read(1, REGION), stored.read(1)[(slice(None), *REGION)])
+    assert np.load(cache.folder / "a_images.npy", allow_pickle=False).dtype == np.uint8
+    assert cache.find(file) is None  # images are not latents
+
+
 def test_only_the_crop_is_read(tmp_path: Path) -> None:
     """Of a file of 4 GiB, which is a hole on the disk."""
     shape = (2, 1024, 1024, 1024)

@@ -122,6 +122,35 @@ def test_mirrored_subjects_are_encoded_anew(
     assert differing > 0.5
 
 
+def test_images_are_kept_where_asked_for(make_subject: Make, encode: Callable) -> None:
+    item = make_subject("t1", "t2")
+    (plain,) = encode([item])
+    assert "images" not in plain
+    first, mirrored = encode([item], images=True, flip=True)
+    truth = preprocessing()({"t2": item["t2"]})["t2"]
+    torch.testing.assert_close(first["images"].read(1), truth, rtol=0, atol=1 / 255 + 1e-6)
+    assert torch.equal(mirrored["images"].read(1), first["images"].read(1).flip(1))
+    assert torch.equal(whole(first), whole(plain))  # what was cached is not encoded again
+
+
+def test_images_are_of_the_latents_region(make_subject: Make, encode: Callable) -> None:
+    item = make_subject("t1", "t2", shape=(64, 48, 32))
+    (subject,) = encode([item], images=True)
+    pairs = LatentPairs([subject], pairs_per_subject=3, crop_size=(8, 4, 4))
+    pairs.set_random_state(seed=1)
+    found = pairs[0]
+    assert found["source_image"].shape == found["target_image"].shape == (3, 1, 32, 16, 16)
+    network_latents = subject["latents"]
+    for k in range(3):
+        for side in ("source", "target"):
+            number = int(found[f"{side}_modality"][k] == 2)
+            latent, image = network_latents.read(number), subject["images"].read(number)
+            windows = latent.unfold(1, 8, 1).unfold(2, 4, 1).unfold(3, 4, 1)
+            same = (windows == found[side][k][:, None, None, None]).flatten(4).all(-1).all(0).nonzero()
+            starts = [[slice(4 * a, 4 * (a + n)) for a, n in zip(at, (8, 4, 4), strict=True)] for at in same.tolist()]
+            assert any(torch.equal(image[(slice(None), *start)], found[f"{side}_image"][k]) for start in starts)
+
+
 def test_switches_as_text(make_subject: Make, encode: Callable) -> None:
     assert len(encode([make_subject("t1", "t2")], amp="false", flip="false")) == 1
     with pytest.raises(ValueError, match="flip: expected true or false"):

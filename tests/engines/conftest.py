@@ -12,7 +12,7 @@ class ToyTranslator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = {"encode": 0, "transfer": 0, "sample": 0, "decode": 0}
+        self.calls = {"encode": 0, "transfer": 0, "sample": 0, "decode": 0, "render": 0}
         self.steps: list[int] = []
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
@@ -36,6 +36,12 @@ class ToyTranslator(nn.Module):
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         self.calls["decode"] += 1
+        return latent
+
+    def render(self, latent: torch.Tensor, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.calls["render"] += 1
+        assert image.shape == latent.shape
+        assert target.shape == (1,)
         return latent
 
 

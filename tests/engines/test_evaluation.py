@@ -187,9 +187,9 @@ def test_a_failing_subject_is_reported_and_the_others_go_on(tmp_path, caplog, ca
 
 def test_a_prediction_that_is_not_finite_fails_its_subject_only(tmp_path, capsys, toy):
     class Broken(toy):
-        def decode(self, latent: torch.Tensor) -> torch.Tensor:
-            image = super().decode(latent)
-            return image * torch.nan if self.calls["decode"] > 5 and self.calls["encode"] <= 3 else image
+        def render(self, latent: torch.Tensor, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            translation = super().render(latent, image, target)
+            return translation * torch.nan if self.calls["render"] > 3 and self.calls["encode"] <= 3 else translation
 
     entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three")]
     engine = run(entries, tmp_path / "out", Broken(), PairwiseInferer(MODALITIES))

@@ -29,6 +29,10 @@ class Scalar(Objective):
         self.trainable = ()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.factor = factor
+        self.sound = True
+
+    def sound_in_bfloat16(self, batch: dict[str, torch.Tensor]) -> bool:
+        return self.sound
 
     def forward(self, batch: dict[str, torch.Tensor], discriminator: torch.nn.Module | None = None) -> Step:
         self.autocast = torch.is_autocast_enabled("cpu")
@@ -86,6 +90,13 @@ def test_amp_is_bfloat16_autocast_without_a_scaler(amp: bool | str, expected: bo
     trainer.run()  # a warning of a gradient scaler would fail this test
     assert objective.autocast is expected
     assert trainer.scaler is None
+
+
+def test_what_bfloat16_would_spoil_is_computed_in_float32() -> None:
+    objective = Scalar()
+    objective.sound = False
+    scalar_trainer(objective, amp=True).run()
+    assert objective.autocast is False
 
 
 def test_losses_are_the_output(network: LatentTranslator) -> None:
