@@ -26,8 +26,9 @@ from benchmarks.stock import measure_stock
 from benchmarks.subject import make_network, read_config, write_head
 from benchmarks.whole import translate_in_fresh_process
 from custom.files import appearing_whole
-from custom.inferers import TranslationInferer, fast_bfloat16
+from custom.inferers import TranslationInferer
 from custom.networks import LatentTranslator
+from custom.precision import fast_bfloat16
 from custom.summary import config_folder
 
 TARGETS = ["t2", "flair", "t1ce"]

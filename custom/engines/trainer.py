@@ -18,6 +18,7 @@ from custom.arguments import as_bool
 from custom.distributed import average_gradients, same_start, seed_rank, synchronized, unsynchronized, world_size
 from custom.engines.activations import checkpoint_blocks
 from custom.objectives import Objective, Step
+from custom.precision import uses_bfloat16
 
 __all__ = ["StageTrainer", "prepare_tensors"]
 
@@ -57,7 +58,9 @@ class StageTrainer(SupervisedTrainer):
             every part. A batch of fewer items is computed item by item.
         gradient_checkpointing: hold the inputs of the network's blocks alone and compute the rest again where
             gradients need it: less memory, about a third more time, the same gradients.
-        amp: compute in bfloat16 where autocast does. It has the range of float32, so gradients need no scaler.
+        amp: compute in bfloat16 where autocast does; ``"auto"`` where that is faster. It has the range of float32, so
+            gradients need no scaler. A batch that a CPU cannot compute the gradients of, see
+            ``Objective.sound_in_bfloat16``, is computed in float32 all the same.
         kwargs: as for ``SupervisedTrainer`` (``device, max_epochs, train_data_loader, optimizer, …``).
     """
 
@@ -84,7 +87,7 @@ class StageTrainer(SupervisedTrainer):
         if as_bool("gradient_checkpointing", gradient_checkpointing):
             checkpoint_blocks(objective)
         self.network = synchronized(objective, find_unused_parameters=objective.has_unused_parameters)
-        self.bfloat16 = as_bool("amp", amp)
+        self.bfloat16 = uses_bfloat16(amp, self.state.device)
         self.discriminator = discriminator
         self.discriminator_optimizer = discriminator_optimizer
         self.adversarial_start = adversarial_start
@@ -114,7 +117,7 @@ class StageTrainer(SupervisedTrainer):
             step, loss = self._backward(engine, part, active, share, last)
             found = {**step.terms, **step.measures}
             if judged:
-                found[GanKeys.DLOSS] = self._backward_discriminator(engine, active, step, share)
+                found[GanKeys.DLOSS] = self._backward_discriminator(engine, part, active, step, share)
             terms = {name: terms.get(name, 0.0) + share * value.detach() for name, value in found.items()}
             total = total + share * loss
         self._step(engine.optimizer, engine.network)
@@ -131,22 +134,25 @@ class StageTrainer(SupervisedTrainer):
         if active is not None:
             active.requires_grad_(False)
         with nullcontext() if last else unsynchronized(engine.network):
-            with self._autocast(engine):
+            with self._autocast(engine, part):
                 step = engine.network(part, active)
                 loss = step.loss
             _check_finite(loss, step.terms, engine.state.iteration)
             (share * loss).backward()
         return step, loss.detach()
 
-    def _backward_discriminator(self, engine: StageTrainer, active: nn.Module, step: Step, share: float) -> Tensor:
+    def _backward_discriminator(
+        self, engine: StageTrainer, part: dict[str, Tensor], active: nn.Module, step: Step, share: float
+    ) -> Tensor:
         active.requires_grad_(True)
-        with self._autocast(engine):
+        with self._autocast(engine, part):
             loss = engine.objective.discriminator_loss(active, step)
         (share * loss).backward()
         return loss
 
-    def _autocast(self, engine: StageTrainer) -> torch.autocast:
-        return torch.autocast(engine.state.device.type, dtype=torch.bfloat16, enabled=engine.bfloat16)
+    def _autocast(self, engine: StageTrainer, part: dict[str, Tensor]) -> torch.autocast:
+        enabled = engine.bfloat16 and engine.objective.sound_in_bfloat16(part)
+        return torch.autocast(engine.state.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _step(self, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
         if module is self.discriminator:  # the objective's are averaged on the way
