@@ -47,7 +47,7 @@ train: $(INSTALLED)  ## train the three stages on phantoms; writes bundle/models
 evaluate: $(INSTALLED)  ## score the weights on the held-out phantoms
 	$(BIN)/python -m monai.bundle run evaluating --config_file bundle/configs/evaluate.json
 
-ablation: $(INSTALLED)  ## train and evaluate the ablations of Table 3 on phantoms (SHARE=0.2 of the epochs)
+ablation: $(INSTALLED)  ## train and evaluate the ablations of Table 3 on phantoms (SHARE=0.6 of the epochs)
 	$(BIN)/python -m custom ablation $(if $(SHARE),--share $(SHARE))
 
 bench: $(INSTALLED)  ## measure speed and memory of every part beside MONAI's (ARGS="--preset small --size 64 64 64")

@@ -19,10 +19,10 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from benchmarks.subject import write_head
-from custom.arguments import as_bool
 from custom.data.latents import latent_pairs
 from custom.networks import LatentTranslator
 from custom.objectives import DiffusionObjective
+from custom.precision import uses_bfloat16
 from custom.summary import DEFAULT_PRESET, config_folder
 
 NAMES = ("t1", "t2")
@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--preset", default="release")
     parser.add_argument("--size", type=int, nargs=3, default=(96, 96, 96))
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--amp", default="true")
+    parser.add_argument("--amp", default="auto")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
@@ -77,7 +77,7 @@ class Step:
 
 def main() -> None:
     options = arguments()
-    device, amp = torch.device(options.device), as_bool("amp", options.amp)
+    device, amp = torch.device(options.device), uses_bfloat16(options.amp, torch.device(options.device))
     parser = read_training(options.preset)
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def").to(device)
@@ -89,7 +89,7 @@ def main() -> None:
         start = time.perf_counter()
         pairs = latent_pairs(
             [entry], transform, network, modalities, cache_dir=f"{folder}/latents", device=device, amp=amp,
-            pairs_per_subject=1, crop_size=parser["latent_crop"],
+            pairs_per_subject=1, crop_size=parser["latent_crop"], target_like=parser["cache_target_like"],
         )  # fmt: skip
         print(f"filling the cache: {time.perf_counter() - start:.1f} s")
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.launch import run_bundle
 from benchmarks.subject import write_head
-from custom.summary import config_folder
 
 __all__ = ["Folder", "measure_folder"]
 
@@ -48,19 +44,7 @@ def measure_folder(size: tuple[int, int, int], *, device: str, files: int = 3) -
 
 
 def _run(images: Path, out: Path, device: str, processes: int = 1) -> float:
-    configs = [str(config_folder() / "inference.json")]
-    start = [sys.executable, "-m"]
-    environment = dict(os.environ)
-    if processes > 1:
-        configs.append(str(config_folder() / "multi_gpu.json"))
-        start = [*start, "torch.distributed.run", f"--nproc_per_node={processes}", "-m"]
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-    command = [*start, "monai.bundle", "run", "inference", "--config_file", str(configs)]
-    command += ["--image", str(images), "--output_dir", str(out)]
+    arguments = {"image": str(images), "output_dir": str(out)}
     if processes == 1:
-        command += ["--device", f"$torch.device('{device}')"]
-    started = time.perf_counter()
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr[-2000:]}")
-    return time.perf_counter() - started
+        arguments["device"] = f"$torch.device('{device}')"
+    return run_bundle("inference", "inference", arguments, processes=processes)

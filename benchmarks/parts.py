@@ -19,7 +19,7 @@ from custom.summary import count_flops
 
 __all__ = ["NETWORK_PARTS", "Part", "executed_tflop", "measure_parts", "total_seconds"]
 
-NETWORK_PARTS = ("encode", "quantise", "MS-SPADE", "step", "decode")
+NETWORK_PARTS = ("encode", "quantise", "MS-SPADE", "step", "decode", "detail")
 COUNTED_EDGE = 32
 TARGET = 0
 
@@ -61,9 +61,12 @@ def measure_parts(
         "quantise": lambda: network.autoencoder.quantize(kept["encode"]).latent,
         "MS-SPADE": lambda: network.transfer(kept["quantise"], target),
         "step": lambda: network.predict(kept["noise"], kept["quantise"], kept["MS-SPADE"], time, target),
-        "decode": lambda: network.decode(kept["MS-SPADE"]).float(),
+        "decode": lambda: network.decode(kept["MS-SPADE"]),
+        "detail": lambda: network.detail(kept["decode"], kept["image"], target),
         "write": lambda: postprocess({**kept["preprocess"], "pred": kept["pred"]}),
     }
+    if network.detail is None:
+        del parts["detail"]
     rows = []
     for name, part in parts.items():
         with autocast(device, amp):
@@ -72,9 +75,9 @@ def measure_parts(
             kept["image"] = kept[name]["image"].as_tensor()[None].to(device)
         if name == "quantise":
             kept["noise"] = draw_noise(kept[name], 0)
-        if name == "decode":
+        if name in ("decode", "detail"):
             like = kept["preprocess"]["image"]
-            kept["pred"] = like.clone().copy_(kept[name][0].clamp(-1, 1).cpu())
+            kept["pred"] = like.clone().copy_(kept[name][0].float().clamp(-1, 1).cpu())
         rows.append(_part(name, cost, network, kept))
     return rows, kept
 
@@ -100,7 +103,7 @@ def executed_tflop(network: LatentTranslator, name: str, size: tuple[int, ...]) 
     edge = max(COUNTED_EDGE, network.spatial_divisor)
     scale = math.prod(size) / edge**3
     little = _count(network, name, (edge, edge, edge))
-    if name in ("encode", "quantise", "decode"):
+    if name in ("encode", "quantise", "decode", "detail"):
         return scale * little / 1e12
     plain = _without_data(network)
     saved = _count(plain, name, (edge, edge, edge)) - little
@@ -118,6 +121,7 @@ def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> int:
         "MS-SPADE": lambda: network.transfer(latent, index),
         "step": lambda: network.predict(latent, latent, latent, index, index),
         "decode": lambda: network.decode(latent),
+        "detail": lambda: network.detail(image, image, index),
     }
     return count_flops(parts[name])
 

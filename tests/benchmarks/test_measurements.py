@@ -90,7 +90,7 @@ class Nearer(nn.Module):
     def sample(self, latent: Tensor, target_like: Tensor, target: Tensor, noise: Tensor, num_steps: int) -> Tensor:
         return latent - 0.1 * latent.sign() / num_steps
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def render(self, latent: Tensor, image: Tensor, target: Tensor) -> Tensor:
         return latent
 
 
