@@ -32,7 +32,7 @@ def ablation(output_dir: str = "output/ablation", **settings: Any) -> None:
 
     Args:
         output_dir: where everything goes; what is complete there is not done again.
-        settings: ``--variants ours,kl``, ``--share 0.2`` of the epochs, ``--subjects 24,2,6``, ``--spacing 2.0``
+        settings: ``--variants ours,kl``, ``--share 0.6`` of the epochs, ``--subjects 24,2,6``, ``--spacing 2.0``
             mm, ``--dataset_dir DIR`` in place of phantoms, ``--seed 0``, ``--amp true``, values of the configs.
     """
     from custom.ablation import ablation as run
