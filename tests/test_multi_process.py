@@ -207,7 +207,9 @@ def test_each_process_keeps_the_results_of_its_own_subjects(ranks: Ranks) -> Non
 def test_each_subject_is_encoded_once_for_both_stages(ranks: Ranks) -> None:
     """Each process its own share of the three subjects."""
     encoded = [[w for w in writes if w.endswith(".npy") and "/." not in w] for writes in ranks.writes]
-    assert [len(writes) for writes in encoded] == [2, 1]
+    images = [[w for w in writes if w.endswith("_images.npy")] for writes in encoded]
+    assert [len(writes) for writes in images] == [2, 1]
+    assert [len(writes) for writes in encoded] == [4, 2]  # the images are kept beside the latents
     files = list((ranks.output / "latents").rglob("*.npy"))
     assert {*encoded[0], *encoded[1]} == {str(f) for f in files}
 
