@@ -398,10 +398,10 @@ class DiffusionObjective(Objective):
         terms = {"diffusion": F.mse_loss(prediction, truth)}
         if self.image_weight > 0:
             estimate = net.schedule.split(prediction, noisy, timesteps)[0] / net.latent_scale
-            terms["image"] = self.image_weight * self._image_distance(estimate, batch)
+            terms["image"] = self.image_weight * self._image_term(estimate, batch)
         return Step(terms, prediction, truth, to)
 
-    def _image_distance(self, estimate: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def _image_term(self, estimate: Tensor, batch: dict[str, Tensor]) -> Tensor:
         net = self.network
         if net.detail is None:
             return _image_distance(net, *_random_part(self.part_size, estimate, batch["target"]))

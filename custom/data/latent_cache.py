@@ -26,7 +26,15 @@ from custom.distributed import is_main, world_size
 from custom.files import appearing_whole
 from custom.networks import VQGAN, VectorQuantizer
 
-__all__ = ["LatentCache", "StoredImages", "StoredLatents", "prune_latents", "store_array"]
+__all__ = [
+    "LatentCache",
+    "StoredImages",
+    "StoredLatents",
+    "check_room",
+    "find_stored",
+    "prune_latents",
+    "store_array",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -147,21 +155,11 @@ class LatentCache:
 
     def find(self, file: Path) -> StoredLatents | None:
         """What is stored there; None where it must be computed. What is in use is marked by the file's time."""
-        return self._find(file, lambda: StoredLatents(file, self.codes))
+        return find_stored(file, lambda: StoredLatents(file, self.codes))
 
     def find_images(self, file: Path) -> StoredImages | None:
         """The images of the latents in ``file``; None where they must be read."""
-        return self._find(_images_of(file), lambda: StoredImages(_images_of(file)))
-
-    @staticmethod
-    def _find(file: Path, read: Callable[[], Stored]) -> Stored | None:
-        try:
-            stored = read()
-        except (OSError, ValueError, EOFError):  # none, or cut short by a crash of the machine
-            return None
-        with suppress(OSError):  # of somebody else, whose cache may be shared
-            os.utime(file)
-        return stored
+        return find_stored(_images_of(file), lambda: StoredImages(_images_of(file)))
 
     def write(self, file: Path, latents: Tensor) -> None:
         """Store indices (m, h, w, d) or values (m, L, h, w, d).
@@ -204,15 +202,9 @@ class LatentCache:
             return
         total = sum(known) * len(voxels) / len(known)
         size = int(total * (value / self.downsampling**3 + with_images) * copies) * world_size()
-        free = shutil.disk_usage(_existing(self.root)).free
         bound = "at most" if len(known) == len(voxels) else "about"
-        where = f"{self.folder}: the latents to compute take {bound} {_mib(size)}; {_mib(free)} are free"
-        if size > free:
-            raise OSError(
-                f"{where}. Make room, give another --cache_dir, or remove old latents with "
-                f"python -m custom prune-latents {self.root}."
-            )
-        logger.info("%s.", where)
+        remedy = f"remove old latents with python -m custom prune-latents {self.root}"
+        check_room(self.folder, f"the latents to compute take {bound}", size, remedy)
 
     def explain_others(self) -> None:
         """Log how much the other encodings of the folder hold, and what the latest of them has otherwise."""
@@ -231,6 +223,30 @@ class LatentCache:
             "%s: latents of %d other encodings take %s (the latest differs in %s); python -m custom prune-latents "
             "removes what is out of use.", self.root, len(others), _mib(size), differing,
         )  # fmt: skip
+
+
+def find_stored(file: Path, read: Callable[[], Stored]) -> Stored | None:
+    """What ``read`` makes of ``file``; None where there is none. What is in use is marked by the file's time."""
+    try:
+        stored = read()
+    except (OSError, ValueError, EOFError):  # none, or cut short by a crash of the machine
+        return None
+    with suppress(OSError):  # of somebody else, whose cache may be shared
+        os.utime(file)
+    return stored
+
+
+def check_room(folder: Path, what: str, size: int, remedy: str) -> None:
+    """Log how many bytes ``what`` in ``folder`` will take, and that they fit.
+
+    Raises:
+        OSError: with the ``remedy``, if the disk is too small.
+    """
+    free = shutil.disk_usage(_existing(folder)).free
+    where = f"{folder}: {what} {_mib(size)}; {_mib(free)} are free"
+    if size > free:
+        raise OSError(f"{where}. Make room, give another --cache_dir, or {remedy}.")
+    logger.info("%s.", where)
 
 
 def store_array(file: Path, content: np.ndarray) -> None:

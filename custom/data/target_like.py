@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.data.fingerprints import weights_digest
-from custom.data.latent_cache import StoredLatents, store_array
-from custom.distributed import is_main
+from custom.data.latent_cache import StoredLatents, check_room, find_stored, store_array
+from custom.distributed import is_main, world_size
 from custom.networks import LatentTranslator
 from custom.precision import uses_bfloat16
 
 __all__ = ["pair_number", "translate_subjects"]
-
-logger = logging.getLogger(__name__)
 
 
 def pair_number(source: int, target: int, count: int) -> int:
@@ -58,15 +54,15 @@ def translate_subjects(
     fast = uses_bfloat16(amp, device)
     suffix = f"_to_{weights_digest([network.style_transfer])[:16]}{'_bfloat16' if fast else ''}.npy"
     files = [Path(s["latents"].path).with_name(Path(s["latents"].path).stem + suffix) for s in subjects]
-    missing = [(s, f) for s, f in zip(subjects, files, strict=True) if not _complete(f)]
+    missing = [(s, f) for s, f in zip(subjects, files, strict=True) if _stored(f) is None]
     if missing:
-        _check_space([s for s, _ in missing], files[0].parent)
+        _check_room([s for s, _ in missing], files[0].parent)
     for subject, file in tqdm(
         missing, "translating latents", unit="subject", disable=not (missing and is_main())
     ):  # fmt: skip
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
             store_array(file, _translated(subject, network, device).numpy())
-    return [{**s, "target_like": StoredLatents(f)} for s, f in zip(subjects, files, strict=True)]
+    return [{**s, "target_like": _stored(f)} for s, f in zip(subjects, files, strict=True)]
 
 
 def _translated(subject: Mapping[str, Any], network: LatentTranslator, device: torch.device) -> Tensor:
@@ -79,19 +75,11 @@ def _translated(subject: Mapping[str, Any], network: LatentTranslator, device: t
     return torch.cat(rows)
 
 
-def _complete(file: Path) -> bool:
-    try:
-        np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return True
+def _stored(file: Path) -> StoredLatents | None:
+    return find_stored(file, lambda: StoredLatents(file))
 
 
-def _check_space(subjects: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Log how much will be written, and that it fits."""
+def _check_room(subjects: Sequence[Mapping[str, Any]], folder: Path) -> None:
     sizes = [(len(s["modality"]) - 1) * s["latents"].shape.numel() * np.dtype(np.float16).itemsize for s in subjects]
-    needed, free = sum(sizes) / 2**20, shutil.disk_usage(folder).free / 2**20
-    where = f"{folder}: the target-like latents to compute take {needed:,.1f} MiB; {free:,.1f} MiB are free"
-    if needed > free:
-        raise OSError(f"{where}. Make room, give another --cache_dir, or set --cache_target_like false.")
-    logger.info("%s.", where)
+    size = sum(sizes) * world_size()
+    check_room(folder, "the target-like latents to compute take about", size, "set --cache_target_like false")

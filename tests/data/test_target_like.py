@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,16 @@ def test_pairs_of_a_training_read_them(tiny_translator: LatentTranslator, tmp_pa
 
 def test_too_little_room(tiny_translator: LatentTranslator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1})
-    monkeypatch.setattr("custom.data.target_like.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("custom.data.latent_cache.shutil.disk_usage", lambda _: usage)
     with pytest.raises(OSError, match="Make room, give another --cache_dir, or set --cache_target_like false"):
         translate_subjects([subject(tmp_path)], tiny_translator, device=CPU)
+
+
+def test_what_is_in_use_is_marked(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+    """So that pruning, which goes by the file's time, leaves it."""
+    given = subject(tmp_path)
+    (first,) = translate_subjects([given], tiny_translator, device=CPU)
+    file = Path(first["target_like"].path)
+    os.utime(file, (0, 0))
+    translate_subjects([given], tiny_translator, device=CPU)
+    assert file.stat().st_mtime > 0
