@@ -13,6 +13,7 @@ from monai.utils import convert_to_dst_type
 from custom.errors import for_label_client
 from custom.modalities import BRATS_MODALITIES, canonical, target_indices
 from custom.networks.diffusion import draw_noise
+from custom.networks.workspace import shared_workspace
 from custom.precision import amp_choice, uses_bfloat16
 
 __all__ = ["TranslationInferer"]
@@ -91,7 +92,8 @@ class TranslationInferer(Inferer):
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         total: torch.Tensor | None = None
         amp = uses_bfloat16(self.amp, image.device)
-        with torch.no_grad(), torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=amp):
+        autocast = torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=amp)
+        with torch.no_grad(), autocast, shared_workspace():
             for seed in range(self.seed, self.seed + self.num_samples):
                 with _seeded(seed, image.device):
                     sample = self._translate(image, network, seed)
