@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.folder import measure_folder
-from benchmarks.measure import convolution_rate, machine
+from benchmarks.measure import machine
 from benchmarks.page import fill_page, load_result, plain
 from benchmarks.parts import measure_parts
 from benchmarks.quality import measure_quality
@@ -71,11 +71,10 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
             "commit": _commit(),
             "machine": machine(device),
             "default_precision": "bfloat16" if fast_bfloat16(device) else "float32",
-            **{"rates": {}, "parts": {}, "stock": {}, "whole": [], "scaling": None, "small": None},
+            **{"parts": {}, "stock": {}, "whole": [], "scaling": None, "small": None},
         }
         for precision in args.precision:
             amp = PRECISIONS[precision]
-            result["rates"][precision] = convolution_rate(device, amp=amp)
             sections.set_postfix_str(f"parts, {precision}")
             result["parts"][precision], kept = measure_parts(config, network, image, device, amp=amp)
             sections.update()
@@ -113,7 +112,7 @@ def small(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         config = read_config("small", output_dir=place, targets=TARGETS[:1])
         network = make_network(config, device, weights=str(weights))
-        steps, rate = network.num_inference_steps, convolution_rate(device, amp=amp)
+        steps = network.num_inference_steps
         image = write_head(Path(place) / "head.nii.gz", size)
         parts, _ = measure_parts(config, network, image, device, amp=amp)
         if "quality" not in args.skip and (data / "datalist.json").is_file():
@@ -123,7 +122,7 @@ def small(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     whole = translate_in_fresh_process(**settings, targets=TARGETS[:1], amp=amp, steps=steps)
     if "folder" not in args.skip:
         folder = measure_folder(size, device=args.device)
-    found = {"size": size, "steps": steps, "rate": rate, "parts": parts, "whole": whole}
+    found = {"size": size, "steps": steps, "parts": parts, "whole": whole}
     return {**found, "quality": quality, "folder": folder}
 
 

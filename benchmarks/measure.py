@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 from collections.abc import Callable
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from custom.engines.cost import Meter
 
-__all__ = ["Measured", "autocast", "convolution_rate", "machine", "measured"]
+__all__ = ["ConvolutionRate", "Measured", "autocast", "machine", "measured", "work_ratio"]
 
 Result = TypeVar("Result")
 
@@ -23,19 +24,26 @@ RATE_REPEATS = 3
 
 
 class Measured(NamedTuple):
-    """Seconds of one run, and MiB that it needed beyond what was held before."""
+    """Seconds of one run, MiB that it needed beyond what was held before, and the machine's TFLOP/s around it."""
 
     seconds: float
     memory: float
+    rate: float = math.nan
 
 
-def measured(part: Callable[[], Result], device: torch.device, *, repeats: int = 1) -> tuple[Result, Measured]:
+def measured(
+    part: Callable[[], Result], device: torch.device, *, repeats: int = 1, rate: Callable[[], float] | None = None
+) -> tuple[Result, Measured]:
     """The result of ``part`` and what it cost: the fastest of ``repeats`` runs, and the memory of the first.
+
+    A machine shared with others changes its speed from one minute to the next: ``rate`` (a ``ConvolutionRate``) is
+    measured before and after the part, and the mean belongs to its seconds.
 
     On a GPU the memory is the allocator's peak and the clock waits for the device; on a CPU it is the process's peak
     (VmHWM), which is reset before each run, so it counts what the libraries take too.
     """
     meter = Meter(nn.Identity(), device)
+    before = rate() if rate else math.nan
     held = _held(device)
     with meter():
         result = part()
@@ -44,7 +52,16 @@ def measured(part: Callable[[], Result], device: torch.device, *, repeats: int =
         with meter():
             part()
         seconds.append(meter.last.seconds)
-    return result, Measured(min(seconds), max(0.0, first.memory - held))
+    around = (before + rate()) / 2 if rate else math.nan
+    return result, Measured(min(seconds), max(0.0, first.memory - held), around)
+
+
+def work_ratio(one: Any, other: Any) -> float:
+    """How many times as long ``one`` takes as ``other``, each with ``seconds`` and the ``rate`` around them.
+
+    Seconds times rate is what the machine could have convolved meanwhile: its speed at either time does not count.
+    """
+    return one.seconds * one.rate / (other.seconds * other.rate)
 
 
 def _held(device: torch.device) -> float:
@@ -61,22 +78,33 @@ def autocast(device: torch.device, enabled: bool) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-@torch.no_grad()
-def convolution_rate(device: torch.device, *, amp: bool, edge: int = RATE_EDGE) -> float:
-    """The machine's best TFLOP/s over 3³ convolutions of 64 and 128 channels, in either memory format.
+class ConvolutionRate:
+    """The machine's TFLOP/s of convolution, each time it is called: what the network is held against.
 
-    What the network is held against: most of its arithmetic is such convolutions.
+    Most of the network's arithmetic is 3³ convolutions of 64 and 128 channels; the one of them and the memory format
+    that are fastest here are chosen at the start.
     """
-    best = 0.0
-    dtype = torch.bfloat16 if amp else torch.float32
-    for channels in RATE_CHANNELS:
-        for memory_format in (torch.contiguous_format, torch.channels_last_3d):
-            conv = nn.Conv3d(channels, channels, 3, padding=1).to(device, dtype, memory_format=memory_format)
-            x = torch.randn(1, channels, edge, edge, edge, device=device).to(dtype, memory_format=memory_format)
-            conv(x)
-            seconds = measured(lambda conv=conv, x=x: conv(x), device, repeats=RATE_REPEATS)[1].seconds
-            best = max(best, 2 * 27 * channels**2 * edge**3 / seconds / 1e12)
-    return best
+
+    def __init__(self, device: torch.device, *, amp: bool, edge: int = RATE_EDGE) -> None:
+        self.device = device
+        dtype = torch.bfloat16 if amp else torch.float32
+        rates = {}
+        for channels in RATE_CHANNELS:
+            for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+                conv = nn.Conv3d(channels, channels, 3, padding=1).to(device, dtype, memory_format=memory_format)
+                x = torch.randn(1, channels, edge, edge, edge, device=device).to(dtype, memory_format=memory_format)
+                rates[self._rate(conv, x)] = conv, x
+        self.conv, self.x = rates[max(rates)]
+
+    def __call__(self) -> float:
+        return self._rate(self.conv, self.x)
+
+    @torch.no_grad()
+    def _rate(self, conv: nn.Conv3d, x: Tensor) -> float:
+        """Of the fastest of some runs, after one that is not counted."""
+        conv(x)
+        seconds = measured(lambda: conv(x), self.device, repeats=RATE_REPEATS)[1].seconds
+        return 2 * conv.weight.numel() * x[0, 0].numel() / seconds / 1e12
 
 
 def machine(device: torch.device) -> dict[str, Any]:

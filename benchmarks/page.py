@@ -63,7 +63,7 @@ def on_paper(result: Mapping[str, Any]) -> str:
     precision, steps = result["default_precision"], result["steps"]
     parts = result["parts"][precision]
     work = sum(p.tflop * (steps if p.name == "step" else 1) for p in parts if p.name in NETWORK_PARTS)
-    reached = share(parts, result["rates"][precision], steps, NETWORK_PARTS)
+    reached = share(parts, steps, NETWORK_PARTS)
     reading = sum(p.seconds for p in parts if p.name in IO_PARTS)
     rows = []
     for rate in DEVICE_RATES:

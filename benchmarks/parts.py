@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from benchmarks.measure import Measured, autocast, measured
+from benchmarks.measure import ConvolutionRate, Measured, autocast, measured
 from custom.networks import LatentTranslator
 from custom.networks.diffusion import draw_noise
 from custom.summary import count_flops
@@ -25,12 +25,21 @@ TARGET = 0
 
 
 class Part(NamedTuple):
-    """One row: name, seconds, MiB beyond what was held before, and the arithmetic that is executed (0: not counted)."""
+    """One row.
+
+    Attributes:
+        name: of the part.
+        seconds: that it took.
+        memory: MiB beyond what was held before.
+        tflop: arithmetic that is executed; 0 where it is not counted.
+        rate: the machine's TFLOP/s of convolution around it.
+    """
 
     name: str
     seconds: float
     memory: float
     tflop: float
+    rate: float
 
 
 @torch.no_grad()
@@ -67,10 +76,11 @@ def measure_parts(
     }
     if network.detail is None:
         del parts["detail"]
-    rows = []
+    rows, rate = [], ConvolutionRate(device, amp=amp)
     for name, part in parts.items():
+        repeats = 2 if name in ("quantise", "MS-SPADE", "step") else 1
         with autocast(device, amp):
-            kept[name], cost = measured(part, device, repeats=2 if name in ("quantise", "MS-SPADE", "step") else 1)
+            kept[name], cost = measured(part, device, repeats=repeats, rate=rate)
         if name == "preprocess":
             kept["image"] = kept[name]["image"].as_tensor()[None].to(device)
         if name == "quantise":
@@ -89,7 +99,7 @@ def total_seconds(parts: list[Part], steps: int) -> float:
 
 def _part(name: str, cost: Measured, network: LatentTranslator, kept: dict[str, Any]) -> Part:
     tflop = executed_tflop(network, name, tuple(kept["image"].shape[2:])) if name in NETWORK_PARTS else 0.0
-    return Part(name, cost.seconds, cost.memory, tflop)
+    return Part(name, cost.seconds, cost.memory, tflop, cost.rate)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.measure import work_ratio
 from benchmarks.parts import NETWORK_PARTS, Part, total_seconds
 from benchmarks.stock import LOOP_LENGTHS, Comparison
 from benchmarks.whole import Whole
@@ -15,6 +16,7 @@ __all__ = ["PRECISIONS", "Mark", "markdown", "marks", "share", "table"]
 PRECISIONS = {"float32": False, "bfloat16": True}
 REFERENCE_STEPS = 200
 SHARED = ("encode", "step", "decode")
+RATE = "rate of convolution, TFLOP/s"
 
 
 class Mark(NamedTuple):
@@ -26,11 +28,11 @@ class Mark(NamedTuple):
     met: bool | None
 
 
-def share(parts: Sequence[Part], rate: float, steps: int, names: Iterable[str] = SHARED) -> float:
-    """Executed TFLOP/s of the named parts over the machine's own rate of convolution."""
+def share(parts: Sequence[Part], steps: int, names: Iterable[str] = SHARED) -> float:
+    """Executed TFLOP of the named parts over what the machine could have convolved in the same time."""
     chosen = [(part, steps if part.name == "step" else 1) for part in parts if part.name in names]
-    seconds = sum(part.seconds * times for part, times in chosen)
-    return sum(part.tflop * times for part, times in chosen) / seconds / rate if seconds else math.nan
+    possible = sum(part.seconds * part.rate * times for part, times in chosen)
+    return sum(part.tflop * times for part, times in chosen) / possible if possible else math.nan
 
 
 def marks(result: Mapping[str, Any]) -> list[Mark]:
@@ -51,7 +53,7 @@ def marks(result: Mapping[str, Any]) -> list[Mark]:
             wanted = f"≤ {limit} GB ({_precision(whole.amp)})"
             found.append(Mark("peak memory of one translation", wanted, f"{peak:.2f} GB", peak <= limit))
     for precision, rows in parts.items():
-        reached = share(rows, result["rates"][precision], steps)
+        reached = share(rows, steps)
         name = f"share of the convolution rate, encode + steps + decode, {precision}"
         found.append(Mark(name, "≥ 0.75", f"{reached:.2f}", reached >= 0.75))
     found += _targets(result["whole"])
@@ -65,12 +67,12 @@ def _against_stock(precision: str, ours: Mapping[str, Part], rows: Sequence[Comp
     found = []
     for row in rows:
         if row.name == "quantise":
-            faster, less = row.seconds / ours[row.name].seconds, row.memory / max(ours[row.name].memory, 1.0)
+            faster, less = work_ratio(row, ours[row.name]), row.memory / max(ours[row.name].memory, 1.0)
             text = f"{faster:.1f}×, 1/{less:.0f}"
             name, met = f"quantise against EMAQuantizer, {precision}", faster >= 5 and less >= 20
             found.append(Mark(name, "≥ 5× faster, extra memory ≤ 1/20", text, met))
         if row.name == "step":
-            faster = row.seconds / ours[row.name].seconds
+            faster = work_ratio(row, ours[row.name])
             met = faster >= 1.3 if "flash" not in row.remark else None
             found.append(Mark(f"UNet step against {row.remark}, {precision}", "≥ 1.3× faster", f"{faster:.2f}×", met))
     return found
@@ -80,7 +82,7 @@ def _targets(wholes: Sequence[Whole]) -> list[Mark]:
     found = []
     for single in (w for w in wholes if w.targets == 1):
         for several in (w for w in wholes if w.targets == 3 and w.amp == single.amp):
-            ratio = several.seconds / (3 * single.seconds)
+            ratio = work_ratio(several, single) / 3
             name = f"three targets against three translations, {_precision(single.amp)}"
             found.append(Mark(name, "≤ 0.85 of the time", f"{ratio:.2f}", ratio <= 0.85))
     return found
@@ -110,12 +112,14 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         f"{result['machine']['processor']}, {result['machine']['threads']} threads, torch {result['machine']['torch']}"
         f", {result['device']}; commit {result['commit']}. Random weights. Extra memory: what a part needed beyond "
-        f"what was held before it, {_memory_method(result['device'])}. TFLOP: convolutions and matrix products.",
+        f"what was held before it, {_memory_method(result['device'])}. TFLOP: convolutions and matrix products. The "
+        "rate of convolution was measured before and after each part (the mean is shown); ratios are of seconds times "
+        "rate.",
         "",
         *table(("mark", "wanted", "found", "met"), [(*m[:3], _verdict(m.met)) for m in result["marks"]]),
     ]
     for precision, parts in result["parts"].items():
-        lines += ["", f"## Parts, {precision}", "", *_parts(parts, result["rates"][precision], result["steps"])]
+        lines += ["", f"## Parts, {precision}", "", *_parts(parts, result["steps"])]
         if precision in result["stock"]:
             lines += [
                 "",
@@ -131,26 +135,21 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parts(parts: Sequence[Part], rate: float, steps: int) -> list[str]:
+def _parts(parts: Sequence[Part], steps: int) -> list[str]:
     rows = [
         (
             part.name,
             f"{part.seconds:.2f}",
             f"{part.memory:.0f}",
             f"{part.tflop:.3f}" if part.tflop else "",
-            f"{part.tflop / part.seconds / rate:.2f}" if part.tflop else "",
+            f"{part.rate:.3f}",
+            f"{part.tflop / part.seconds / part.rate:.2f}" if part.tflop else "",
         )
         for part in parts
     ]
-    head = ("part", "seconds", "extra MiB", "TFLOP", "share of the rate")
-    total = f"{total_seconds(parts, steps):.2f}"
-    return [
-        f"Measured rate of convolution in the same run: {rate:.3f} TFLOP/s.",
-        "",
-        *table(
-            head, [*rows, (f"all, {steps} steps", total, "", "", f"{share(parts, rate, steps, NETWORK_PARTS):.2f}")]
-        ),
-    ]
+    head = ("part", "seconds", "extra MiB", "TFLOP", RATE, "share of the rate")
+    total, reached = f"{total_seconds(parts, steps):.2f}", f"{share(parts, steps, NETWORK_PARTS):.2f}"
+    return table(head, [*rows, (f"all, {steps} steps", total, "", "", "", reached)])
 
 
 def _stock(parts: Sequence[Part], rows: Sequence[Comparison], result: Mapping[str, Any]) -> list[str]:
@@ -158,10 +157,17 @@ def _stock(parts: Sequence[Part], rows: Sequence[Comparison], result: Mapping[st
     compared = []
     for row in rows:
         twin = ours["step" if row.name == "loop step" else row.name]
-        ratio, memory = row.seconds / twin.seconds, row.memory / max(twin.memory, 1.0)
-        cells = (f"{row.seconds:.2f}", f"{row.memory:.0f}", f"{ratio:.2f}", f"{memory:.1f}", row.remark)
+        ratio, memory = work_ratio(row, twin), row.memory / max(twin.memory, 1.0)
+        cells = (
+            f"{row.seconds:.2f}",
+            f"{row.memory:.0f}",
+            f"{row.rate:.3f}",
+            f"{ratio:.2f}",
+            f"{memory:.1f}",
+            row.remark,
+        )
         compared.append((row.name, *cells))
-    head = ("part", "seconds", "extra MiB", "× our seconds", "× our extra memory", "remark")
+    head = ("part", "seconds", "extra MiB", RATE, "× our seconds", "× our extra memory", "remark")
     once = sum(row.seconds for row in rows if row.name in ("encode", "quantise", "decode")) + ours["MS-SPADE"].seconds
     step = next(row.seconds for row in rows if row.name == "loop step")
     network = sum(p.seconds * (result["steps"] if p.name == "step" else 1) for p in parts if p.name in NETWORK_PARTS)
@@ -177,24 +183,27 @@ def _stock(parts: Sequence[Part], rows: Sequence[Comparison], result: Mapping[st
 
 
 def _wholes(wholes: Sequence[Whole]) -> list[str]:
-    head = ("precision", "targets", "steps", "seconds", "peak of the process, GB")
-    rows = [(_precision(w.amp), w.targets, w.steps, f"{w.seconds:.2f}", f"{w.memory / 1024:.2f}") for w in wholes]
+    head = ("precision", "targets", "steps", "seconds", "peak of the process, GB", RATE)
+    rows = [
+        (_precision(w.amp), w.targets, w.steps, f"{w.seconds:.2f}", f"{w.memory / 1024:.2f}", f"{w.rate:.3f}")
+        for w in wholes
+    ]
     return table(head, rows)
 
 
 def _scaling(scaling: Any) -> list[str]:
     voxels = [math.prod(size) / 1e6 for size in scaling.sizes]
     rows = [
-        (_size(size), f"{v:.2f}", f"{s:.2f}", f"{s / v:.2f}")
-        for size, v, s in zip(scaling.sizes, voxels, scaling.seconds, strict=True)
+        (_size(size), f"{v:.2f}", f"{s:.2f}", f"{s / v:.2f}", f"{r:.3f}")
+        for size, v, s, r in zip(scaling.sizes, voxels, scaling.seconds, scaling.rates, strict=True)
     ]
-    head = ("size", "million voxels", "seconds", "seconds a million voxels")
-    return [*table(head, rows), "", f"Exponent of the power law: {scaling.exponent:.3f}."]
+    head = ("size", "million voxels", "seconds", "seconds a million voxels", RATE)
+    return [*table(head, rows), "", f"Exponent of the power law of seconds times rate: {scaling.exponent:.3f}."]
 
 
 def _small_report(small: Mapping[str, Any]) -> list[str]:
     lines = [f"## Small preset, {_size(small['size'])} voxels", ""]
-    lines += [*_parts(small["parts"], small["rate"], small["steps"]), "", *_wholes([small["whole"]])]
+    lines += [*_parts(small["parts"], small["steps"]), "", *_wholes([small["whole"]])]
     if small["folder"] is not None:
         folder = small["folder"]
         lines += [

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.measure import measured
+from benchmarks.measure import ConvolutionRate, measured
 from custom.inferers import TranslationInferer
 from custom.networks import LatentTranslator
+from custom.precision import uses_bfloat16
 
 __all__ = ["SIZES", "Scaling", "measure_scaling"]
 
@@ -19,10 +20,11 @@ SIZES = ((64, 64, 64), (96, 96, 96), (128, 128, 128), (160, 160, 128), (192, 192
 
 
 class Scaling(NamedTuple):
-    """Sizes, the network's seconds for each, and the exponent of the power law through them."""
+    """Sizes, the network's seconds and the machine's rate for each, and the exponent of their product's power law."""
 
     sizes: list[tuple[int, ...]]
     seconds: list[float]
+    rates: list[float]
     exponent: float
 
 
@@ -32,11 +34,14 @@ def measure_scaling(
     device: torch.device,
     sizes: Sequence[tuple[int, ...]] = SIZES,
 ) -> Scaling:
-    """Time the network on volumes of each size; the exponent is the slope of log seconds over log voxels."""
-    seconds = []
+    """Time the network on volumes of each size; the exponent is the slope of log (seconds × rate) over log voxels."""
+    rate = ConvolutionRate(device, amp=uses_bfloat16(inferer.amp, device))
+    costs = []
     for size in sizes:
         image = torch.rand(1, 1, *size, device=device) * 2 - 1
         repeats = 3 if math.prod(size) < 10**6 else 1
-        seconds.append(measured(lambda image=image: inferer(image, network), device, repeats=repeats)[1].seconds)
-    slope, _ = np.polyfit(np.log([math.prod(size) for size in sizes]), np.log(seconds), 1)
-    return Scaling([tuple(size) for size in sizes], seconds, float(slope))
+        _, cost = measured(lambda image=image: inferer(image, network), device, repeats=repeats, rate=rate)
+        costs.append(cost)
+    work = np.log([cost.seconds * cost.rate for cost in costs])
+    slope, _ = np.polyfit(np.log([math.prod(size) for size in sizes]), work, 1)
+    return Scaling([tuple(size) for size in sizes], [c.seconds for c in costs], [c.rate for c in costs], float(slope))

@@ -11,7 +11,7 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import autocast, measured
+from benchmarks.measure import ConvolutionRate, autocast, measured
 from custom.networks import LatentTranslator, VectorQuantizer
 
 __all__ = ["LOOP_LENGTHS", "Comparison", "measure_stock", "stock_unet"]
@@ -21,12 +21,13 @@ TIMED_STEPS = 2
 
 
 class Comparison(NamedTuple):
-    """A stock part: name, seconds, MiB beyond what was held before, TFLOP, and a remark."""
+    """A stock part: as ``Part``, with a remark."""
 
     name: str
     seconds: float
     memory: float
     tflop: float
+    rate: float
     remark: str
 
 
@@ -55,26 +56,28 @@ def measure_stock(
     config: ConfigParser, network: LatentTranslator, kept: dict[str, Any], device: torch.device, *, amp: bool
 ) -> list[Comparison]:
     """Run MONAI's encoder, quantiser, UNet, DDIM loop and decoder on the inputs in ``kept`` (see ``measure_parts``)."""
-    rows = []
+    rows, rate = [], ConvolutionRate(device, amp=amp)
     autoencoder = network.autoencoder
     with autocast(device, amp):
-        rows.append(_row("encode", lambda: autoencoder.encoder(autoencoder.haar(kept["image"])), device))
+        rows.append(_row("encode", lambda: autoencoder.encoder(autoencoder.haar(kept["image"])), device, rate))
         if isinstance(autoencoder.bottleneck, VectorQuantizer):
             twin, encoded = _ema_twin(autoencoder.bottleneck).to(device), kept["encode"].float()
-            rows.append(_row("quantise", lambda: twin(encoded), device, "EMAQuantizer in evaluation"))
+            rows.append(_row("quantise", lambda: twin(encoded), device, rate, "EMAQuantizer in evaluation"))
         inputs = torch.cat([kept["noise"], kept["quantise"], kept["MS-SPADE"]], dim=1).float().contiguous()
         for flash in (False, True):
             unet = stock_unet(config, flash=flash).to(device)
-            rows.append(_step(unet, inputs[:, : unet.conv_in.in_channels], network, device, flash=flash))
-        rows.append(_loop(rows[-2], kept["noise"], device))
+            rows.append(_step(unet, inputs[:, : unet.conv_in.in_channels], network, device, rate, flash=flash))
+        rows.append(_loop(rows[-2], kept["noise"], device, rate))
         latent = autoencoder.post_quant_conv(kept["MS-SPADE"]).contiguous()
-        rows.append(_row("decode", lambda: autoencoder.haar.inverse(autoencoder.decoder(latent)), device))
+        rows.append(_row("decode", lambda: autoencoder.haar.inverse(autoencoder.decoder(latent)), device, rate))
     return rows
 
 
-def _row(name: str, part: Any, device: torch.device, remark: str = "", *, repeats: int = 1) -> Comparison:
-    _, cost = measured(part, device, repeats=repeats)
-    return Comparison(name, cost.seconds, cost.memory, 0.0, remark)
+def _row(
+    name: str, part: Any, device: torch.device, rate: ConvolutionRate, remark: str = "", *, repeats: int = 1
+) -> Comparison:
+    _, cost = measured(part, device, repeats=repeats, rate=rate)
+    return Comparison(name, cost.seconds, cost.memory, 0.0, cost.rate, remark)
 
 
 def _ema_twin(quantizer: VectorQuantizer) -> EMAQuantizer:
@@ -84,22 +87,29 @@ def _ema_twin(quantizer: VectorQuantizer) -> EMAQuantizer:
 
 
 def _step(
-    unet: DiffusionModelUNet, inputs: torch.Tensor, network: LatentTranslator, device: torch.device, *, flash: bool
+    unet: DiffusionModelUNet,
+    inputs: torch.Tensor,
+    network: LatentTranslator,
+    device: torch.device,
+    rate: ConvolutionRate,
+    *,
+    flash: bool,
 ) -> Comparison:
     time = torch.tensor([network.schedule.num_train_timesteps // 2], device=device)
     context = torch.eye(network.num_modalities, device=device)[:1].unsqueeze(1)
-    row = _row("step", lambda: unet(inputs, time, context=context), device, repeats=TIMED_STEPS)
+    row = _row("step", lambda: unet(inputs, time, context=context), device, rate, repeats=TIMED_STEPS)
     remark = "DiffusionModelUNet" + (" with flash attention" if flash else "")
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
         unet.to("meta")(torch.empty(inputs.shape), time.to("meta"), context=torch.empty(context.shape))
     return row._replace(tflop=counter.get_total_flops() / 1e12, remark=remark)
 
 
-def _loop(step: Comparison, noise: torch.Tensor, device: torch.device) -> Comparison:
+def _loop(step: Comparison, noise: torch.Tensor, device: torch.device, rate: ConvolutionRate) -> Comparison:
     """One step of MONAI's loop: the UNet's and the scheduler's."""
     scheduler = DDIMScheduler(1000, "scaled_linear_beta", beta_start=0.0015, beta_end=0.0195)
     scheduler.set_timesteps(max(LOOP_LENGTHS))
     time = int(scheduler.timesteps[1])
-    row = _row("scheduler", lambda: scheduler.step(noise, time, noise), device, repeats=TIMED_STEPS)
+    row = _row("scheduler", lambda: scheduler.step(noise, time, noise), device, rate, repeats=TIMED_STEPS)
     remark = f"a step of the DDIMScheduler loop, timed over {TIMED_STEPS} steps"
-    return Comparison("loop step", step.seconds + row.seconds, max(step.memory, row.memory), step.tflop, remark)
+    memory = max(step.memory, row.memory)
+    return Comparison("loop step", step.seconds + row.seconds, memory, step.tflop, step.rate, remark)

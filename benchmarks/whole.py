@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.measure import ConvolutionRate
 from benchmarks.subject import make_network, read_config, write_head
 from custom.engines.cost import Meter
 from custom.inferers import TranslationInferer
@@ -22,13 +23,14 @@ __all__ = ["Whole", "translate_in_fresh_process"]
 
 
 class Whole(NamedTuple):
-    """Seconds from reading to the last written file, and the process's peak in MiB."""
+    """Seconds from reading to the last written file, the process's peak in MiB, and the machine's rate around it."""
 
     seconds: float
     memory: float
     targets: int
     amp: bool
     steps: int
+    rate: float
 
 
 def translate_in_fresh_process(**settings: Any) -> Whole:
@@ -65,10 +67,12 @@ def translate(
 
         run(write_head(Path(folder) / "small.nii.gz", (network.spatial_divisor,) * 3))
         image = write_head(Path(folder) / "head.nii.gz", tuple(size))
-        meter = Meter(network, where)
+        meter, rate = Meter(network, where), ConvolutionRate(where, amp=amp)
+        before = rate()
         with meter():
             run(image)
-        return Whole(meter.last.seconds, meter.last.memory, len(targets), amp, steps)
+        around = (before + rate()) / 2
+        return Whole(meter.last.seconds, meter.last.memory, len(targets), amp, steps, around)
 
 
 if __name__ == "__main__":

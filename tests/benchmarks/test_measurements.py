@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks import folder, quality
 from benchmarks.__main__ import arguments, few_steps
-from benchmarks.measure import convolution_rate, measured
+from benchmarks.measure import ConvolutionRate, Measured, measured, work_ratio
 from benchmarks.parts import NETWORK_PARTS, executed_tflop, measure_parts
 from benchmarks.scale import measure_scaling
 from benchmarks.stock import measure_stock, stock_unet
@@ -36,7 +36,18 @@ def test_memory_of_a_tensor() -> None:
 
 
 def test_rate() -> None:
-    assert 0 < convolution_rate(CPU, amp=False, edge=8) < 100
+    assert 0 < ConvolutionRate(CPU, amp=False, edge=8)() < 100
+
+
+def test_rate_around_a_part() -> None:
+    rates = iter([1.0, 3.0])
+    assert measured(lambda: None, CPU, rate=lambda: next(rates))[1].rate == 2
+
+
+def test_a_slower_hour_does_not_count() -> None:
+    """A part that does the same in twice the seconds while the machine does half as much is as fast."""
+    assert work_ratio(Measured(4.0, 0.0, 0.5), Measured(2.0, 0.0, 1.0)) == 1
+    assert work_ratio(Measured(4.0, 0.0, 1.0), Measured(2.0, 0.0, 1.0)) == 2
 
 
 @pytest.mark.parametrize("size", [(16, 16, 16), (20, 33, 17)])
@@ -75,7 +86,8 @@ def test_exponent(network) -> None:
     inferer = TranslationInferer("t2", num_inference_steps=1)
     found = measure_scaling(network, inferer, CPU, [(16, 16, 16), (32, 32, 32)])
     assert len(found.seconds) == 2
-    assert found.exponent == pytest.approx(np.log(found.seconds[1] / found.seconds[0]) / np.log(8))
+    work = [found.seconds[i] * found.rates[i] for i in (1, 0)]
+    assert found.exponent == pytest.approx(np.log(np.divide(*work)) / np.log(8))
 
 
 class Nearer(nn.Module):

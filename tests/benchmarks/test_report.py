@@ -16,22 +16,22 @@ from benchmarks.stock import Comparison
 from benchmarks.whole import Whole
 
 PARTS = [
-    Part("read", 1.0, 5.0, 0.0),
-    Part("preprocess", 1.0, 5.0, 0.0),
-    Part("encode", 2.0, 5.0, 1.0),
-    Part("quantise", 1.0, 5.0, 0.1),
-    Part("MS-SPADE", 1.0, 5.0, 0.2),
-    Part("step", 2.0, 5.0, 0.5),
-    Part("decode", 4.0, 5.0, 2.0),
-    Part("write", 1.0, 5.0, 0.0),
+    Part("read", 1.0, 5.0, 0.0, 0.5),
+    Part("preprocess", 1.0, 5.0, 0.0, 0.5),
+    Part("encode", 2.0, 5.0, 1.0, 0.5),
+    Part("quantise", 1.0, 5.0, 0.1, 0.5),
+    Part("MS-SPADE", 1.0, 5.0, 0.2, 0.5),
+    Part("step", 2.0, 5.0, 0.5, 0.5),
+    Part("decode", 4.0, 5.0, 2.0, 0.5),
+    Part("write", 1.0, 5.0, 0.0, 0.5),
 ]
 STOCK = [
-    Comparison("encode", 6.0, 50.0, 0.0, ""),
-    Comparison("quantise", 5.0, 500.0, 0.0, "EMAQuantizer in evaluation"),
-    Comparison("step", 4.0, 50.0, 0.6, "DiffusionModelUNet"),
-    Comparison("step", 3.0, 50.0, 0.6, "DiffusionModelUNet with flash attention"),
-    Comparison("loop step", 4.5, 50.0, 0.6, "a step of the loop"),
-    Comparison("decode", 9.0, 50.0, 0.0, ""),
+    Comparison("encode", 6.0, 50.0, 0.0, 0.5, ""),
+    Comparison("quantise", 5.0, 500.0, 0.0, 0.5, "EMAQuantizer in evaluation"),
+    Comparison("step", 4.0, 50.0, 0.6, 0.5, "DiffusionModelUNet"),
+    Comparison("step", 3.0, 50.0, 0.6, 0.5, "DiffusionModelUNet with flash attention"),
+    Comparison("loop step", 4.5, 50.0, 0.6, 0.5, "a step of the loop"),
+    Comparison("decode", 9.0, 50.0, 0.0, 0.5, ""),
 ]
 
 
@@ -44,11 +44,10 @@ def result(**changes) -> dict:
         "commit": "abc",
         "machine": {"processor": "chip", "threads": 2, "torch": "2"},
         "default_precision": "float32",
-        "rates": {"float32": 0.5},
         "parts": {"float32": PARTS},
         "stock": {"float32": STOCK},
-        "whole": [Whole(10.0, 2048.0, 1, False, 2), Whole(24.0, 2048.0, 3, False, 2)],
-        "scaling": Scaling([(64, 64, 64), (128, 128, 128)], [1.0, 8.0], 1.0),
+        "whole": [Whole(10.0, 2048.0, 1, False, 2, 0.5), Whole(24.0, 2048.0, 3, False, 2, 0.5)],
+        "scaling": Scaling([(64, 64, 64), (128, 128, 128)], [1.0, 8.0], [0.5, 0.5], 1.0),
         "small": None,
         **changes,
     }
@@ -62,7 +61,7 @@ def test_total_counts_every_step() -> None:
 
 
 def test_share_is_executed_work_over_time_and_rate() -> None:
-    assert share(PARTS, 0.5, steps=2) == pytest.approx((1 + 2 * 0.5 + 2) / (2 + 2 * 2 + 4) / 0.5)
+    assert share(PARTS, steps=2) == pytest.approx((1 + 2 * 0.5 + 2) / (2 + 2 * 2 + 4) / 0.5)
 
 
 def test_marks() -> None:
@@ -77,7 +76,7 @@ def test_marks() -> None:
 
 
 def test_a_missed_mark_is_missed() -> None:
-    slow = result(whole=[Whole(10.0, 4096.0, 1, False, 2)], scaling=Scaling([(8, 8, 8)], [1.0], 1.2))
+    slow = result(whole=[Whole(10.0, 4096.0, 1, False, 2, 0.5)], scaling=Scaling([(8, 8, 8)], [1.0], [0.5], 1.2))
     missed = {mark.name for mark in slow["marks"] if mark.met is False}
     assert {"peak memory of one translation", "cost against voxels"} <= missed
     assert "**no**" in markdown(slow)
