@@ -10,6 +10,8 @@ import torch
 from monai.data import MetaTensor
 
 from custom.inferers import TranslationInferer
+from custom.networks import slabs
+from custom.networks.workspace import current_workspace
 
 SHAPE = (16, 32, 16)
 
@@ -79,6 +81,14 @@ def test_source_is_encoded_once() -> None:
     assert network.calls.count("encode") == 1
     assert network.calls.count("sample") == network.calls.count("render") == 3
     assert network.steps == [7, 7, 7]
+
+
+def test_encoding_and_decodings_share_their_memory(tiny_translator, monkeypatch) -> None:
+    used = []
+    monkeypatch.setattr(slabs, "current_workspace", lambda: used.append(current_workspace()) or used[-1])
+    TranslationInferer(["t2", "flair"])(images(1), tiny_translator)
+    assert len(used) == 3
+    assert all(workspace is used[0] for workspace in used)
 
 
 def test_batch_equals_single(tiny_translator) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from custom.networks import VQGAN
 from custom.networks.slabs import run_blocks, upsample
+from custom.networks.workspace import shared_workspace
 
 LATENT = (2, 4, 5, 6, 4)
 IMAGE = (2, 1, 20, 24, 16)
@@ -59,6 +60,15 @@ def test_input_is_not_changed(autoencoder: VQGAN) -> None:
     before = x.clone()
     run_blocks(autoencoder.decoder.blocks, x)
     assert torch.equal(x, before)
+
+
+def test_results_do_not_lie_in_shared_memory(autoencoder: VQGAN) -> None:
+    x = torch.randn(LATENT)
+    with shared_workspace():
+        found = run_blocks(autoencoder.decoder.blocks, x)
+        kept = found.clone()
+        run_blocks(autoencoder.decoder.blocks, x + 1)
+    assert torch.equal(found, kept)
 
 
 def test_largest_temporary_is_bounded(autoencoder: VQGAN, largest_result) -> None:
