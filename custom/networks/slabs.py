@@ -211,7 +211,7 @@ class _Run(NamedTuple):
         return self.memory.take(x, conv.out_channels, spatial, dtype)
 
     def _planes(self, x: Tensor, channels: int) -> int:
-        return max(1, self.slab_elements // (channels * x.shape[3] * x.shape[4]))
+        return min(x.shape[2], max(1, self.slab_elements // (channels * x.shape[3] * x.shape[4])))
 
 
 def upsample(modules: nn.Sequential, x: Tensor) -> Tensor:

@@ -79,6 +79,13 @@ def test_largest_temporary_is_bounded(autoencoder: VQGAN, largest_result) -> Non
     assert largest_result.elements == 8 * IMAGE[2] * IMAGE[3] * IMAGE[4]
 
 
+def test_small_volumes_take_little_memory(autoencoder: VQGAN, largest_result) -> None:
+    """However large a slab may be, it is a plane, row and column larger on either side than its map at most."""
+    with largest_result:
+        run_blocks(autoencoder.encoder.blocks, torch.randn(1, *IMAGE[1:]))
+    assert largest_result.elements <= 8 * (IMAGE[2] + 2) * (IMAGE[3] + 2) * (IMAGE[4] + 2)
+
+
 def test_less_arithmetic_than_the_modules(autoencoder: VQGAN) -> None:
     from custom.summary import count_flops
 
