@@ -113,8 +113,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{result['machine']['processor']}, {result['machine']['threads']} threads, torch {result['machine']['torch']}"
         f", {result['device']}; commit {result['commit']}. Random weights. Extra memory: what a part needed beyond "
         f"what was held before it, {_memory_method(result['device'])}. TFLOP: convolutions and matrix products. The "
-        "rate of convolution was measured before and after each part (the mean is shown); ratios are of seconds times "
-        "rate.",
+        "rate of convolution was measured before and after each part (the mean is shown); ratios to MONAI's parts and "
+        "of targets are of seconds times rate, those of whole loops of seconds.",
         "",
         *table(("mark", "wanted", "found", "met"), [(*m[:3], _verdict(m.met)) for m in result["marks"]]),
     ]

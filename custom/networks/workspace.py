@@ -34,15 +34,14 @@ class Workspace:
         h, w, d = spatial
         size = channels * h * w * d
         fitting = [storage for storage in self._free if storage.nbytes() >= size * dtype.itemsize]
-        if fitting:
-            storage = min(fitting, key=lambda storage: storage.nbytes())
-            self._free = [other for other in self._free if other is not storage]
-        else:
-            self._free = []  # too small for what comes now, so too small for most that comes later
-            with torch.inference_mode(False):  # so that it may be written to in any mode
-                storage = torch.empty(size, dtype=dtype, device=like.device).untyped_storage()
         strides = (size, 1, channels * w * d, channels * d, channels)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # so that it may be written to in any mode
+            if fitting:
+                storage = min(fitting, key=lambda storage: storage.nbytes())
+                self._free = [other for other in self._free if other is not storage]
+            else:
+                self._free = []  # too small for what comes now, so too small for most that comes later
+                storage = torch.empty(size, dtype=dtype, device=like.device).untyped_storage()
             return torch.empty(0, dtype=dtype, device=like.device).set_(storage, 0, (1, channels, h, w, d), strides)
 
     def give(self, tensor: Tensor) -> None:
