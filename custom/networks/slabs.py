@@ -18,21 +18,15 @@ from monai.networks.blocks import Convolution, UpSample
 from monai.networks.nets.autoencoderkl import AEKLDownsample, AEKLResBlock
 from torch import Tensor, nn
 
+from custom.networks.convolution import CHANNELS_LAST, SlabConvolution, channels_last, folded_kernel, with_zeros
 from custom.networks.workspace import Workspace, current_workspace
 
-__all__ = ["forward_alone", "run_blocks", "upsample"]
+__all__ = ["run_blocks"]
 
 # on a CPU 16 MB in float32 (64 channels of 192 × 144 voxels: 2 planes): what is larger than 32 MB the C library returns
 # to the system when it is freed, and has to fetch anew for the next slab; a GPU prefers few slabs
 SLAB_ELEMENTS_CPU = 2**22
 SLAB_ELEMENTS_GPU = 2**26
-CHANNELS_LAST = torch.channels_last_3d
-
-
-def forward_alone(x: Tensor) -> bool:
-    """Whether ``x`` needs neither gradients nor a record of the modules' operations, so that what is here may run."""
-    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or x.is_meta
-    return not torch.is_grad_enabled() and not recorded
 
 
 class _Map(NamedTuple):
@@ -103,7 +97,7 @@ class _Run(NamedTuple):
             if isinstance(block, nn.SiLU) and prepare is not None:
                 prepare = prepare._replace(silu=True)
                 continue
-            before, current = current, self.block(block, _channels_last(x) if current is None else current, prepare)
+            before, current = current, self.block(block, channels_last(x) if current is None else current, prepare)
             prepare = None
             if before is not None and before.values is not current.values:
                 self.memory.give(before.values)
@@ -139,11 +133,11 @@ class _Run(NamedTuple):
     ) -> _Map:
         """``conv(prepare(x))`` for a stride of 1, added to ``into`` where given, which is overwritten."""
         result = self._result(x, conv, x.shape[2:]) if into is None else into
-        planes, statistics = self._planes(x, max(x.shape[1], conv.out_channels)), _Statistics()
-        weight = conv.weight.contiguous(memory_format=CHANNELS_LAST)
-        for start, stop, slab in self._slabs(x, planes, conv.kernel_size[0] // 2, prepare):
-            part, rows = _convolve_planes(slab, weight, conv.bias), result[:, :, start:stop]
-            rows.copy_(part) if into is None else rows.add_(part)
+        convolution, statistics = SlabConvolution.of(x, conv.weight, conv.bias, self.memory), _Statistics()
+        edges = convolution.edges(x.shape[2], self._planes(x, max(x.shape[1], conv.out_channels)))
+        for start, stop, slab in self._slabs(x, edges, conv.kernel_size[0] // 2, prepare):
+            rows = result[:, :, start:stop]
+            convolution.write(slab, rows, add=into is not None)
             statistics.add(rows)
         return statistics.of(result)
 
@@ -151,8 +145,9 @@ class _Run(NamedTuple):
         """``conv`` of ``x`` at twice the size, as one transposed convolution."""
         result = self._result(x, conv, [2 * n for n in x.shape[2:]])
         planes, statistics = self._planes(x, 8 * conv.out_channels), _Statistics()
-        kernel = _folded(conv.weight)
-        for start, stop, slab in self._slabs(x, planes, 1, None):
+        kernel = folded_kernel(conv.weight)
+        edges = [(start, min(start + planes, x.shape[2])) for start in range(0, x.shape[2], planes)]
+        for start, stop, slab in self._slabs(x, edges, 1, None):
             rows = result[:, :, 2 * start : 2 * stop]
             rows.copy_(F.conv_transpose3d(slab, kernel, conv.bias, stride=2, padding=(3, 1, 1)))
             statistics.add(rows)
@@ -177,19 +172,19 @@ class _Run(NamedTuple):
         return statistics.of(result)
 
     def _slabs(
-        self, x: Tensor, planes: int, radius: int, prepare: _Normalization | None
+        self, x: Tensor, edges: Sequence[tuple[int, int]], radius: int, prepare: _Normalization | None
     ) -> Iterator[tuple[int, int, Tensor]]:
         """``(start, stop, slab)``: prepared planes from ``start - radius`` to ``stop + radius``, zeros outside ``x``.
 
         A slab is to be used before the next one is asked for.
         """
         height, halo = x.shape[2], 2 * radius
-        edges = [(start, min(start + planes, height)) for start in range(0, height, planes)]
         if prepare is None:
             for start, stop in edges:
-                yield start, stop, _with_zeros(x, start - radius, stop + radius)
+                yield start, stop, with_zeros(x, start - radius, stop + radius)
             return
-        slab = self.memory.take(x, x.shape[1], (planes + halo, *x.shape[3:]))
+        slab = self.memory.take(x, x.shape[1], (max(stop - start for start, stop in edges) + halo, *x.shape[3:]))
+        planes = 0
         for start, stop in edges:
             if start == 0:
                 slab[:, :, :radius].zero_()
@@ -198,6 +193,7 @@ class _Run(NamedTuple):
                 kept = slab[:, :, planes : planes + halo]
                 slab[:, :, :halo].copy_(kept.clone() if planes < halo else kept)
                 known = halo
+            planes = stop - start
             first = start - radius
             end = max(min(stop + radius, height) - first, known)
             prepare.write(x[:, :, first + known : first + end], slab[:, :, known:end])
@@ -212,30 +208,6 @@ class _Run(NamedTuple):
 
     def _planes(self, x: Tensor, channels: int) -> int:
         return min(x.shape[2], max(1, self.slab_elements // (channels * x.shape[3] * x.shape[4])))
-
-
-def upsample(modules: nn.Sequential, x: Tensor) -> Tensor:
-    """``modules``, nearest upsampling by 2 and a 3³ convolution; one transposed convolution where that is allowed."""
-    if not forward_alone(x):
-        return modules(x)
-    return F.conv_transpose3d(x, _folded(modules[1].weight), modules[1].bias, stride=2, padding=1)
-
-
-def _folded(weight: Tensor) -> Tensor:
-    """Kernel (in, out, 4, 4, 4) of the transposed convolution that is nearest upsampling, then ``weight``."""
-    flipped = weight.flip(2, 3, 4)
-    kernel = sum(F.pad(flipped, (c, 1 - c, b, 1 - b, a, 1 - a)) for a in range(2) for b in range(2) for c in range(2))
-    return kernel.transpose(0, 1)
-
-
-def _convolve_planes(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolution with padding but along the planes."""
-    size, padding = weight.shape[2], weight.shape[3] // 2
-    if slab.shape[1] > 1:
-        return F.conv3d(slab, weight, bias, padding=(0, padding, padding))
-    # PyTorch has no fast kernel for a few planes of one channel, but for many: a batch of planes with their neighbours
-    batch = slab.unfold(2, size, 1)[0].permute(1, 0, 4, 2, 3)
-    return F.conv3d(_channels_last(batch), weight, bias, padding=(0, padding, padding)).transpose(0, 2)
 
 
 class _Statistics:
@@ -256,17 +228,3 @@ class _Statistics:
         means, variances = torch.stack(means), torch.stack(variances)
         mean = (weight * means).sum(dim=0)
         return _Map(values, mean, (weight * (variances + (means - mean).square())).sum(dim=0))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """``x`` with its channels last in memory, by its strides also where there is one channel alone."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _with_zeros(x: Tensor, start: int, stop: int) -> Tensor:
-    """The planes from ``start`` to ``stop``; those outside of ``x`` are zeros."""
-    lower, upper = max(start, 0), min(stop, x.shape[2])
-    slab = x[:, :, lower:upper]
-    if (lower, upper) == (start, stop):
-        return slab
-    return F.pad(slab, (0, 0, 0, 0, lower - start, stop - upper))

@@ -9,8 +9,9 @@ from monai.networks.blocks import Convolution
 from monai.networks.nets.autoencoderkl import Decoder, Encoder
 from torch import Tensor, nn
 
-from custom.networks import slabs
+from custom.networks.convolution import forward_alone
 from custom.networks.quantizer import Quantized, VectorQuantizer
+from custom.networks.slabs import run_blocks
 from custom.networks.wavelet import HaarTransform
 
 __all__ = ["VQGAN", "KLBottleneck"]
@@ -112,7 +113,7 @@ class VQGAN(nn.Module):
         x = self.haar(image)
         if torch.jit.is_scripting():
             return self.quant_conv(self.encoder(x))
-        return self.quant_conv(slabs.run_blocks(self.encoder.blocks, x) if slabs.forward_alone(x) else self.encoder(x))
+        return self.quant_conv(run_blocks(self.encoder.blocks, x) if forward_alone(x) else self.encoder(x))
 
     def quantize(self, latent: Tensor) -> Quantized:
         """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent."""
@@ -123,9 +124,7 @@ class VQGAN(nn.Module):
         x = self.post_quant_conv(latent)
         if torch.jit.is_scripting():
             return self.haar.inverse(self.decoder(x))
-        return self.haar.inverse(
-            slabs.run_blocks(self.decoder.blocks, x) if slabs.forward_alone(x) else self.decoder(x)
-        )
+        return self.haar.inverse(run_blocks(self.decoder.blocks, x) if forward_alone(x) else self.decoder(x))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction of ``image`` and what the bottleneck made of it."""

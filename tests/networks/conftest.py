@@ -60,7 +60,11 @@ def check_script() -> Callable[..., None]:
         module.eval()
         script = torch.jit.script(module)
         with torch.no_grad(), torch.jit.optimized_execution(False):
-            torch.testing.assert_close(script(*args), module(*args))
+            expected = module(*args)
+            results = expected if isinstance(expected, tuple) else (expected,)
+            # convolutions outside of scripts sum in another order: some roundings of the largest value
+            tolerance = 5e-6 * max(float(result.abs().max()) for result in results)
+            torch.testing.assert_close(script(*args), expected, rtol=1e-5, atol=tolerance)
 
     return check
 

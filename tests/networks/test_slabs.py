@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from custom.networks import VQGAN
-from custom.networks.slabs import run_blocks, upsample
+from custom.networks.slabs import run_blocks
 from custom.networks.workspace import shared_workspace
 
 LATENT = (2, 4, 5, 6, 4)
@@ -80,10 +80,13 @@ def test_largest_temporary_is_bounded(autoencoder: VQGAN, largest_result) -> Non
 
 
 def test_small_volumes_take_little_memory(autoencoder: VQGAN, largest_result) -> None:
-    """However large a slab may be, it is a plane, row and column larger on either side than its map at most."""
+    """However large a slab may be, it is a plane, row and column larger on either side than its map at most.
+
+    A small map may be held three times over: each plane with its neighbours.
+    """
     with largest_result:
         run_blocks(autoencoder.encoder.blocks, torch.randn(1, *IMAGE[1:]))
-    assert largest_result.elements <= 8 * (IMAGE[2] + 2) * (IMAGE[3] + 2) * (IMAGE[4] + 2)
+    assert largest_result.elements <= 3 * 8 * (IMAGE[2] + 2) * (IMAGE[3] + 2) * (IMAGE[4] + 2)
 
 
 def test_less_arithmetic_than_the_modules(autoencoder: VQGAN) -> None:
@@ -120,16 +123,6 @@ def test_with_gradients_the_modules_run(autoencoder: VQGAN) -> None:
 def test_other_blocks_are_refused() -> None:
     with pytest.raises(TypeError, match="expected a block of MONAI's Encoder or Decoder"):
         run_blocks([nn.Linear(2, 2)], torch.zeros(1, 1, 2, 2, 2))
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-def test_upsampling_and_convolution_in_one(memory_format: torch.memory_format) -> None:
-    modules = nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv3d(6, 4, 3, padding=1))
-    x = torch.randn(2, 6, 3, 5, 4).contiguous(memory_format=memory_format)
-    with torch.no_grad():
-        # sums of at most eight kernel values each, in another order
-        torch.testing.assert_close(upsample(modules, x), modules(x), rtol=1e-5, atol=1e-5)
-    assert upsample(modules, x).requires_grad
 
 
 @pytest.mark.parametrize("size", [1, 2])
