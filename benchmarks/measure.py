@@ -21,20 +21,33 @@ Result = TypeVar("Result")
 RATE_CHANNELS = (64, 128)
 RATE_EDGE = 48
 RATE_REPEATS = 3
+# a part that takes less is run again: one short run says more of the moment than of the part
+ENOUGH_SECONDS = 1.0
+MOST_RUNS = 20
 
 
 class Measured(NamedTuple):
-    """Seconds of one run, MiB that it needed beyond what was held before, and the machine's TFLOP/s around it."""
+    """What a part cost.
+
+    Attributes:
+        seconds: of one run.
+        memory: MiB that it needed beyond what was held before.
+        rate: the machine's TFLOP/s of convolution around it.
+        peak: MiB in all.
+    """
 
     seconds: float
     memory: float
     rate: float = math.nan
+    peak: float = math.nan
 
 
 def measured(
     part: Callable[[], Result], device: torch.device, *, repeats: int = 1, rate: Callable[[], float] | None = None
 ) -> tuple[Result, Measured]:
-    """The result of ``part`` and what it cost: the fastest of ``repeats`` runs, and the memory of the first.
+    """The result of ``part`` and what it cost: seconds of its fastest run, memory of the first.
+
+    It runs ``repeats`` times, and again until all runs together have taken a second.
 
     A machine shared with others changes its speed from one minute to the next: ``rate`` (a ``ConvolutionRate``) is
     measured before and after the part, and the mean belongs to its seconds.
@@ -48,12 +61,12 @@ def measured(
     with meter():
         result = part()
     first, seconds = meter.last, [meter.last.seconds]
-    for _ in range(repeats - 1):
+    while len(seconds) < repeats or (sum(seconds) < ENOUGH_SECONDS and len(seconds) < MOST_RUNS):
         with meter():
             part()
         seconds.append(meter.last.seconds)
     around = (before + rate()) / 2 if rate else math.nan
-    return result, Measured(min(seconds), max(0.0, first.memory - held), around)
+    return result, Measured(min(seconds), max(0.0, first.memory - held), around, first.memory)
 
 
 def work_ratio(one: Any, other: Any) -> float:

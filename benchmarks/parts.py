@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -11,16 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.measure import ConvolutionRate, Measured, autocast, measured
 from custom.networks import LatentTranslator
 from custom.networks.diffusion import draw_noise
 from custom.summary import count_flops
 
-__all__ = ["NETWORK_PARTS", "Part", "executed_tflop", "measure_parts", "total_seconds"]
+__all__ = ["NETWORK_PARTS", "Part", "arithmetic", "measure_parts", "total_seconds"]
 
 NETWORK_PARTS = ("encode", "quantise", "MS-SPADE", "step", "decode", "detail")
-COUNTED_EDGE = 32
 TARGET = 0
 
 
@@ -31,7 +30,8 @@ class Part(NamedTuple):
         name: of the part.
         seconds: that it took.
         memory: MiB beyond what was held before.
-        tflop: arithmetic that is executed; 0 where it is not counted.
+        tflop: arithmetic of the plain modules; 0 where it is not counted.
+        executed: what is left of it where multiplications are saved.
         rate: the machine's TFLOP/s of convolution around it.
     """
 
@@ -39,6 +39,7 @@ class Part(NamedTuple):
     seconds: float
     memory: float
     tflop: float
+    executed: float
     rate: float
 
 
@@ -78,9 +79,8 @@ def measure_parts(
         del parts["detail"]
     rows, rate = [], ConvolutionRate(device, amp=amp)
     for name, part in parts.items():
-        repeats = 2 if name in ("quantise", "MS-SPADE", "step") else 1
         with autocast(device, amp):
-            kept[name], cost = measured(part, device, repeats=repeats, rate=rate)
+            kept[name], cost = measured(part, device, rate=rate)
         if name == "preprocess":
             kept["image"] = kept[name]["image"].as_tensor()[None].to(device)
         if name == "quantise":
@@ -88,7 +88,7 @@ def measure_parts(
         if name in ("decode", "detail"):
             like = kept["preprocess"]["image"]
             kept["pred"] = like.clone().copy_(kept[name][0].float().clamp(-1, 1).cpu())
-        rows.append(_part(name, cost, network, kept))
+        rows.append(_part(name, cost, network, kept, amp=amp))
     return rows, kept
 
 
@@ -97,30 +97,31 @@ def total_seconds(parts: list[Part], steps: int) -> float:
     return sum(part.seconds * (steps if part.name == "step" else 1) for part in parts)
 
 
-def _part(name: str, cost: Measured, network: LatentTranslator, kept: dict[str, Any]) -> Part:
-    tflop = executed_tflop(network, name, tuple(kept["image"].shape[2:])) if name in NETWORK_PARTS else 0.0
-    return Part(name, cost.seconds, cost.memory, tflop, cost.rate)
+def _part(name: str, cost: Measured, network: LatentTranslator, kept: dict[str, Any], *, amp: bool) -> Part:
+    plain = executed = 0.0
+    if name in NETWORK_PARTS:
+        plain, executed = arithmetic(network, name, tuple(kept["image"].shape[2:]), amp=amp)
+    return Part(name, cost.seconds, cost.memory, plain, executed, cost.rate)
 
 
 @torch.no_grad()
-def executed_tflop(network: LatentTranslator, name: str, size: tuple[int, ...]) -> float:
-    """TFLOP of the convolutions and matrix products that a part executes on a volume of ``size``.
+def arithmetic(
+    network: LatentTranslator, name: str, size: tuple[int, ...], *, amp: bool = False
+) -> tuple[float, float]:
+    """TFLOP of a part on a volume of ``size``: of the plain modules, and executed.
 
-    Encoder, decoder and codebook are convolutional: they are counted on a small volume and scaled by the voxels. The
-    others, whose attention is not, are counted without data at the full size, where the plain modules run; what the
-    UNet saves against them, which is convolutional, is counted on the small volume.
+    Convolutions and matrix products are counted, without data.
     """
-    edge = max(COUNTED_EDGE, network.spatial_divisor)
-    scale = math.prod(size) / edge**3
-    little = _count(network, name, (edge, edge, edge))
-    if name in ("encode", "quantise", "decode", "detail"):
-        return scale * little / 1e12
-    plain = _without_data(network)
-    saved = _count(plain, name, (edge, edge, edge)) - little
-    return (_count(plain, name, size) - scale * saved) / 1e12
+    device = next(network.parameters()).device
+    with FakeTensorMode(allow_non_fake_inputs=True), autocast(device, amp):
+        executed = _count(network, name, size)
+    if name == "quantise":
+        return executed, executed
+    # shortcuts are not taken where operations are recorded, as on this device
+    return _count(_without_data(network), name, size), executed
 
 
-def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> int:
+def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> float:
     autoencoder, device = network.autoencoder, next(network.parameters()).device
     image = torch.zeros(1, 1, *size, device=device)
     latent = torch.zeros(1, autoencoder.embedding_dim, *(n // autoencoder.downsampling for n in size), device=device)
@@ -133,7 +134,7 @@ def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> int:
         "decode": lambda: network.decode(latent),
         "detail": lambda: network.detail(image, image, index),
     }
-    return count_flops(parts[name])
+    return count_flops(parts[name]) / 1e12
 
 
 def _without_data(network: LatentTranslator) -> LatentTranslator:

@@ -28,11 +28,15 @@ class Mark(NamedTuple):
     met: bool | None
 
 
-def share(parts: Sequence[Part], steps: int, names: Iterable[str] = SHARED) -> float:
-    """Executed TFLOP of the named parts over what the machine could have convolved in the same time."""
+def share(parts: Sequence[Part], steps: int, names: Iterable[str] = SHARED, *, executed: bool = False) -> float:
+    """Arithmetic of the named parts over what the machine could have convolved in the same time.
+
+    That of the plain modules, or what is executed of it.
+    """
     chosen = [(part, steps if part.name == "step" else 1) for part in parts if part.name in names]
     possible = sum(part.seconds * part.rate * times for part, times in chosen)
-    return sum(part.tflop * times for part, times in chosen) / possible if possible else math.nan
+    done = sum((part.executed if executed else part.tflop) * times for part, times in chosen)
+    return done / possible if possible else math.nan
 
 
 def marks(result: Mapping[str, Any]) -> list[Mark]:
@@ -53,9 +57,10 @@ def marks(result: Mapping[str, Any]) -> list[Mark]:
             wanted = f"≤ {limit} GB ({_precision(whole.amp)})"
             found.append(Mark("peak memory of one translation", wanted, f"{peak:.2f} GB", peak <= limit))
     for precision, rows in parts.items():
-        reached = share(rows, steps)
+        reached, executed = share(rows, steps), share(rows, steps, executed=True)
         name = f"share of the convolution rate, encode + steps + decode, {precision}"
         found.append(Mark(name, "≥ 0.75", f"{reached:.2f}", reached >= 0.75))
+        found.append(Mark(f"the same, of executed arithmetic, {precision}", "", f"{executed:.2f}", None))
     found += _targets(result["whole"])
     if result["scaling"] is not None:
         exponent = result["scaling"].exponent
@@ -112,7 +117,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         f"{result['machine']['processor']}, {result['machine']['threads']} threads, torch {result['machine']['torch']}"
         f", {result['device']}; commit {result['commit']}. Random weights. Extra memory: what a part needed beyond "
-        f"what was held before it, {_memory_method(result['device'])}. TFLOP: convolutions and matrix products. The "
+        f"what was held before it, {_memory_method(result['device'])}. TFLOP: convolutions and matrix products of the "
+        "plain modules, and what is executed of them. Shares are the plain modules' TFLOP over seconds times rate. The "
         "rate of convolution was measured before and after each part (the mean is shown); ratios to MONAI's parts and "
         "of targets are of seconds times rate, those of whole loops of seconds.",
         "",
@@ -141,15 +147,15 @@ def _parts(parts: Sequence[Part], steps: int) -> list[str]:
             part.name,
             f"{part.seconds:.2f}",
             f"{part.memory:.0f}",
-            f"{part.tflop:.3f}" if part.tflop else "",
+            *(f"{tflop:.3f}" if part.tflop else "" for tflop in (part.tflop, part.executed)),
             f"{part.rate:.3f}",
             f"{part.tflop / part.seconds / part.rate:.2f}" if part.tflop else "",
         )
         for part in parts
     ]
-    head = ("part", "seconds", "extra MiB", "TFLOP", RATE, "share of the rate")
+    head = ("part", "seconds", "extra MiB", "TFLOP", "executed", RATE, "share of the rate")
     total, reached = f"{total_seconds(parts, steps):.2f}", f"{share(parts, steps, NETWORK_PARTS):.2f}"
-    return table(head, [*rows, (f"all, {steps} steps", total, "", "", "", reached)])
+    return table(head, [*rows, (f"all, {steps} steps", total, "", "", "", "", reached)])
 
 
 def _stock(parts: Sequence[Part], rows: Sequence[Comparison], result: Mapping[str, Any]) -> list[str]:

@@ -39,8 +39,7 @@ def measure_scaling(
     costs = []
     for size in sizes:
         image = torch.rand(1, 1, *size, device=device) * 2 - 1
-        repeats = 3 if math.prod(size) < 10**6 else 1
-        _, cost = measured(lambda image=image: inferer(image, network), device, repeats=repeats, rate=rate)
+        _, cost = measured(lambda image=image: inferer(image, network), device, rate=rate)
         costs.append(cost)
     work = np.log([cost.seconds * cost.rate for cost in costs])
     slope, _ = np.polyfit(np.log([math.prod(size) for size in sizes]), work, 1)

@@ -110,6 +110,6 @@ def _loop(step: Comparison, noise: torch.Tensor, device: torch.device, rate: Con
     scheduler.set_timesteps(max(LOOP_LENGTHS))
     time = int(scheduler.timesteps[1])
     row = _row("scheduler", lambda: scheduler.step(noise, time, noise), device, rate, repeats=TIMED_STEPS)
-    remark = f"a step of the DDIMScheduler loop, timed over {TIMED_STEPS} steps"
+    remark = f"a step of the DDIMScheduler loop, timed over {TIMED_STEPS} steps or more"
     memory = max(step.memory, row.memory)
     return Comparison("loop step", step.seconds + row.seconds, memory, step.tflop, step.rate, remark)

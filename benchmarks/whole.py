@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.measure import ConvolutionRate
+from benchmarks.measure import ConvolutionRate, measured
 from benchmarks.subject import make_network, read_config, write_head
-from custom.engines.cost import Meter
 from custom.inferers import TranslationInferer
 
 __all__ = ["Whole", "translate_in_fresh_process"]
@@ -67,12 +66,8 @@ def translate(
 
         run(write_head(Path(folder) / "small.nii.gz", (network.spatial_divisor,) * 3))
         image = write_head(Path(folder) / "head.nii.gz", tuple(size))
-        meter, rate = Meter(network, where), ConvolutionRate(where, amp=amp)
-        before = rate()
-        with meter():
-            run(image)
-        around = (before + rate()) / 2
-        return Whole(meter.last.seconds, meter.last.memory, len(targets), amp, steps, around)
+        _, cost = measured(lambda: run(image), where, rate=ConvolutionRate(where, amp=amp))
+        return Whole(cost.seconds, cost.peak, len(targets), amp, steps, cost.rate)
 
 
 if __name__ == "__main__":

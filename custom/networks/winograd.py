@@ -30,7 +30,7 @@ MIN_CHANNELS = 16
 MIN_WORK = 2**24
 
 
-def _matrices() -> tuple[Tensor, Tensor, Tensor]:
+def _matrices() -> tuple[list[list[float]], ...]:
     """Transforms (SIZE, SIZE) of the input, (SIZE, 3) of the kernel and (TILE, SIZE) of the result."""
     others = [[q for q in POINTS if q != p] for p in POINTS]
     data = np.zeros((SIZE, SIZE))
@@ -39,7 +39,7 @@ def _matrices() -> tuple[Tensor, Tensor, Tensor]:
     scales = [math.prod(p - q for q in roots) for p, roots in zip(POINTS, others, strict=True)]
     kernel = np.vstack([np.vander(POINTS, 3, increasing=True) / np.array(scales)[:, None], [0, 0, 1]])
     result = np.vstack([np.vander(POINTS, TILE, increasing=True), [0, 0, 0, 1]]).T
-    return tuple(torch.tensor(matrix.tolist()) for matrix in (data, kernel, result))
+    return data.tolist(), kernel.tolist(), result.tolist()
 
 
 DATA, KERNEL, RESULT = _matrices()
@@ -62,7 +62,7 @@ def plane_kernels(weight: Tensor) -> list[Tensor]:
     """The SIZE kernels (O, C, 3, 3) of the 2D convolutions for ``weight`` (O, C, 3, 3, 3)."""
     last = weight.permute(2, 0, 3, 4, 1).reshape(3, -1)
     shape = (SIZE, weight.shape[0], 3, 3, weight.shape[1])
-    return list((KERNEL @ last).view(shape).movedim(-1, 2))
+    return list((last.new_tensor(KERNEL) @ last).view(shape).movedim(-1, 2))
 
 
 def convolve_tiles(
@@ -82,8 +82,9 @@ def convolve_tiles(
     transformed = memory.take(slab, slab.shape[1], (SIZE * tiles, *size))
     products = memory.take(slab, out.shape[1], (SIZE * tiles, *size))
     source, data, product, result = (_rows(x) for x in (slab, transformed, products, out))
+    transform, interpolate = slab.new_tensor(DATA), slab.new_tensor(RESULT)
     for tile in range(tiles):
-        torch.mm(DATA, source[TILE * tile : TILE * tile + SIZE], out=data[tile::tiles])
+        torch.mm(transform, source[TILE * tile : TILE * tile + SIZE], out=data[tile::tiles])
     images = zip(transformed[0].split(tiles, dim=1), products[0].split(tiles, dim=1), kernels, strict=True)
     for index, (before, after, kernel) in enumerate(images):
         planes = F.conv2d(before.transpose(0, 1), kernel, bias if index == 0 else None, padding=1)
@@ -91,9 +92,9 @@ def convolve_tiles(
     for tile in range(tiles):
         planes = result[TILE * tile : TILE * (tile + 1)]
         if add:
-            planes.addmm_(RESULT, product[tile::tiles])
+            planes.addmm_(interpolate, product[tile::tiles])
         else:
-            torch.mm(RESULT, product[tile::tiles], out=planes)
+            torch.mm(interpolate, product[tile::tiles], out=planes)
     memory.give(transformed)
     memory.give(products)
 

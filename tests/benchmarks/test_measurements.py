@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from benchmarks import folder, quality
 from benchmarks.__main__ import arguments, few_steps
-from benchmarks.measure import ConvolutionRate, Measured, measured, work_ratio
-from benchmarks.parts import NETWORK_PARTS, executed_tflop, measure_parts
+from benchmarks.measure import MOST_RUNS, ConvolutionRate, Measured, measured, work_ratio
+from benchmarks.parts import NETWORK_PARTS, arithmetic, measure_parts
 from benchmarks.scale import measure_scaling
 from benchmarks.stock import measure_stock, stock_unet
 from benchmarks.subject import make_network, read_config, write_head
 from custom.inferers import TranslationInferer
 from custom.networks import LatentTranslator
+from custom.summary import count_flops
 
 CPU = torch.device("cpu")
 SIZE = (16, 32, 16)
@@ -71,10 +72,29 @@ def test_parts_and_their_stock_twins(network, tmp_path: Path) -> None:
     assert [row.name for row in stock] == ["encode", "quantise", "step", "step", "loop step", "decode"]
 
 
-def test_executed_work_grows_with_the_voxels(network) -> None:
-    for name in ("encode", "quantise", "decode"):
-        once, twice = (executed_tflop(network, name, size) for size in (SIZE, (32, 32, 16)))
-        assert twice == pytest.approx(2 * once)
+@pytest.mark.parametrize("name", ["encode", "quantise", "decode"])
+def test_arithmetic_grows_with_the_voxels(network, name: str) -> None:
+    once, twice = (arithmetic(network, name, size)[0] for size in ((32, 32, 32), (64, 32, 32)))
+    assert twice == pytest.approx(2 * once)
+
+
+@pytest.mark.parametrize("name", ["MS-SPADE", "decode"])
+def test_executed_arithmetic_is_that_of_a_run(network, name: str) -> None:
+    size = (64, 64, 64)  # large enough for fewer multiplications
+    plain, executed = arithmetic(network, name, size)
+    latent = torch.zeros(1, network.autoencoder.embedding_dim, *(n // network.autoencoder.downsampling for n in size))
+    target = torch.zeros(1, dtype=torch.long)
+    run = {"MS-SPADE": lambda: network.transfer(latent, target), "decode": lambda: network.decode(latent)}[name]
+    with torch.no_grad():
+        assert executed == pytest.approx(count_flops(run) / 1e12)
+    assert executed < 0.9 * plain
+    assert plain == pytest.approx(count_flops(lambda: torch.enable_grad()(run)()) / 1e12)
+
+
+def test_short_parts_run_again() -> None:
+    runs: list[int] = []
+    measured(lambda: runs.append(0), CPU)
+    assert len(runs) == MOST_RUNS
 
 
 def test_stock_unet_has_the_widths_of_the_preset() -> None:
