@@ -59,7 +59,7 @@ def load_result(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def on_paper(result: Mapping[str, Any]) -> str:
-    """What 10,000 subjects cost on 8 GPUs, from the plain modules' work, the share reached here, and the measured I/O."""
+    """What 10,000 subjects cost on 8 GPUs: from the counted work, the share reached here and the measured I/O."""
     precision, steps = result["default_precision"], result["steps"]
     parts = result["parts"][precision]
     work = sum(p.tflop * (steps if p.name == "step" else 1) for p in parts if p.name in NETWORK_PARTS)
