@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from custom.networks import convolution, winograd
+from custom.networks import ConditionalUNet, ReleaseStyleTransfer, convolution, winograd
 from custom.networks.convolution import Conv3d, channels_last, upsample, with_fast_convolutions
 
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -75,6 +77,27 @@ def test_in_torchscript_it_is_the_plain_convolution(tiled: list[int]) -> None:
     with torch.no_grad():
         assert torch.equal(torch.jit.script(conv)(x), F.conv3d(x, conv.weight, conv.bias, padding=1))
     assert not tiled
+
+
+def unet() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    network = ConditionalUNet(16, 4, 3, channels=[16, 32], attention_levels=[False, True], norm_num_groups=4)
+    return network, (torch.randn(1, 16, 8, 8, 8), torch.tensor([3]), torch.tensor([1]))
+
+
+def style_transfer() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    network = ReleaseStyleTransfer(3, 4, width=16, hidden_channels=16)
+    return network, (torch.randn(1, 4, 8, 8, 8), torch.tensor([2]))
+
+
+@pytest.mark.parametrize("make", [unet, style_transfer])
+def test_networks_are_the_same_without_gradients(make: Callable, tiled: list[int], randomize) -> None:
+    network, inputs = make()
+    randomize(network)
+    expected = network(*inputs).detach()
+    assert not tiled
+    with torch.no_grad():
+        assert_near(network(*inputs), expected)
+    assert tiled
 
 
 def test_replaced_in_a_block() -> None:
