@@ -18,6 +18,7 @@ from monai.bundle import ConfigWorkflow
 from torch import Tensor
 from tqdm import tqdm
 
+from custom.ablation import VARIANTS
 from custom.baselines import BACKGROUND, brain_mask
 from custom.data.inputs import FAULT_KEY
 from custom.engines.cost import Cost, Meter
@@ -108,7 +109,7 @@ def steps(
         overrides: values of ``evaluate.json``, such as ``dataset_dir`` or ``ckpt_path``.
 
     Raises:
-        ValueError: for an unknown curve, and where no subject has a pair or none can be read.
+        ValueError: for an unknown curve or model, and where no subject has a pair or none can be read.
         FileNotFoundError: for weights that are missing.
     """
     output = Path(output_dir).expanduser()
@@ -149,8 +150,10 @@ def _workflows(
     else:
         found = []
         for name in [models] if isinstance(models, str) else models:
-            weights = Path(models_dir).expanduser() / name / "model.pt"
-            overlays = [] if name == "ours" else [f"sampling_{name}"]
+            if name not in VARIANTS:
+                raise ValueError(f"models: expected some of {', '.join(VARIANTS)}; found {name}.")
+            weights, overlay = Path(models_dir).expanduser() / name / "model.pt", VARIANTS[name].overlay
+            overlays = [overlay] if overlay else []
             # the overlay names weights of its own, those of the folder count
             found.append((name, bundle_workflow("evaluate", {**values, "ckpt_path": str(weights)}, overlays=overlays)))
     for _, workflow in found:

@@ -180,7 +180,10 @@ def test_command(tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("models", "expected"),
-    [("ours", {"ours": []}), (("ours", "epsilon"), {"ours": [], "epsilon": ["sampling_epsilon"]})],
+    [
+        ("detail", {"detail": []}),
+        (("ours", "epsilon"), {"ours": ["ablation_no_detail"], "epsilon": ["sampling_epsilon"]}),
+    ],
 )
 def test_models_of_an_ablation(tmp_path: Path, monkeypatch, models, expected: dict[str, list[str]]) -> None:
     """Each with the overlay it was trained with and its own weights."""
@@ -198,6 +201,11 @@ def test_models_of_an_ablation(tmp_path: Path, monkeypatch, models, expected: di
     found = custom.steps._workflows(tmp_path, models, {"ckpt_path": "of another model"})
     assert [name for name, _ in found] == list(expected)
     assert made == [(overlays, str(tmp_path / name / "model.pt")) for name, overlays in expected.items()]
+
+
+def test_unknown_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"models: expected some of .*rectified_flow; found flow"):
+        steps(tmp_path / "out", models_dir=tmp_path, models="flow")
 
 
 def test_unknown_curve(tmp_path: Path) -> None:
