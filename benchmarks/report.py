@@ -225,7 +225,10 @@ def _small_report(small: Mapping[str, Any]) -> list[str]:
 def _memory_method(device: str) -> str:
     if device.startswith("cuda"):
         return "the allocator's peak"
-    return "the process's peak VmHWM, reset before each part"
+    return (
+        "the process's peak VmHWM, reset before each part; what earlier parts had freed and the process had not yet "
+        "given back counts as held"
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
