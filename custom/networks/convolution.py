@@ -18,6 +18,7 @@ __all__ = [
     "convolve",
     "folded_kernel",
     "forward_alone",
+    "slab_edges",
     "upsample",
     "with_fast_convolutions",
     "with_zeros",
@@ -91,7 +92,7 @@ class SlabConvolution(NamedTuple):
     """A convolution that is applied to a map slab by slab.
 
     Attributes:
-        weight: (O, C, k, k, k), channels last in memory.
+        weight: (O, C, k, k, k); channels last in memory where all slabs are convolved with it.
         bias: (O,).
         plane_kernels: for Winograd's method; none for the plain sum.
         memory: for the transforms.
@@ -105,14 +106,17 @@ class SlabConvolution(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, weight: Tensor, bias: Tensor | None, memory: Workspace) -> SlabConvolution:
         """For slabs of ``x`` (B, C, h, w, d)."""
-        kernels = winograd.plane_kernels(weight) if winograd.pays(x, weight) else None
-        return cls(weight.contiguous(memory_format=CHANNELS_LAST), bias, kernels, memory)
+        if winograd.pays(x, weight):
+            return cls(weight, bias, winograd.plane_kernels(weight), memory)
+        return cls(weight.contiguous(memory_format=CHANNELS_LAST), bias, None, memory)
 
     def edges(self, height: int, planes: int) -> list[tuple[int, int]]:
         """Where slabs of about ``planes`` planes start and stop in a map of ``height`` planes."""
-        tile = winograd.TILE if self.plane_kernels else 1
-        planes, whole = max(tile, planes // tile * tile), height // tile * tile
-        edges = [(start, min(start + planes, whole)) for start in range(0, whole, planes)]
+        if self.plane_kernels is None:
+            return slab_edges(height, planes)
+        # what is left of the last tile is a slab of its own
+        whole, tile = height // winograd.TILE * winograd.TILE, winograd.TILE
+        edges = slab_edges(whole, max(tile, planes // tile * tile))
         return edges if whole == height else [*edges, (whole, height)]
 
     def write(self, slab: Tensor, out: Tensor, *, add: bool = False) -> None:
@@ -122,6 +126,11 @@ class SlabConvolution(NamedTuple):
             return
         result = _convolve_planes(slab, self.weight, self.bias)
         out.add_(result) if add else out.copy_(result)
+
+
+def slab_edges(height: int, planes: int) -> list[tuple[int, int]]:
+    """Where slabs of at most ``planes`` planes start and stop in a map of ``height`` planes."""
+    return [(start, min(start + planes, height)) for start in range(0, height, planes)]
 
 
 def _convolve_planes(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

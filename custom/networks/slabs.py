@@ -18,7 +18,14 @@ from monai.networks.blocks import Convolution, UpSample
 from monai.networks.nets.autoencoderkl import AEKLDownsample, AEKLResBlock
 from torch import Tensor, nn
 
-from custom.networks.convolution import CHANNELS_LAST, SlabConvolution, channels_last, folded_kernel, with_zeros
+from custom.networks.convolution import (
+    CHANNELS_LAST,
+    SlabConvolution,
+    channels_last,
+    folded_kernel,
+    slab_edges,
+    with_zeros,
+)
 from custom.networks.workspace import Workspace, current_workspace
 
 __all__ = ["run_blocks"]
@@ -146,8 +153,7 @@ class _Run(NamedTuple):
         result = self._result(x, conv, [2 * n for n in x.shape[2:]])
         planes, statistics = self._planes(x, 8 * conv.out_channels), _Statistics()
         kernel = folded_kernel(conv.weight)
-        edges = [(start, min(start + planes, x.shape[2])) for start in range(0, x.shape[2], planes)]
-        for start, stop, slab in self._slabs(x, edges, 1, None):
+        for start, stop, slab in self._slabs(x, slab_edges(x.shape[2], planes), 1, None):
             rows = result[:, :, 2 * start : 2 * stop]
             rows.copy_(F.conv_transpose3d(slab, kernel, conv.bias, stride=2, padding=(3, 1, 1)))
             statistics.add(rows)
@@ -160,8 +166,7 @@ class _Run(NamedTuple):
         planes, statistics = max(1, self._planes(x, channels) // 2), _Statistics()
         weight = conv.weight.contiguous(memory_format=CHANNELS_LAST)
         slab = self.memory.take(x, channels, (2 * planes + 1, width + 1, depth + 1)).zero_()
-        for start in range(0, height // 2, planes):
-            stop = min(start + planes, height // 2)
+        for start, stop in slab_edges(height // 2, planes):
             there = x[:, :, 2 * start : 2 * stop + 1]
             slab[:, :, : there.shape[2], :width, :depth].copy_(there)
             slab[:, :, there.shape[2] :].zero_()
