@@ -51,10 +51,10 @@ def test_volume_and_spacing_of_a_tensor(head):
 
 def test_translation_grid(tmp_path, head):
     names = ("t1", "t2", "flair")
-    slices = {(s, t): slices.axial(head, 9) for s in names for t in names if (s, t) != ("t1", "flair")}
+    shown = {(s, t): slices.axial(head, 9) for s in names for t in names if (s, t) != ("t1", "flair")}
     path = tmp_path / "figures" / "grid.png"
     truths = {t: slices.axial(head, 9) for t in names}
-    assert figures.translation_grid(path, slices, truths, title="subject", spacing=(1.0, 2.0)) == path
+    assert figures.translation_grid(path, shown, truths, title="subject", spacing=(1.0, 2.0)) == path
     picture = imread(path)
     assert picture[:5, :5, :3].max() == 0  # black
     assert 0.4 < picture[..., :3].max() <= 1
