@@ -17,10 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.commands.workflows import bundle_workflow
+from custom.data.foreground import foreground_key
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY
 from custom.data.readers import read_volume
 from custom.evaluation import slices
-from custom.evaluation.baselines import brain_mask, copy_source
+from custom.evaluation.baselines import copy_source
 from custom.evaluation.evaluator import NativeGrid, make_reference, unit
 from custom.evaluation.metrics import Reference, bounding_box
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp
@@ -193,7 +194,7 @@ class _Subject:
         if name not in self.truths:
             image, scaled = read_volume(self.files[name]), self.to_native(unit(self.item[name]), name)
             low, high = _scale_of(image[0].as_tensor(), scaled)
-            brain = self.to_native(brain_mask(self.item[name]).float(), name) > 0.5
+            brain = self.to_native(self.item[foreground_key(name)].float(), name) > 0.5
             self.truths[name] = Truth(image, make_reference(self.item, name, self.to_native), low, high, brain)
         return self.truths[name]
 

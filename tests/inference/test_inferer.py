@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 
 from custom.inference.inferer import TranslationInferer
+from custom.networks.diffusion import draw_noise
 from custom.networks.fast import slabs
 from custom.networks.fast.workspace import current_workspace
 
@@ -70,7 +71,7 @@ def test_channels_follow_the_targets(tiny_translator) -> None:
 def test_equals_the_network_itself(tiny_translator) -> None:
     image = images(1)
     with torch.no_grad():
-        noise = tiny_translator.draw_noise(tiny_translator.encode(image), 5)
+        noise = draw_noise(tiny_translator.encode(image), 5)
         expected = tiny_translator(image, torch.tensor([2]), noise).clamp(-1, 1)
     assert torch.allclose(TranslationInferer("t2", seed=5)(image, tiny_translator), expected, atol=1e-6)
 
