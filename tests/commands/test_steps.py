@@ -95,7 +95,6 @@ def test_nothing_is_done_twice(network, subject, monkeypatch) -> None:
 def test_points_equal_the_inferer(network, subject) -> None:
     """Each curve is what a user of that sampler gets."""
     points = run(subject, [Model("m", network)], ALL, seed=3)
-    assert (network.eta, network.strength, network.requantize) == (0.0, 1.0, False)
     image = subject["t1"][None]
     mse = {}
     for curve in ALL:
@@ -110,6 +109,11 @@ def test_points_equal_the_inferer(network, subject) -> None:
     for point in points[1:]:
         expected = -10 * torch.log10(mse[point.sampler, point.steps]).item()
         assert point.psnr == pytest.approx(expected, abs=1e-3), point
+
+
+def test_the_network_s_own_sampler_is_left_as_it_is(network, subject) -> None:
+    run(subject, [Model("m", network)], [Curve("other", (2,), eta=1.0, strength=0.5, requantize=True)])
+    assert (network.eta, network.strength, network.requantize) == (0.0, 1.0, False)
 
 
 def test_evaluations_are_those_of_the_network(network, subject) -> None:
