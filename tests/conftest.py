@@ -11,13 +11,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
+from custom.data.dicom_writer import write_dicom
 from custom.modalities import BRATS_MODALITIES
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
 
@@ -160,7 +160,7 @@ def write_series(tmp_path: Path) -> Callable[..., Path]:
             dataset.PixelData = _dicom_pixels(volume[..., index])
             if edit is not None:
                 edit(dataset, index)
-            pydicom.dcmwrite(folder / f"{(7 * index) % 97:03d}_{index}.dcm", dataset, enforce_file_format=True)
+            write_dicom(folder / f"{(7 * index) % 97:03d}_{index}.dcm", dataset)
         return folder
 
     return write
@@ -201,7 +201,7 @@ def write_enhanced(tmp_path: Path) -> Callable[..., Path]:
         dataset.PixelData = b"".join(_dicom_pixels(volume[..., index]) for index in frames)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        pydicom.dcmwrite(path, dataset, enforce_file_format=True)
+        write_dicom(path, dataset)
         return path
 
     return write

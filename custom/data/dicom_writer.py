@@ -26,8 +26,9 @@ from pydicom.valuerep import DSfloat
 from custom.data.dicom import DicomReader, DicomVolume, Frame, read_geometry
 from custom.files import folder_appearing_whole
 
-__all__ = ["MAXIMUM", "check_dicom_source", "save_synthetic_series"]
+__all__ = ["MAXIMUM", "check_dicom_source", "save_synthetic_series", "write_dicom"]
 
+PYDICOM_2 = int(pydicom.__version_info__[0]) == 2  # which MONAI Label is bound to
 MAXIMUM = 4095  # stored value of an intensity of 1: twelve bits, as scanners store
 BITS = 12
 LONG_STRING = 64  # characters of a LO
@@ -106,7 +107,16 @@ def save_synthetic_series(
         with folder_appearing_whole(folder) as temporary:
             for index, frame in enumerate(geometry.frames):
                 instance = _instance(series, frame, index, stored[..., index])
-                pydicom.dcmwrite(temporary / f"{index + 1:04d}.dcm", instance, enforce_file_format=True)
+                write_dicom(temporary / f"{index + 1:04d}.dcm", instance)
+
+
+def write_dicom(path: str | os.PathLike[str], dataset: Dataset) -> None:
+    """Write a complete DICOM file, explicit VR little endian, by pydicom 2 or 3."""
+    if PYDICOM_2:
+        dataset.is_little_endian, dataset.is_implicit_VR = True, False
+        pydicom.dcmwrite(path, dataset, write_like_original=False)
+    else:
+        pydicom.dcmwrite(path, dataset, enforce_file_format=True)
 
 
 def _series(geometry: DicomVolume, target: str, bundle: str, version: str) -> Dataset:

@@ -1,0 +1,14 @@
+"""A client of MONAI FL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness import Check, Context
+
+__all__ = ["run"]
+
+
+def run(context: Context) -> Iterator[Check]:
+    """Not written yet: it fails."""
+    yield Check("federated", "is written", False, 0.0, "not written yet")
