@@ -61,9 +61,11 @@ def load_stage(
         FileNotFoundError: if the stage before has not been trained, and nothing stands in for it.
         ValueError: if its weights do not fit, see ``load_weights``.
     """
-    weighty = [part for part in parts if network.get_submodule(part).state_dict()]
-    if shipped is None or Path(path).expanduser().is_file() or not Path(shipped).expanduser().is_file():
+    stand_in = not Path(path).expanduser().is_file() and shipped is not None and Path(shipped).expanduser().is_file()
+    if not stand_in:
         require_stage(path, trained_by)
+    weighty = [part for part in parts if network.get_submodule(part).state_dict()]
+    if not stand_in:
         return load_weights(network, path, weighty)
     _load_shipped(network, shipped, weighty, tuple(map(canonical, modalities)), f"{path}: expected {STAGE_BEFORE}")
     logger.warning(
