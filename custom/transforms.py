@@ -14,7 +14,7 @@ from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 from scipy import ndimage
 
-from custom.data.readers import read_volume
+from custom.data.readers import read_volume, volume_of_client
 
 __all__ = [
     "VOLUME_SIZES",
@@ -82,7 +82,8 @@ def source_name(image: Any, key: Hashable) -> str:
 class LoadVolumed(LoadImaged):
     """:func:`custom.data.readers.read_volume` as a dictionary transform.
 
-    It is a ``LoadImaged``, so that clients that hand over arrays instead of paths (MONAI Label) know it.
+    It is a ``LoadImaged``, so that clients know it (MONAI Label). An image that a client hands over in the place of a
+    path (MONAI Deploy) is brought to the same form.
 
     Args:
         keys: keys of paths.
@@ -96,7 +97,8 @@ class LoadVolumed(LoadImaged):
     def __call__(self, data: Mapping[Hashable, Any], reader: None = None) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = read_volume(d[key])
+            given = d[key]
+            d[key] = volume_of_client(given) if isinstance(given, (torch.Tensor, np.ndarray)) else read_volume(given)
         return d
 
 

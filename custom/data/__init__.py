@@ -15,7 +15,7 @@ from custom.data.layouts import LAYOUTS, Layout, discover
 from custom.data.provenance import Provenance, pending_inputs
 from custom.data.readers import read_volume
 from custom.data.sampling import RandModalityd, RandModalityPaird, single_images, translation_pairs
-from custom.data.saver import SaveTranslationsd
+from custom.data.saver import SaveImageTranslationsd
 
 __all__ = [
     "LAYOUTS",
@@ -24,7 +24,7 @@ __all__ = [
     "Provenance",
     "RandModalityPaird",
     "RandModalityd",
-    "SaveTranslationsd",
+    "SaveImageTranslationsd",
     "TolerantDataset",
     "cat_collate",
     "discover",

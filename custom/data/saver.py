@@ -21,7 +21,7 @@ from custom.data.provenance import write_provenance
 from custom.files import appearing_whole
 from custom.modalities import canonical
 
-__all__ = ["SaveTranslationsd", "save_synthetic"]
+__all__ = ["SaveImageTranslationsd", "save_synthetic"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,12 @@ DESCRIPTION_BYTES = 79
 NIFTI_IMAGES = (nib.Nifti1Pair, nib.Nifti2Pair)
 
 
-class SaveTranslationsd(SaveImaged):
+class SaveImageTranslationsd(SaveImaged):
     """Write each channel of a prediction as ``<source>_<target>_synthetic.nii.gz``, or as a folder with a DICOM series.
 
-    It is a ``SaveImaged``, so that clients that drop savers (MONAI Label) drop it too. ``<source>`` is the ``"name"``
-    of the item, as ``inference_inputs`` gives it, or else that of the file.
+    Clients that keep the result themselves drop it with MONAI's own: MONAI Label drops what derives from
+    ``SaveImaged``, MONAI Deploy what has ``SaveImage`` in its name. ``<source>`` is the ``"name"`` of the item, as
+    ``inference_inputs`` gives it, or else that of the file.
 
     Args:
         keys: key of the prediction (K, H, W, D) on the source's grid, with the source's metadata.

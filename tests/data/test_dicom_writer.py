@@ -15,7 +15,7 @@ from custom.data import dicom_writer
 from custom.data.dicom import read_geometry
 from custom.data.dicom_writer import MAXIMUM, save_synthetic_series
 from custom.data.readers import read_volume
-from custom.data.saver import SaveTranslationsd
+from custom.data.saver import SaveImageTranslationsd
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
 
@@ -189,4 +189,4 @@ class TestFaults:
 
     def test_unknown_output_format(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="output_format: expected nifti or dicom; found 'jpeg'"):
-            SaveTranslationsd("pred", tmp_path, "t2", output_format="jpeg")
+            SaveImageTranslationsd("pred", tmp_path, "t2", output_format="jpeg")

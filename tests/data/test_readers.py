@@ -127,7 +127,7 @@ class TestUnstatedOrientation:
         image.header.set_qform(None, 0)
         nib.save(image, tmp_path / "scan.nii")
         read_volume(tmp_path / "scan.nii")
-        assert "scan.nii: the file does not say how its axes lie in the patient" in caplog.text
+        assert "scan.nii: nothing says how its axes lie in the patient" in caplog.text
 
     def test_stated_orientation_is_silent(self, write_volume, tmp_path: Path, caplog) -> None:
         read_volume(write_volume("scan.nii.gz"))
