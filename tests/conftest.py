@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -38,6 +39,22 @@ def make_head(shape: tuple[int, int, int] = (30, 34, 26), seed: int = 0) -> np.n
 def head() -> Callable[..., np.ndarray]:
     """See :func:`make_head`."""
     return make_head
+
+
+class HTTPException(Exception):
+    """As FastAPI's: the only one whose text the server of MONAI Label sends to its client."""
+
+    def __init__(self, status_code: int, detail: str) -> None:
+        super().__init__(status_code, detail)
+        self.status_code, self.detail = status_code, detail
+
+
+@pytest.fixture
+def label_server(monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    """Makes this process pass for the server of MONAI Label; the exception that such a server answers with."""
+    monkeypatch.setitem(sys.modules, "monailabel.app", ModuleType("monailabel.app"))
+    monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=HTTPException))
+    return HTTPException
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from custom.data.layouts import LAYOUTS, Layout, discover
 from custom.data.provenance import Provenance, pending_inputs
 from custom.data.readers import read_volume
 from custom.data.sampling import RandModalityd, RandModalityPaird, single_images, translation_pairs
-from custom.data.saver import SaveImageTranslationsd
+from custom.data.saver import DeclareSyntheticd, SaveImageTranslationsd
 
 __all__ = [
     "LAYOUTS",
+    "DeclareSyntheticd",
     "LatentCache",
     "Layout",
     "Provenance",

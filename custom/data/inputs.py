@@ -28,6 +28,7 @@ __all__ = [
     "TolerantDataset",
     "check_output_format",
     "image_stem",
+    "image_suffix",
     "inference_inputs",
     "translation_name",
 ]
@@ -45,6 +46,12 @@ def image_stem(path: str | os.PathLike) -> str:
     """Name of a file without the suffix of an image, or of a folder: ``"a/b.c.nii.gz"`` → ``"b.c"``."""
     name = Path(path).name
     return next((name[: -len(s)] for s in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES) if name.lower().endswith(s)), name)
+
+
+def image_suffix(path: str | os.PathLike, default: str = ".nii.gz") -> str:
+    """Suffix of an image file, ``"a/b.c.nrrd"`` → ``".nrrd"``; ``default`` for what translations are not written as."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), default)
 
 
 def translation_name(name: str, target: str) -> str:
@@ -88,12 +95,12 @@ def inference_inputs(
         ValueError: for an empty folder, two files whose translations would have one name, no file at all, or a source
             that does not fit the ``output_format``.
     """
-    if image is None or image == "":
+    if image is None:
         image = _held_out(dataset_dir, phantom_dir, modalities)
-    named = [image] if isinstance(image, str | os.PathLike) else list(image)
+    named = list(image) if isinstance(image, list | tuple) else [image]
+    if not named or not all(isinstance(path, str | os.PathLike) and os.fspath(path) for path in named):
+        raise ValueError(f"image: expected a file, a list of files or a folder; found {image!r}. Name a file.")
     places = {file: place for path in named for file, place in _expand(Path(path).expanduser())}
-    if not places:
-        raise ValueError("image: expected a file, a list of files or a folder; found an empty list. Name a file.")
     stems = Counter(map(image_stem, places))
     names: dict[str, Path] = {}
     for file, place in places.items():

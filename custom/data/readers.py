@@ -56,6 +56,8 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
         ValueError: if it cannot be read as an image, or its grid is not known: see ``custom.data.dicom.read_geometry``.
     """
     file = Path(path).expanduser()
+    if os.fspath(path) == "":  # MONAI Label's for an id that it does not know; Path takes it as the working directory
+        raise FileNotFoundError("image: expected a scan; found no file of that name. Correct the name or path.")
     if not file.exists():
         raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
     try:
