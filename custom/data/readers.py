@@ -126,7 +126,7 @@ def _check_affine(affine: np.ndarray, name: str) -> None:
 
 def _warn_of_axes(affine: np.ndarray, name: str, advice: str) -> None:
     logger.warning(
-        "%s: nothing says how its axes lie in the patient; they are taken as %s. %s if left and right, or up and down, "
+        "%s: it does not say how its axes lie in the patient; they are taken as %s. %s if left and right, or up and down, "
         "are exchanged.", name, affine[:3, :3].round(3).tolist(), advice,
     )  # fmt: skip
 

@@ -127,7 +127,7 @@ class TestUnstatedOrientation:
         image.header.set_qform(None, 0)
         nib.save(image, tmp_path / "scan.nii")
         read_volume(tmp_path / "scan.nii")
-        assert "scan.nii: nothing says how its axes lie in the patient" in caplog.text
+        assert "scan.nii: it does not say how its axes lie in the patient" in caplog.text
 
     def test_stated_orientation_is_silent(self, write_volume, tmp_path: Path, caplog) -> None:
         read_volume(write_volume("scan.nii.gz"))
@@ -138,7 +138,7 @@ class TestUnstatedOrientation:
         header = "NRRD0004\ntype: float\ndimension: 3\nsizes: 8 7 5\nspacings: 1 1 2\nencoding: raw\nendian: little\n\n"
         (tmp_path / "scan.nrrd").write_bytes(header.encode() + np.asfortranarray(volume()).tobytes(order="F"))
         read_volume(tmp_path / "scan.nrrd")
-        assert "scan.nrrd: the file does not say" in caplog.text
+        assert "scan.nrrd: it does not say" in caplog.text
 
     def test_flat_grid_is_refused(self, write_volume) -> None:
         path = write_volume("flat.nii", qform=0)
