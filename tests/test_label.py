@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 
-from custom.data import DeclareSyntheticd
+from custom.inference.saver import DeclareSyntheticd
 
 INFERENCE = Path(__file__).resolve().parents[1] / "bundle" / "configs" / "inference.json"
 
@@ -80,7 +80,7 @@ def test_an_unknown_scan_is_not_what_lies_in_the_working_directory(
 
 
 def test_a_fault_of_ours_stays_one(label_server, write_volume: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("custom.transforms.read_volume", lambda path: {}[path])
+    monkeypatch.setattr("custom.data.transforms.read_volume", lambda path: {}[path])
     with pytest.raises(KeyError):
         preprocess(write_volume("scan.nii.gz"))
 

@@ -1,6 +1,6 @@
 """The one way in which volumes are read: NIfTI, NRRD, MetaImage, DICOM series and multi-frame DICOM.
 
-``read_volume(path)`` for a file or a DICOM folder; ``custom.transforms.LoadVolumed`` is the same as a transform.
+``read_volume(path)`` for a file or a DICOM folder; ``custom.data.transforms.LoadVolumed`` is the same as a transform.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from monai.transforms.io.array import switch_endianness
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 
 from custom.data.dicom import DicomReader
-from custom.errors import find_user_error
+from custom.utils.errors import find_user_error
 
 __all__ = ["IMAGE_SUFFIXES", "read_volume", "volume_of_client"]
 
@@ -126,8 +126,8 @@ def _check_affine(affine: np.ndarray, name: str) -> None:
 
 def _warn_of_axes(affine: np.ndarray, name: str, advice: str) -> None:
     logger.warning(
-        "%s: it does not say how its axes lie in the patient; they are taken as %s. %s if left and right, or up and down, "
-        "are exchanged.", name, affine[:3, :3].round(3).tolist(), advice,
+        "%s: it does not say how its axes lie in the patient; they are taken as %s. %s if left and right, or up and "
+        "down, are exchanged.", name, affine[:3, :3].round(3).tolist(), advice,
     )  # fmt: skip
 
 
