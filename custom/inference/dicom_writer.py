@@ -30,6 +30,7 @@ __all__ = ["MAXIMUM", "check_dicom_source", "save_synthetic_series", "write_dico
 
 PYDICOM_2 = int(pydicom.__version_info__[0]) == 2  # which MONAI Label is bound to
 MAXIMUM = 4095  # stored value of an intensity of 1: twelve bits, as scanners store
+SYNTHETIC_DATA = 0x0008001C  # pydicom 2 does not know its name
 BITS = 12
 LONG_STRING = 64  # characters of a LO
 
@@ -166,7 +167,7 @@ def _kept(source: Dataset) -> Dataset:
 def _declare_synthetic(new: Dataset, source: Dataset, target: str, origin: str) -> None:
     name = target.upper()
     description = str(source.get("SeriesDescription") or "series")
-    new.SyntheticData = "YES"
+    new.add_new(SYNTHETIC_DATA, "CS", "YES")
     new.ContentQualification = "RESEARCH"
     new.SeriesDescription = f"SYNTHETIC {name} from {description}"[:LONG_STRING]
     new.DerivationDescription = f"Synthetic {name} contrast, computed from the source images by {origin}"

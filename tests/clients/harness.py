@@ -17,7 +17,7 @@ from scans import Scans, make_scans
 
 from custom.data.datalist import ensure_phantom
 
-__all__ = ["Check", "Context", "expect"]
+__all__ = ["Check", "Context", "expect", "variables_of_a_client"]
 
 RUN_SECONDS = 900
 PHANTOM_SPACING = 3.0  # mm: a translation takes seconds
@@ -128,11 +128,16 @@ class Context:
         return Check(client, name, passed, time.perf_counter() - start, message)
 
 
-def _run(command: list[Any], cwd: Path, timeout: float, variables: dict[str, str], expected: int = 0) -> str:
+def variables_of_a_client() -> dict[str, str]:
+    """The environment's variables without what would lead to this checkout; a CPU is enough for every client."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    return {**inherited, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _run(command: list[Any], cwd: Path, timeout: float, variables: dict[str, str], expected: int = 0) -> str:
     result = subprocess.run(
         list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False,
-        env={**inherited, "CUDA_VISIBLE_DEVICES": "", **variables},
+        env={**variables_of_a_client(), **variables},
     )  # fmt: skip
     if result.returncode != expected:
         said = " ".join(map(str, command[1:]))

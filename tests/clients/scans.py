@@ -14,7 +14,7 @@ from pydicom.valuerep import DSfloat
 
 from custom.inference.dicom_writer import write_dicom
 
-__all__ = ["Scans", "make_scans"]
+__all__ = ["Scans", "make_bad_scans", "make_scans"]
 
 TILT = np.deg2rad(12)  # of the slices against the axes of the body
 
@@ -45,6 +45,22 @@ def make_scans(phantom: Path, folder: Path) -> Scans:
     nib.save(nib.Nifti1Image(*lps), paths.lps)
     write_series(paths.dicom, *sagittal)
     return paths
+
+
+def make_bad_scans(scan: Path, folder: Path) -> None:
+    """Write ``4d``, ``tiny``, ``mask``, ``nan``, ``truncated`` and ``text``, each ``.nii.gz``: what is no scan."""
+    image = nib.load(scan)
+    values = image.get_fdata(dtype=np.float32)
+    spoilt = {
+        "4d": np.stack([values, values], axis=-1),
+        "tiny": values[:8],
+        "mask": (values > 0).astype(np.float32),
+        "nan": np.where(values > np.median(values[values > 0]), np.nan, values),
+    }
+    for name, content in spoilt.items():
+        nib.save(nib.Nifti1Image(content, image.affine), folder / f"{name}.nii.gz")
+    (folder / "truncated.nii.gz").write_bytes(scan.read_bytes()[: scan.stat().st_size // 2])
+    (folder / "text.nii.gz").write_text("no image\n")
 
 
 def _oriented(

@@ -101,7 +101,7 @@ class TestAttributes:
         dataset = slices(written)[3]
         assert dataset.SOPClassUID.name == "MR Image Storage"
         assert dataset.ImageType[:2] == ["DERIVED", "SECONDARY"]
-        assert dataset.SyntheticData == "YES"
+        assert dataset[dicom_writer.SYNTHETIC_DATA].value == "YES"
         assert dataset.SeriesDescription == "SYNTHETIC T2 from t1 sag"
         assert "brain_mri_modality_translation v1.2" in dataset.DerivationDescription
         assert "not acquired" in dataset.ImageComments
