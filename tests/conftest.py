@@ -18,9 +18,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
-from custom.data.dicom_writer import write_dicom
-from custom.modalities import BRATS_MODALITIES
+from custom.inference.dicom_writer import write_dicom
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
+from custom.utils.modalities import BRATS_MODALITIES
+
+pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.toy")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

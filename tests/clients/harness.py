@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from environments import BASE, REPOSITORY, Environment, ensure_environment
 from scans import Scans, make_scans
 
-from custom.data import ensure_phantom
+from custom.data.datalist import ensure_phantom
 
 __all__ = ["Check", "Context", "expect", "variables_of_a_client"]
 

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
-from custom.data.dicom_writer import write_dicom
+from custom.inference.dicom_writer import write_dicom
 
 __all__ = ["Scans", "make_bad_scans", "make_scans"]
 

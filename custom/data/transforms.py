@@ -1,0 +1,296 @@
+"""Dictionary transforms on top of MONAI's: reading, checks, and the crop to the foreground."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd, Transform
+from monai.transforms.utils_pytorch_numpy_unification import percentile
+from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
+from scipy import ndimage
+
+from custom.data.readers import read_volume
+from custom.utils.arguments import whole_number
+from custom.utils.errors import telling_label_clients
+
+__all__ = [
+    "VOLUME_SIZES",
+    "CropForegroundUniond",
+    "LoadVolumed",
+    "PadVolumed",
+    "ValidateVolumed",
+    "foreground",
+    "solid",
+]
+
+# Of the paper's experiments, in the order of the axes here: left-right, back-front, bottom-top. IXI's published
+# 256×160×224 counts back-front first: 150 sagittal slices of 1.2 mm are the second of its axes.
+VOLUME_SIZES = {"brats": (192, 192, 144), "ixi": (160, 256, 224)}
+
+MAX_SIZE = 4096  # voxels along an axis
+
+ZERO_BACKGROUND_SHARE = 0.05
+SIGNED_SHARE = 0.05
+NOISE_FLOOR = 0.05
+
+
+def foreground(image: torch.Tensor) -> torch.Tensor:
+    """Voxels that show tissue.
+
+    Where a good part of the volume (5 %) is exactly zero, zero is the background: the foreground is what is positive,
+    so that the slightly negative voxels that interpolation leaves around a brain do not count; in signed data (such as
+    z-scores) it is what is not zero. Otherwise the background is noise or an offset, and the foreground is what lies
+    above 5 % of the range between the percentiles 0.5 and 99.5.
+
+    Args:
+        image: a volume of any shape, in the scanner's units.
+
+    Returns:
+        Boolean mask of the same shape.
+    """
+    values = image.as_tensor() if isinstance(image, MetaTensor) else image
+    zeros = values == 0
+    if zeros.float().mean() >= ZERO_BACKGROUND_SHARE:
+        negative = values < 0
+        signed = negative.sum() > SIGNED_SHARE * (~zeros).sum()
+        return ~zeros if signed else values > 0
+    low, high = percentile(values, 0.5), percentile(values, 99.5)
+    return values > low + NOISE_FLOOR * (high - low)
+
+
+def solid(mask: torch.Tensor) -> torch.Tensor:
+    """``mask`` (1, H, W, D) with its cavities filled: all but the background that reaches a face of the volume.
+
+    Voxels inside a brain that are zero or slightly negative belong to it; the air around it does not.
+    """
+    background, _ = ndimage.label(~mask[0].cpu().numpy())
+    faces = [background.take(i, axis=axis) for axis in range(background.ndim) for i in (0, -1)]
+    outside = np.zeros(background.max() + 1, dtype=bool)
+    for face in faces:
+        outside[np.unique(face)] = True
+    outside[0] = False  # label 0 is the foreground itself
+    return torch.from_numpy(~outside[background])[None].to(mask.device)
+
+
+def source_name(image: Any, key: Hashable) -> str:
+    """The file that an image was read from, or its key."""
+    meta = getattr(image, "meta", {})
+    return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, key))
+
+
+class _VolumeLoader(Transform):
+    """:func:`custom.data.readers.read_volume` in the place of MONAI's ``LoadImage``.
+
+    Attributes:
+        image_only: clients (MONAI Label) set it; it changes nothing, as a ``MetaTensor`` has its metadata with it.
+    """
+
+    def __init__(self) -> None:
+        self.image_only = True
+
+    def __call__(self, path: str) -> MetaTensor:
+        return read_volume(path)
+
+
+class LoadVolumed(LoadImaged):
+    """:func:`custom.data.readers.read_volume` as a dictionary transform.
+
+    It is a ``LoadImaged``, so that clients that hand over arrays instead of paths (MONAI Label) know it.
+
+    Args:
+        keys: keys of paths.
+        allow_missing_keys: do not raise for an absent key.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        # LoadImaged's own would set up every reader of MONAI, which warns of decoders that are not installed
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self._loader = _VolumeLoader()
+
+    @telling_label_clients
+    def __call__(self, data: Mapping[Hashable, Any], reader: None = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self._loader(d[key])
+        return d
+
+
+class ValidateVolumed(MapTransform):
+    """Refuse volumes that cannot be translated, after loading and channel first; one clear error for each fault.
+
+    Args:
+        keys: keys of images (1, H, W, D).
+        min_size: fewest voxels along each axis: the network's ``spatial_divisor``. A smaller volume is less than one
+            cell of the coarsest feature map along that axis; what the network would see there is padding.
+        allow_missing_keys: do not raise for an absent key.
+
+    Raises:
+        ValueError: for a volume that is not 3D and single-channel, too small, with NaN or infinite values, or constant.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, min_size: int | Sequence[int] = 16, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.min_size = min_size
+
+    @telling_label_clients
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            self._check(d[key], source_name(d[key], key))
+        return d
+
+    def _check(self, image: torch.Tensor, name: str) -> None:
+        if image.ndim != 4 or image.shape[0] != 1:
+            raise ValueError(
+                f"{name}: expected one 3D volume with one channel; found {_describe(image)}. "
+                "Save the volume or channel to translate as a file of its own."
+            )
+        shape = tuple(image.shape[1:])
+        smallest = tuple(np.broadcast_to(self.min_size, 3).tolist())
+        if any(s < m for s, m in zip(shape, smallest, strict=True)):
+            raise ValueError(
+                f"{name}: expected at least {_times(smallest)} voxels, one cell of the coarsest feature map; "
+                f"found {_times(shape)}. Resample the volume to smaller voxels or use a larger field of view."
+            )
+        values = image.as_tensor() if isinstance(image, MetaTensor) else image
+        faulty = int((~torch.isfinite(values)).sum())
+        if faulty:
+            raise ValueError(
+                f"{name}: expected finite intensities; found {faulty} NaN or infinite voxels. "
+                "Replace them, with 0 where they are background."
+            )
+        low, high = float(values.min()), float(values.max())
+        if low == high or bool(((values == low) | (values == high)).all()):
+            found = f"the constant {low:g}" if low == high else f"only the values {low:g} and {high:g}"
+            raise ValueError(f"{name}: expected an MRI contrast; found {found}. Check that it is not a mask or empty.")
+
+
+class CropForegroundUniond(CropForegroundd):
+    """Crop all images of a subject to one box: the union of their foregrounds, a margin around it.
+
+    Args:
+        keys: images (1, H, W, D) on one grid, and whatever is cropped with them.
+        source_keys: the images whose foregrounds count; all ``keys`` where not given.
+        margin: voxels around the foreground; the box stays inside the volume.
+        mask_key: where given, the union with its cavities filled is stored here, cropped like the images.
+        allow_missing_keys: subjects may lack some of the ``keys``.
+
+    Raises:
+        ValueError: for images on different grids, or without any foreground.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        source_keys: KeysCollection | None = None,
+        *,
+        margin: int | Sequence[int] = 2,
+        mask_key: str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        keys = ensure_tuple(keys)
+        self.source_keys = keys if source_keys is None else ensure_tuple(source_keys)
+        self.mask_key = mask_key
+        super().__init__(
+            (*keys, *([mask_key] if mask_key else [])),
+            source_key=mask_key or "_foreground",
+            margin=margin,
+            allow_smaller=True,
+            start_coord_key=None,
+            end_coord_key=None,
+            allow_missing_keys=allow_missing_keys,
+        )
+
+    @telling_label_clients
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        d[self.source_key] = self._union({k: d[k] for k in self.source_keys if k in d})
+        d = super().__call__(d, lazy)
+        if self.mask_key is None:
+            del d[self.source_key]
+        else:
+            d[self.mask_key] = convert_to_dst_type(solid(d[self.mask_key]), dst=d[self.mask_key])[0]
+        return d
+
+    def _union(self, images: Mapping[Hashable, torch.Tensor]) -> torch.Tensor:
+        if not images:
+            raise KeyError(f"expected at least one of the keys {', '.join(map(str, self.source_keys))}; found none.")
+        names = {source_name(image, key): tuple(image.shape[1:]) for key, image in images.items()}
+        if len(set(names.values())) > 1:
+            found = "; ".join(f"{name} {_times(shape)}" for name, shape in names.items())
+            raise ValueError(f"expected a subject's images on one grid; found {found}. Register and resample them.")
+        union = torch.stack([foreground(image) for image in images.values()]).any(dim=0)
+        if not union.any():
+            raise ValueError(f"{', '.join(names)}: expected some foreground; found none. Check the intensities.")
+        first = next(iter(images.values()))
+        return MetaTensor(union, meta=dict(first.meta)) if isinstance(first, MetaTensor) else union
+
+
+class PadVolumed(Padd):
+    """Pad volumes to one size at least, and to a multiple of the network's divisor; nothing is ever cut off.
+
+    A volume whose foreground is larger than ``size`` along an axis keeps its own length there. ``Invertd`` takes the
+    padding away again.
+
+    Args:
+        keys: images (1, H, W, D) in RAS order.
+        k: what the lengths are divisible by.
+        size: voxels along each axis, or a key of ``VOLUME_SIZES``; None for the smallest multiple of ``k``.
+        value: that is padded with.
+        allow_missing_keys: do not raise for an absent key.
+
+    Raises:
+        ValueError: for a size that is not known or not three numbers.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        k: int | Sequence[int] = 16,
+        size: str | Sequence[int] | None = None,
+        *,
+        value: float = 0.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        padder = _PadAtLeast(_volume_size(size), k=k, value=value)
+        super().__init__(keys, padder=padder, allow_missing_keys=allow_missing_keys)
+
+
+class _PadAtLeast(DivisiblePad):
+    def __init__(self, size: tuple[int, ...] | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+
+    def compute_pad_width(self, spatial_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        least = self.size or (0,) * len(spatial_shape)
+        lengths = np.maximum(spatial_shape, least)
+        spare = -(-lengths // self.k) * np.asarray(self.k) - np.asarray(spatial_shape)
+        return ((0, 0), *((int(n) // 2, int(n) - int(n) // 2) for n in spare))
+
+
+def _volume_size(size: str | Sequence[int] | None) -> tuple[int, ...] | None:
+    if size is None:
+        return None
+    found = VOLUME_SIZES.get(size.lower()) if isinstance(size, str) else size
+    if not isinstance(found, Sequence) or len(found) != 3:
+        raise ValueError(
+            f"volume_size: expected {', '.join(VOLUME_SIZES)} or three numbers of voxels; found {size!r}. Correct it."
+        )
+    return tuple(whole_number("volume_size", n, smallest=1, largest=MAX_SIZE) for n in found)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _describe(image: torch.Tensor) -> str:
+    if image.ndim == 4:
+        return f"{image.shape[0]} volumes or channels of {_times(image.shape[1:])} voxels"
+    return f"an image with {image.ndim - 1} dimensions ({_times(image.shape[1:])})"
