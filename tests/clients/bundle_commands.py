@@ -14,8 +14,8 @@ import pydicom
 from harness import Check, Context, expect
 from volumes import check_grid, check_translation, difference, in_ras
 
-from custom.data import read_volume
-from custom.data.dicom_writer import MAXIMUM, SYNTHETIC_DATA
+from custom.data.readers import read_volume
+from custom.inference.dicom_writer import MAXIMUM, SYNTHETIC_DATA
 
 __all__ = ["run"]
 

@@ -19,7 +19,7 @@ from label_server import Answer, Client, serving
 from scans import make_bad_scans
 from volumes import check_grid, check_translation, difference
 
-from custom.data import read_volume
+from custom.data.readers import read_volume
 
 __all__ = ["run"]
 

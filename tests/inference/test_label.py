@@ -15,7 +15,7 @@ from monai.transforms import LoadImaged
 
 from custom.inference.saver import DeclareSyntheticd
 
-INFERENCE = Path(__file__).resolve().parents[1] / "bundle" / "configs" / "inference.json"
+INFERENCE = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "inference.json"
 
 
 def preprocess(path: Path | str) -> dict[str, Any]:
