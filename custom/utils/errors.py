@@ -46,14 +46,14 @@ def telling_label_clients(call: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(call)
-    def told(self: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return call(self, data, *args, **kwargs)
+            return call(self, *args, **kwargs)
         except Exception as error:
             known = find_user_error(error) if in_label_server() else None
             if known is None:
                 raise
-            path = data.get("image_path") if isinstance(data, Mapping) else None
+            path = args[0].get("image_path") if args and isinstance(args[0], Mapping) else None
             raise _http_error(known, Path(path).parent if path else None) from error
 
     return told

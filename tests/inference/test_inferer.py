@@ -57,6 +57,12 @@ def test_shape(tiny_translator, batch: int, targets) -> None:
     assert float(prediction.abs().max()) <= 1
 
 
+def test_called_by_keywords_as_monai_deploy_does(tiny_translator) -> None:
+    inferer, image = TranslationInferer("t2"), images(1)
+    result = inferer(inputs=image, network=tiny_translator, foreground=torch.ones_like(image))
+    assert torch.equal(result, inferer(image, tiny_translator))
+
+
 def test_channels_follow_the_targets(tiny_translator) -> None:
     both = TranslationInferer(["flair", "t2"])(images(1), tiny_translator)
     for channel, target in enumerate(["flair", "t2"]):
