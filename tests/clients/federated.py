@@ -27,7 +27,7 @@ weights = torch.load(root + "/models/model.pt", weights_only=True)
 site = {"dataset_dir": data}
 algo = MonaiAlgo(root, train_kwargs=dict(site), eval_kwargs=dict(site))
 algo.initialize({ExtraItems.CLIENT_NAME: "site"})
-before = algo.evaluate(ExchangeObject(weights=weights)).metrics
+before = dict(algo.evaluate(ExchangeObject(weights=weights)).metrics)  # the client fills one and the same again
 algo.train(ExchangeObject(weights=weights))
 update = algo.get_weights()
 assert update.weight_type == WeightType.WEIGHT_DIFF, update.weight_type
