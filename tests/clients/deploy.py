@@ -22,7 +22,14 @@ __all__ = ["run"]
 MONAI = json.loads(METADATA.read_text(encoding="utf-8"))["monai_version"]
 DEPLOY = Environment(
     "deploy",
-    ("tritonclient[http]==2.73.0", "colorama==0.4.6", "typeguard==4.6.1", "highdicom==0.28.2", "wheel-axle-runtime"),
+    (
+        "tritonclient[http]==2.73.0",
+        "colorama==0.4.6",
+        "typeguard==4.6.1",
+        "highdicom==0.28.2",
+        "cloudpickle",
+        "wheel-axle-runtime",
+    ),
     # without what they ask for in their turn: CUDA packages, and a command line for containers. The SDK lies in the
     # folder of MONAI's package, which must therefore be this environment's own.
     ("--ignore-installed", f"monai=={MONAI}", "monai-deploy-app-sdk==4.0.0", "holoscan-cu13==4.6.0"),
