@@ -16,7 +16,7 @@ from torch import nn
 
 from custom.arguments import as_bool
 from custom.data.fingerprints import content_digest
-from custom.data.inputs import NAME_KEY, image_stem, translation_name
+from custom.data.inputs import NAME_KEY, check_output_format, image_stem, translation_name
 from custom.distributed import is_main, rank, world_size
 from custom.modalities import canonical
 
@@ -87,6 +87,7 @@ def pending_inputs(
     targets: Sequence[str] | str,
     *,
     skip_done: bool | str = True,
+    output_format: str = "nifti",
 ) -> list[dict[str, str]]:
     """The inputs that this process has to translate.
 
@@ -100,8 +101,9 @@ def pending_inputs(
         output_dir: where the translations go.
         targets: modalities that are asked for.
         skip_done: translate all anew otherwise.
+        output_format: in which the translations will be written; DICOM series hold no record, and are made anew.
     """
-    skip = as_bool("skip_done", skip_done)
+    skip = as_bool("skip_done", skip_done) and check_output_format(output_format) == "nifti"
     names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
 
     def done(item: Mapping[str, str]) -> bool:
