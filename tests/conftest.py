@@ -6,7 +6,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -18,8 +18,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
-from custom.modalities import BRATS_MODALITIES
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
+from custom.utils.modalities import BRATS_MODALITIES
+
+pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.near", "tests.fixtures.skips", "tests.fixtures.toy")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -38,30 +40,6 @@ def make_head(shape: tuple[int, int, int] = (30, 34, 26), seed: int = 0) -> np.n
 def head() -> Callable[..., np.ndarray]:
     """See :func:`make_head`."""
     return make_head
-
-
-def near(found: object, expected: object, tolerance: float = 1e-5, msg: str | None = None) -> None:
-    """Assert that tensors (or tuples, lists, mappings of them) hold the same but for the order of float32 sums.
-
-    That order depends on the processor, the threads and the batch. Each result is a sum of some hundred products behind
-    some ten layers, so the difference is some ten roundings (6e-8) of the tensor's largest value, however small the
-    value in its place: about 1e-6 of it was measured. ``tolerance`` is a part of the largest value too.
-    """
-    if isinstance(expected, torch.Tensor):
-        assert isinstance(found, torch.Tensor), msg
-        largest = float(expected.detach().abs().max()) if expected.is_floating_point() and expected.numel() else 0.0
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * largest, msg=msg)
-        return
-    keys = expected.keys() if isinstance(expected, Mapping) else range(len(expected))
-    assert len(found) == len(expected), msg
-    for key in keys:
-        near(found[key], expected[key], tolerance, f"{msg or 'item'}: {key}")
-
-
-@pytest.fixture(scope="session")
-def assert_near() -> Callable[..., None]:
-    """See :func:`near`."""
-    return near
 
 
 @pytest.fixture
