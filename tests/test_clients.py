@@ -234,13 +234,13 @@ class TestExport:
         client(
             "onnx_export", config="inference", net_id="network_def", bundle_root=bundle,
             meta_file=bundle / "configs/metadata.json", ckpt_file=bundle / "models/model.pt",
-            filepath=tmp_path / "model.onnx", **{"network_def#default_target": 2},
+            filepath=tmp_path / "model.onnx", converter_kwargs="{'output_names':['pred']}",
+            **{"network_def#default_target": 2},
         )  # fmt: skip
         model = onnx.load(tmp_path / "model.onnx")
         take_noise_as_input(model, noise.shape)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        image, _ = session.get_inputs()
-        (result,) = session.run(None, {image.name: phantom.numpy(), "noise": noise.numpy()})
+        (result,) = session.run(["pred"], {"image": phantom.numpy(), "noise": noise.numpy()})
         with torch.no_grad():
             expected = network(phantom, torch.tensor([2]), noise)
         assert_near(torch.from_numpy(result), expected, tolerance=SAME)

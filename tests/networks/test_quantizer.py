@@ -89,6 +89,15 @@ def test_no_voxels_by_codes_matrix(largest_result) -> None:
     assert largest_result.elements <= bound
 
 
+def test_an_exported_search_is_of_few_blocks() -> None:
+    """An export unrolls the loop: in blocks for a core's cache, 48 here, a graph of a whole volume has no end."""
+    quantizer, latent = VectorQuantizer(4096, CHANNELS).eval(), torch.randn(1, CHANNELS, 16, 16, 12)
+    program = torch.export.export(quantizer, (latent,), strict=False)
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    assert [str(node.target) for graph in graphs for node in graph.nodes].count("aten.addmm.default") == 1
+    assert torch.equal(program.module()(latent).indices, quantizer(latent).indices)
+
+
 def test_batch_equals_items(check_batch) -> None:
     quantizer = VectorQuantizer(CODES, CHANNELS).eval()
     check_batch(lambda z: quantizer(z).latent, latents(3))
