@@ -71,7 +71,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "train.json": {**TINY, **SHORT, "latent_crop": [8, 8, 8]},
     "evaluate.json": SCORES,
     "sampling_rectified_flow.json": {"num_inference_steps": 2},
-    "custom steps": {"subjects": 1, "curves": {"DDIM": [1]}},
+    # the command takes the installed package's bundle, wherever it is called
+    "custom steps": {"dataset_dir": "DIR", "subjects": 1, "curves": {"DDIM": [1]}},
     "onnx_export": {"input_shape": [1, 1, 16, 16, 16]},
     "cached_latents": {"size": (32, 32, 32), "steps": 1},
 }  # fmt: skip
