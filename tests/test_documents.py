@@ -129,8 +129,9 @@ def the_block(words: str) -> Block:
 
 def commands(block: Block) -> list[list[str]]:
     """Its command lines as words, without comments."""
-    lines = block.text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    # a comment starts a word, as in bash; shlex would end `network_def#default_target` too
+    lines = re.sub(r"(?<!\S)#.*", "", block.text.replace("\\\n", " ")).splitlines()
+    return [words for line in lines if (words := shlex.split(line))]
 
 
 def options(command: list[str]) -> dict[str, str]:
