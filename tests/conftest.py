@@ -22,7 +22,7 @@ from custom.inference.dicom_writer import write_dicom
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
 from custom.utils.modalities import BRATS_MODALITIES
 
-pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.toy")
+pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.near", "tests.fixtures.skips", "tests.fixtures.toy")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -103,6 +103,8 @@ class VectorQuantizer(nn.Module):
             return self._search(flat, self.chunk_size(flat))
         # a trace keeps the chunks it has seen: on a larger volume it would leave the rest of the voxels out
         chunk_size = flat.shape[0] if torch.jit.is_tracing() else self.chunk_size(flat)
+        if torch.compiler.is_compiling():  # an exported graph holds the operations of every chunk: few large ones
+            chunk_size = self.chunk_sizes[1]
         if not torch.amp.is_autocast_available(flat.device.type):  # the meta device
             return self._search(flat, chunk_size)
         with torch.autocast(flat.device.type, enabled=False):

@@ -133,7 +133,7 @@ class TestZooChecks:
             "--config_file", artifact / "configs/inference.json", pythonpath=artifact,
         )  # fmt: skip
 
-    def test_torchscript_export_loads_strictly(self, artifact, elsewhere, tmp_path):
+    def test_torchscript_export_loads_strictly(self, artifact, elsewhere, tmp_path, assert_near):
         elsewhere(
             "monai.bundle", "ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts",
             "--ckpt_file", artifact / "models/model.pt", "--meta_file", artifact / "configs/metadata.json",
@@ -150,6 +150,4 @@ class TestZooChecks:
         noise = torch.randn_like(network.encode(image))
         with torch.no_grad():
             # convolutions may sum in another order
-            torch.testing.assert_close(
-                scripted(image, target, noise), network(image, target, noise), rtol=1e-4, atol=1e-4
-            )
+            assert_near(scripted(image, target, noise), network(image, target, noise), tolerance=1e-4)

@@ -70,12 +70,12 @@ def test_channels_follow_the_targets(tiny_translator) -> None:
         assert torch.equal(both[:, channel], alone[:, 0])
 
 
-def test_equals_the_network_itself(tiny_translator) -> None:
+def test_equals_the_network_itself(tiny_translator, assert_near) -> None:
     image = images(1)
     with torch.no_grad():
         noise = tiny_translator.draw_noise(tiny_translator.encode(image), 5)
         expected = tiny_translator(image, torch.tensor([2]), noise).clamp(-1, 1)
-    assert torch.allclose(TranslationInferer("t2", seed=5)(image, tiny_translator), expected, atol=1e-6)
+    assert_near(TranslationInferer("t2", seed=5)(image, tiny_translator), expected)
 
 
 def test_source_is_encoded_once() -> None:
@@ -94,12 +94,12 @@ def test_encoding_and_decodings_share_their_memory(tiny_translator, monkeypatch)
     assert all(workspace is used[0] for workspace in used)
 
 
-def test_batch_equals_single(tiny_translator) -> None:
+def test_batch_equals_single(tiny_translator, assert_near) -> None:
     batch = images(3)
     inferer = TranslationInferer(["t1", "t2"])
     together = inferer(batch, tiny_translator)
     alone = torch.cat([inferer(item[None], tiny_translator) for item in batch])
-    assert torch.allclose(together, alone, atol=1e-5)
+    assert_near(together, alone)
 
 
 def test_seed_decides() -> None:
@@ -123,10 +123,10 @@ def test_global_random_state_is_left_alone(tiny_translator) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_scripted_equals_eager(tiny_translator) -> None:
+def test_scripted_equals_eager(tiny_translator, assert_near) -> None:
     inferer = TranslationInferer(["t1", "flair"], num_inference_steps=3)
     scripted = torch.jit.script(tiny_translator)
-    assert torch.allclose(inferer(images(1), scripted), inferer(images(1), tiny_translator), atol=1e-5)
+    assert_near(inferer(images(1), scripted), inferer(images(1), tiny_translator))
 
 
 def test_plain_callable() -> None:

@@ -113,7 +113,9 @@ def interrupted(folder: Path, translator: LatentTranslator, stop_after: int, **k
     return run
 
 
-def test_resumed_run_equals_one_that_never_stopped(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+def test_resumed_run_equals_one_that_never_stopped(
+    tiny_translator: LatentTranslator, tmp_path: Path, assert_near
+) -> None:
     whole = start(make_run(tmp_path / "whole", tiny_translator))
     first = interrupted(tmp_path / "half", tiny_translator, stop_after=EPOCHS // 2)
     torch.manual_seed(99)
@@ -125,9 +127,9 @@ def test_resumed_run_equals_one_that_never_stopped(tiny_translator: LatentTransl
         assert found == pytest.approx(expected, rel=1e-5)
     resumed, expected = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("half", "whole"))
     for part in ("network", "best_network", "discriminator"):
-        torch.testing.assert_close(resumed[part], expected[part], rtol=1e-4, atol=1e-6, msg=part)
+        assert_near(resumed[part], expected[part], msg=part)
     assert resumed["epoch"] == EPOCHS
-    torch.testing.assert_close(second.average.state_dict(), expected["best_network"], rtol=1e-4, atol=1e-6)
+    assert_near(second.average.state_dict(), expected["best_network"])
 
 
 @pytest.fixture(scope="module")
