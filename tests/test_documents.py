@@ -167,7 +167,8 @@ class Clone:
 
     def place(self, block: Block) -> Path:
         """Where the block's paths start: the documents of the bundle also name them from the bundle's folder."""
-        return self.bundle if re.search(r"(?<![\w/])configs/", block.text) else self.root
+        named = block.language == "bash" and re.search(r"(?<![\w/])configs/", block.text)
+        return self.bundle if named else self.root
 
     def run(self, block: Block) -> None:
         """Run a block, after those that it needs."""
