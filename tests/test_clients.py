@@ -75,7 +75,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "bundle" / "models").mkdir()
     torch.save(untrained(copy / "bundle/configs/inference.json").state_dict(), copy / "bundle/models/model.pt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package_module, "__file__", str(copy / "custom" / "package.py"))
+        patch.setattr(package_module, "__file__", str(copy / "custom" / "commands" / "package.py"))
         return package(copy / "a folder for the zip")
 
 
@@ -270,11 +270,12 @@ for kind in ("train", "inference"):
 torch.save(outputs, result)
 import custom
 missing = {}
-for kind, extra in (("train", {"spade_path": f"{folder}/{name}/models/model.pt", "cache_workers": 0, "amp": False}),
-                    ("inference", {"image": scan})):
+training = {"cache_workers": 0, "amp": False, "latent_crop": [4, 4, 4]}
+for kind, extra in (("train_autoencoder", {**training, "crop_size": [16, 16, 16]}), ("train_spade", training),
+                    ("train", training), ("inference", {"image": scan})):
     workflow = create_workflow(
-        config_file=f"{folder}/{name}/configs/{kind}.json", workflow_type=kind, dataset_dir=data,
-        latent_crop=[4, 4, 4], **extra,
+        config_file=f"{folder}/{name}/configs/{kind}.json", workflow_type=kind.partition("_")[0], dataset_dir=data,
+        **extra,
     )
     missing[kind] = workflow.check_properties()
     assert workflow.bundle_root == f"{folder}/{name}", workflow.bundle_root
@@ -294,7 +295,7 @@ def test_download_load_and_create_workflow(
         tmp_path / "client.py", folder, BUNDLE_NAME, scans, scan, tmp_path / "inputs.pt", tmp_path / "outputs.pt"
     )
     report = json.loads(said.strip().splitlines()[-1])
-    assert report["missing"] == {"train": [], "inference": []}
+    assert report["missing"] == {"train_autoencoder": [], "train_spade": [], "train": [], "inference": []}
     assert report["custom"] == str(folder / BUNDLE_NAME / "custom" / "__init__.py")
     for output in torch.load(tmp_path / "outputs.pt", weights_only=True):
         with torch.no_grad():

@@ -78,7 +78,8 @@ class VectorQuantizer(nn.Module):
         self.embedding.weight.requires_grad_(not self.ema)
         self.register_buffer("ema_cluster_size", torch.zeros(num_embeddings))
         self.register_buffer("ema_w", self.embedding.weight.detach().clone())
-        self.register_buffer("initialized", torch.tensor(not data_init))
+        # a number, since federated learning subtracts and averages all that the state dict holds
+        self.register_buffer("initialized", torch.tensor(float(not data_init)))
 
     def forward(self, latent: Tensor) -> Quantized:
         """Quantise ``latent`` (B, C, h, w, d); in training mode also update the codebook statistics."""
@@ -155,7 +156,7 @@ class VectorQuantizer(nn.Module):
         self.embedding.weight.copy_(codes)
         self.ema_w.copy_(codes)
         self.ema_cluster_size.fill_(1.0)
-        self.initialized.fill_(True)
+        self.initialized.fill_(1.0)
 
     @torch.jit.unused
     @torch.no_grad()

@@ -185,6 +185,26 @@ def test_codes_start_from_the_first_training_batch() -> None:
     assert (quantizer.embedding.weight - 50).abs().max() < 10
 
 
+@pytest.mark.parametrize("data_init", [False, True])
+def test_state_can_be_subtracted_and_averaged(data_init: bool) -> None:
+    states = [VectorQuantizer(CODES, CHANNELS, data_init=data_init).state_dict() for _ in range(2)]
+    mean = {name: (value + (value + (states[1][name] - value))) / 2 for name, value in states[0].items()}
+    assert all(value.is_floating_point() for value in mean.values())
+    quantizer = VectorQuantizer(CODES, CHANNELS, data_init=data_init)
+    quantizer.load_state_dict(mean)
+    assert bool(quantizer.initialized) is not data_init
+
+
+def test_state_of_earlier_versions_is_loaded() -> None:
+    quantizer = VectorQuantizer(CODES, CHANNELS, data_init=True)
+    earlier = {**quantizer.state_dict(), "initialized": torch.tensor(True)}
+    quantizer.load_state_dict(earlier)
+    codes = quantizer.embedding.weight.clone()
+    quantizer.train()._initialize(torch.randn(100, CHANNELS))
+    assert torch.equal(quantizer.embedding.weight, codes)
+    assert quantizer.initialized.dtype == torch.float32
+
+
 def test_evaluation_changes_nothing() -> None:
     quantizer = VectorQuantizer(CODES, CHANNELS, revival_threshold=0.5).eval()
     before = {k: v.clone() for k, v in quantizer.state_dict().items()}
