@@ -44,7 +44,8 @@ def read_training(preset: str) -> ConfigParser:
     overlay = [] if preset == DEFAULT_PRESET else [str(folder / f"preset_{preset}.json")]
     parser = ConfigParser()
     parser.read_config([str(folder / "train.json"), *overlay])
-    parser.update({"bundle_root": str(folder.parent), "bundle_code": []})
+    # detail transfer needs images, not latents: without it a step is what the cache of latents is for
+    parser.update({"bundle_root": str(folder.parent), "bundle_code": [], "network_def#detail": None})
     return parser
 
 
