@@ -26,6 +26,7 @@ from custom.evaluation.baselines import BACKGROUND, brain_mask
 from custom.evaluation.evaluator import SUBJECT, NativeGrid, make_reference, unit
 from custom.inference.cost import Cost, Meter
 from custom.networks import LatentTranslator
+from custom.networks.fast import accelerate
 from custom.reports.curves import SPADE_ONLY, Point, choose_default, curve_table, draw_curves, write_points
 from custom.reports.render import to_text, write_table
 from custom.utils.modalities import canonical
@@ -310,7 +311,7 @@ class _Cell:
     ) -> tuple[Tensor, Cost]:
         if key not in kept:
             device = self.brain.device.type
-            with self.meter(), torch.autocast(device, dtype=torch.bfloat16, enabled=self.amp):
+            with self.meter(), accelerate(self.network), torch.autocast(device, dtype=torch.bfloat16, enabled=self.amp):
                 value = compute().float()
             kept[key] = value, self.meter.last
         return kept[key]

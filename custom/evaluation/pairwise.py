@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from custom.evaluation.baselines import BACKGROUND, IntensityLookup, TrainingMean, brain_mask, copy_source
 from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, METHODS, SPADE_ONLY, TRAINING_MEAN
 from custom.inference.cost import Cost, Meter
+from custom.networks.fast import accelerate
 from custom.utils.modalities import target_indices
 from custom.utils.precision import amp_choice, uses_bfloat16
 
@@ -121,7 +122,7 @@ class PairwiseInferer(Inferer):
 
         def encoding(name: str) -> _Source:
             if name not in encoded:
-                with meter(), self._autocast(images[name]):
+                with meter(), accelerate(network), self._autocast(images[name]):
                     latent = network.encode(images[name])
                 encoded[name] = _Source(images[name], brains[name], latent, meter.last)
             return encoded[name]
@@ -129,7 +130,7 @@ class PairwiseInferer(Inferer):
         for target in names:
             if CEILING in self.methods:
                 own = encoding(target)
-                with meter():
+                with meter(), accelerate(network):
                     image = self._shown(lambda z=own.latent: network.decode(z), own.brain)
                 yield Prediction(CEILING, target, target, image, own.cost.plus(meter.last))
             for source in (m for m in self.sources if m in images and m != target):
@@ -149,15 +150,15 @@ class PairwiseInferer(Inferer):
         self, network: nn.Module, meter: Meter, source: _Source, pair: tuple[str, str]
     ) -> Iterator[Prediction]:
         index = torch.tensor([self.modalities.index(pair[1])], device=source.latent.device)
-        with meter(), self._autocast(source.latent):
+        with meter(), accelerate(network), self._autocast(source.latent):
             target_like = network.transfer(source.latent, index)
         cost = source.cost.plus(meter.last)
         if SPADE_ONLY in self.methods:
-            with meter():
+            with meter(), accelerate(network):
                 image = self._shown(lambda: network.render(target_like, source.image, index), source.brain)
             yield Prediction(SPADE_ONLY, *pair, image, cost.plus(meter.last))
         if FULL_MODEL in self.methods:
-            with meter():
+            with meter(), accelerate(network):
                 image, spread = self._sample(network, source, target_like, index)
             yield Prediction(FULL_MODEL, *pair, image, cost.plus(meter.last), spread)
 

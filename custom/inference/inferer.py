@@ -10,9 +10,9 @@ import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
+from custom.compat import for_label_client
 from custom.networks.diffusion import draw_noise
-from custom.networks.fast.workspace import shared_workspace
-from custom.utils.errors import for_label_client
+from custom.networks.fast import accelerate
 from custom.utils.modalities import BRATS_MODALITIES, canonical, target_indices
 from custom.utils.precision import amp_choice, uses_bfloat16
 
@@ -93,7 +93,7 @@ class TranslationInferer(Inferer):
         total: torch.Tensor | None = None
         amp = uses_bfloat16(self.amp, image.device)
         autocast = torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=amp)
-        with torch.no_grad(), autocast, shared_workspace():
+        with torch.no_grad(), autocast, accelerate(network):
             for seed in range(self.seed, self.seed + self.num_samples):
                 with _seeded(seed, image.device):
                     sample = self._translate(image, network, seed)

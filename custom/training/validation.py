@@ -9,6 +9,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from custom.networks import LatentTranslator
+from custom.networks.fast import accelerate
 from custom.training.trainer import prepare_tensors
 from custom.utils.precision import amp_choice, uses_bfloat16
 
@@ -48,7 +49,7 @@ class StageInferer(Inferer):
     def __call__(self, inputs: Tensor, network: LatentTranslator, target: Tensor | None = None) -> Tensor:
         """Image (B, 1, H, W, D), float32, of ``inputs`` (B, 1, H, W, D) for ``target`` (B,)."""
         amp = uses_bfloat16(self.amp, inputs.device)
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=amp):
+        with accelerate(network), torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=amp):
             latent = network.encode(inputs)
             if self.stage != "autoencoder":
                 target_like = network.transfer(latent, target)

@@ -59,7 +59,13 @@ def current_workspace() -> Workspace:
 
 @contextmanager
 def shared_workspace() -> Iterator[None]:
-    """What is computed within uses one workspace, such as one encoding and several decodings; freed at the end."""
+    """What is computed within uses one workspace, such as one encoding and several decodings; freed at the end.
+
+    Within another one that one goes on.
+    """
+    if _shared.get() is not None:
+        yield
+        return
     token = _shared.set(Workspace())
     try:
         yield

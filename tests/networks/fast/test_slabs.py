@@ -106,8 +106,8 @@ def test_bfloat16(autoencoder: VQGAN) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected, found = reference(autoencoder.decoder, x).float(), run_blocks(autoencoder.decoder.blocks, x)
     assert found.dtype == torch.bfloat16
-    # as near to float32 as the modules are, which round as often
-    assert (found.float() - exact).std() < 1.2 * (expected - exact).std()
+    # nearly as near to float32 as the modules, which round as often; a CPU without bfloat16 adds up in float32 in some
+    assert (found.float() - exact).std() < 1.5 * (expected - exact).std()
 
 
 def test_with_gradients_the_modules_run(autoencoder: VQGAN) -> None:
