@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import TracebackType
 
-__all__ = ["find_user_error", "for_label_client", "report_plainly", "user_message"]
+from custom.compat import on_uncaught
+
+__all__ = ["find_user_error", "report_plainly", "user_message"]
 
 USER_ERRORS = (ValueError, OSError)
 
@@ -29,33 +30,19 @@ def user_message(error: BaseException, default: str) -> str:
     return f"{default}: {type(cause).__name__}: {cause}"
 
 
-def for_label_client(error: ValueError) -> Exception | None:
-    """``error`` as the exception whose text the server of MONAI Label sends to its client; None outside of that server.
-
-    To any other exception it answers "Internal Server Error" and nothing else.
-    """
-    if "monailabel.app" not in sys.modules:
-        return None
-    from fastapi import HTTPException
-
-    return HTTPException(status_code=400, detail=str(error))
-
-
 def report_plainly() -> None:
     """From now on a fault of input ends the program with one line on stderr instead of a traceback.
 
     Other errors keep their traceback. Configs call this first in a program's run; importing changes nothing.
     """
-    if sys.excepthook is not _hook:
-        sys.excepthook = _hook
+    on_uncaught(_print_user_error)
 
 
-def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_user_error(error: BaseException) -> bool:
     known = find_user_error(error)
-    if known is None:
-        sys.__excepthook__(kind, error, trace)
-    else:
+    if known is not None:
         print(f"error: {known}", file=sys.stderr)
+    return known is not None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
