@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks.subject import write_head
 from custom.commands.summary import DEFAULT_PRESET, config_folder
 from custom.networks import LatentTranslator
+from custom.networks.fast import accelerate
 from custom.training.latents.pairs import latent_pairs
 from custom.training.objectives import DiffusionObjective
 from custom.utils.precision import uses_bfloat16
@@ -97,7 +98,7 @@ def main() -> None:
         @torch.no_grad()
         def encoded() -> dict[str, Tensor]:
             images = transform(entry)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
                 latents = [network.encode(images[name].unsqueeze(0).to(device)).float() for name in NAMES]
             crop = tuple(slice(0, n) for n in parser["latent_crop"])
             latents = [latent[(..., *crop)] for latent in latents]
