@@ -25,6 +25,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, SaveImaged
 from torch import nn
 
+from custom.data.readers import volume_of_image
 from custom.inference.saver import save_synthetic
 from custom.utils.bundle import bundle_folder
 from custom.utils.errors import user_errors
@@ -119,7 +120,7 @@ class Translator:
     ) -> MetaTensor | dict[str, MetaTensor]:
         names = [targets] if isinstance(targets, str) else list(targets)
         preprocessing, inferer, postprocessing = self._parts(names, settings)
-        given = str(image) if isinstance(image, str | os.PathLike) else image
+        given = str(image) if isinstance(image, str | os.PathLike) else volume_of_image(image)
         item = preprocessing({"image": given})
         source = item["image"]
         parameter = next(self.network.parameters())

@@ -84,7 +84,7 @@ def volume_of_image(image: Any) -> MetaTensor:
         ValueError: for anything else, such as an array, which does not say where its voxels lie, and for no grid.
     """
     if isinstance(image, MetaTensor):
-        return volume_of_client(image[0] if image.ndim == SPATIAL_DIMS + 1 and image.shape[0] == 1 else image)
+        return volume_of_client(image)
     if isinstance(image, nib.spatialimages.SpatialImage):
         reader = NiftiReader()
         reader.filenames = ("a nibabel image",)
@@ -110,7 +110,7 @@ def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
     """A volume that a client has read by itself (MONAI Deploy), as :func:`read_volume` gives it.
 
     Args:
-        image: (H, W, D), or with a channel where the metadata's ``original_channel_dim`` says it is. Its ``affine`` is
+        image: (H, W, D), (1, H, W, D), or with a channel where the metadata's ``original_channel_dim`` says it is. Its ``affine`` is
             voxel → mm in the ``space`` of the metadata, RAS or LPS.
 
     Returns:
@@ -122,6 +122,8 @@ def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
     given = MetaTensor(image)
     meta, name = dict(given.meta), str(given.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the client's image"))
     values = given.as_tensor().float()
+    if values.ndim == SPATIAL_DIMS + 1 and values.shape[0] == 1:
+        values = values[0]
     says = MetaKeys.ORIGINAL_AFFINE in meta or not torch.equal(given.affine, torch.eye(4, dtype=given.affine.dtype))
     affine = np.asarray(given.affine, dtype=np.float64)
     if SDK_AFFINE in meta:  # whatever its space is said to be: the SDK leaves that at what its operator was asked for

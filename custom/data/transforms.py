@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 from scipy import ndimage
 
-from custom.data.readers import read_volume, volume_of_client, volume_of_image
+from custom.data.readers import read_volume, volume_of_client
 from custom.utils.arguments import whole_number
 from custom.utils.errors import telling_label_clients
 
@@ -95,9 +94,7 @@ class _VolumeLoader(Transform):
         self.image_only = True
 
     def __call__(self, given: Any) -> MetaTensor:
-        if isinstance(given, str | os.PathLike):
-            return read_volume(given)
-        return volume_of_client(given) if isinstance(given, torch.Tensor | np.ndarray) else volume_of_image(given)
+        return volume_of_client(given) if isinstance(given, torch.Tensor | np.ndarray) else read_volume(given)
 
 
 class LoadVolumed(LoadImaged):
