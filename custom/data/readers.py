@@ -110,8 +110,8 @@ def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
     """A volume that a client has read by itself (MONAI Deploy), as :func:`read_volume` gives it.
 
     Args:
-        image: (H, W, D), (1, H, W, D), or with a channel where the metadata's ``original_channel_dim`` says it is. Its ``affine`` is
-            voxel → mm in the ``space`` of the metadata, RAS or LPS.
+        image: (H, W, D), (1, H, W, D), or with a channel where the metadata's ``original_channel_dim`` says it is. Its
+            ``affine`` is voxel → mm in the ``space`` of the metadata, RAS or LPS.
 
     Returns:
         (1, H, W, D) float32 with an RAS ``affine``, and the other metadata as they were.
