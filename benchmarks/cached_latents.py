@@ -19,11 +19,12 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from benchmarks.subject import write_head
-from custom.commands.summary import DEFAULT_PRESET, config_folder
+from custom.commands.summary import DEFAULT_PRESET
 from custom.networks import LatentTranslator
 from custom.networks.fast import accelerate
 from custom.training.latents.pairs import latent_pairs
 from custom.training.objectives import DiffusionObjective
+from custom.utils.bundle import config_folder
 from custom.utils.precision import uses_bfloat16
 
 NAMES = ("t1", "t2")

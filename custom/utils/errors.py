@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from custom.compat import in_label_server, label_error, on_uncaught
 
-__all__ = ["find_user_error", "report_plainly", "telling_label_clients", "user_message"]
+__all__ = ["find_user_error", "report_plainly", "telling_label_clients", "user_errors", "user_message"]
 
 USER_ERRORS = (ValueError, OSError)
 
@@ -22,6 +23,18 @@ def find_user_error(error: BaseException) -> BaseException | None:
     layers; the message that helps is further down the chain of causes.
     """
     return next((e for e in _chain(error) if isinstance(e, USER_ERRORS) and _raised_here(e)), None)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """What fails inside raises the error that this package wrote for its user, without MONAI's layers around it."""
+    try:
+        yield
+    except Exception as error:
+        known = find_user_error(error)
+        if known is None or known is error:
+            raise
+        raise known from None
 
 
 def user_message(error: BaseException, default: str) -> str:
