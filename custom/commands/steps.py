@@ -19,7 +19,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.commands.ablation import VARIANTS
-from custom.commands.summary import config_folder
 from custom.commands.workflows import bundle_workflow
 from custom.data.foreground import foreground_key
 from custom.data.tolerant import FAULT_KEY
@@ -29,6 +28,7 @@ from custom.inference.translation import Latents, Sampling, Translated, Translat
 from custom.networks import LatentTranslator
 from custom.reports.curves import SPADE_ONLY, Point, choose_default, curve_table, draw_curves, write_points
 from custom.reports.render import to_text, write_table
+from custom.utils.bundle import config_folder
 from custom.utils.modalities import canonical
 from custom.utils.precision import AUTO, amp_choice, uses_bfloat16
 

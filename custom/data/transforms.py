@@ -49,8 +49,8 @@ class _VolumeLoader(Transform):
     def __init__(self) -> None:
         self.image_only = True
 
-    def __call__(self, given: str | torch.Tensor | np.ndarray) -> MetaTensor:
-        return volume_of_client(given) if isinstance(given, (torch.Tensor, np.ndarray)) else read_volume(given)
+    def __call__(self, given: Any) -> MetaTensor:
+        return volume_of_client(given) if isinstance(given, torch.Tensor | np.ndarray) else read_volume(given)
 
 
 class LoadVolumed(LoadImaged):

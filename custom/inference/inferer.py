@@ -9,10 +9,11 @@ import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
+from custom.compat import in_label_server
 from custom.inference.translation import Sampling, Translation
-from custom.networks.fast.workspace import shared_workspace
+from custom.networks.fast import accelerate
 from custom.utils.arguments import whole_number
-from custom.utils.errors import in_label_server, telling_label_clients
+from custom.utils.errors import telling_label_clients
 from custom.utils.modalities import BRATS_MODALITIES, canonical, target_indices
 from custom.utils.precision import amp_choice
 
@@ -101,7 +102,7 @@ class TranslationInferer(Inferer):
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         translation = Translation(network, image, amp=self.amp)
         # rendered one after the other, which bounds the memory of the full resolution
-        with shared_workspace():
+        with accelerate(network):
             images = [
                 translation.translate(
                     index, Sampling(self.num_steps), seed=self.seed, num_samples=self.num_samples

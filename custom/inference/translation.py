@@ -13,7 +13,7 @@ from torch import Tensor
 from custom.data.foreground import BACKGROUND
 from custom.inference.cost import Cost, Meter
 from custom.networks.diffusion import draw_noise
-from custom.networks.fast.workspace import shared_workspace
+from custom.networks.fast import accelerate
 from custom.utils.precision import uses_bfloat16
 
 __all__ = ["Latents", "Sampling", "Translated", "Translation"]
@@ -194,7 +194,7 @@ class Translation:
     def _run(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Cost]:
         """The one way in which the network is run."""
         autocast = torch.autocast(self.image.device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
-        with torch.no_grad(), autocast, shared_workspace(), self._meter() if self._meter else nullcontext():
+        with torch.no_grad(), autocast, accelerate(self.network), self._meter() if self._meter else nullcontext():
             value = compute()
         return value, self._meter.last if self._meter else Cost()
 
