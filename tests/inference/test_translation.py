@@ -11,6 +11,7 @@ from torch import Tensor
 from custom.inference.translation import Sampling, Translation
 from custom.networks import LatentTranslator
 from custom.networks.diffusion import draw_noise
+from custom.networks.fast import accelerate
 
 TARGET = 2
 INDEX = torch.tensor([TARGET, TARGET])
@@ -31,21 +32,22 @@ def image() -> Tensor:
     return torch.rand((2, 1, 16, 16, 32), generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@torch.no_grad()
 def by_hand(network: LatentTranslator, image: Tensor, seed: int, **settings) -> Tensor:
-    latent = network.encode(image)
-    target_like = network.transfer(latent, INDEX)
-    sampled = network.sample(latent, target_like, INDEX, draw_noise(latent, seed), **settings)
-    return network.render(sampled, image, INDEX)
+    with torch.no_grad(), accelerate(network):
+        latent = network.encode(image)
+        target_like = network.transfer(latent, INDEX)
+        sampled = network.sample(latent, target_like, INDEX, draw_noise(latent, seed), **settings)
+        return network.render(sampled, image, INDEX)
 
 
-@torch.no_grad()
 def test_results_are_those_of_the_network_s_parts(network, image) -> None:
     translation = Translation(network, image)
-    latent = network.encode(image)
-    target_like = network.transfer(latent, INDEX)
-    assert torch.equal(translation.reconstruct().image, network.decode(latent).clamp(-1, 1))
-    assert torch.equal(translation.spade_only(TARGET).image, network.render(target_like, image, INDEX).clamp(-1, 1))
+    with torch.no_grad(), accelerate(network):
+        latent = network.encode(image)
+        decoded = network.decode(latent)
+        styled = network.render(network.transfer(latent, INDEX), image, INDEX)
+    assert torch.equal(translation.reconstruct().image, decoded.clamp(-1, 1))
+    assert torch.equal(translation.spade_only(TARGET).image, styled.clamp(-1, 1))
     assert torch.equal(translation.translate(TARGET, seed=3).image, by_hand(network, image, 3).clamp(-1, 1))
 
 
