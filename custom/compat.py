@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 # tensors without content on any device: the only ones that autocast, indexing and optimisers take as they are; torch
@@ -16,20 +17,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only  # visits the tensors in what an operation returns, as torch itself does
 
-__all__ = ["FakeTensorMode", "TorchDispatchMode", "for_label_client", "on_uncaught", "tree_map_only"]
+__all__ = ["FakeTensorMode", "TorchDispatchMode", "in_label_server", "label_error", "on_uncaught", "tree_map_only"]
 
 
-def for_label_client(error: ValueError) -> Exception | None:
-    """``error`` as the exception whose text the server of MONAI Label sends to its client; None outside of that server.
+def in_label_server() -> bool:
+    """Whether this process is the server of MONAI Label: nothing else imports the module of its application."""
+    return "monailabel.app" in sys.modules
 
-    To any other exception MONAI Label 0.8 answers "Internal Server Error" and nothing else. That its server runs, the
-    module of its application tells: nothing else imports it.
+
+def label_error(error: BaseException, folder: Path | None) -> Exception:
+    """``error`` as the exception whose text the server of MONAI Label sends to its client.
+
+    To any other exception MONAI Label 0.8 answers "Internal Server Error" and nothing else. A file that is missing has
+    status 404, all else 400; ``folder``, which is the server's own business, is left out of the text.
     """
-    if "monailabel.app" not in sys.modules:
-        return None
     from fastapi import HTTPException  # a dependency of the server alone
 
-    return HTTPException(status_code=400, detail=str(error))
+    text = str(error) if folder is None else str(error).replace(f"{folder}/", "")
+    return HTTPException(status_code=404 if isinstance(error, FileNotFoundError) else 400, detail=text)
 
 
 def on_uncaught(report: Callable[[BaseException], bool]) -> None:

@@ -61,12 +61,9 @@ def current_workspace() -> Workspace:
 def shared_workspace() -> Iterator[None]:
     """What is computed within uses one workspace, such as one encoding and several decodings; freed at the end.
 
-    Within another one that one goes on.
+    Within another ``shared_workspace`` it is that one.
     """
-    if _shared.get() is not None:
-        yield
-        return
-    token = _shared.set(Workspace())
+    token = _shared.set(current_workspace())
     try:
         yield
     finally:

@@ -6,16 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from custom.networks.fast.convolution import channels_last, convolve, upsample
 
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
-
-
-def assert_near(found: Tensor, expected: Tensor) -> None:
-    # float32 by another way: about four times the rounding of the plain sum, a few in a million of the largest value
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +22,9 @@ def without_gradients() -> Iterator[None]:
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("height", [4, 8, 9, 11])
-def test_convolution_by_tiles(tiled: list[int], memory_format: torch.memory_format, bias: bool, height: int) -> None:
+def test_convolution_by_tiles(
+    tiled: list[int], memory_format: torch.memory_format, bias: bool, height: int, assert_near
+) -> None:
     conv = nn.Conv3d(16, 5, 3, padding=1, bias=bias)
     x = torch.randn(2, 16, height, 6, 5).contiguous(memory_format=memory_format)
     assert_near(convolve(x, conv.weight, conv.bias), conv(x))
@@ -36,7 +33,7 @@ def test_convolution_by_tiles(tiled: list[int], memory_format: torch.memory_form
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("channels", [1, 4, 40])
-def test_small_maps(memory_format: torch.memory_format, channels: int) -> None:
+def test_small_maps(memory_format: torch.memory_format, channels: int, assert_near) -> None:
     conv = nn.Conv3d(channels, 8, 3, padding=1)
     x = torch.randn(1, channels, 6, 5, 4).contiguous(memory_format=memory_format)
     assert_near(convolve(x, conv.weight, conv.bias), conv(x))
@@ -50,7 +47,7 @@ def test_in_bfloat16_it_is_the_plain_convolution(tiled: list[int]) -> None:
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_upsampling_and_convolution_in_one(memory_format: torch.memory_format) -> None:
+def test_upsampling_and_convolution_in_one(memory_format: torch.memory_format, assert_near) -> None:
     modules = nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv3d(6, 4, 3, padding=1))
     x = torch.randn(2, 6, 3, 5, 4).contiguous(memory_format=memory_format)
     # sums of at most eight kernel values each, in another order
