@@ -76,7 +76,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "bundle" / "models").mkdir()
     torch.save(untrained(copy / "bundle/configs/inference.json").state_dict(), copy / "bundle/models/model.pt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package_module, "__file__", str(copy / "custom" / "package.py"))
+        patch.setattr(package_module, "__file__", str(copy / "custom" / "commands" / "package.py"))
         return package(copy / "a folder for the zip")
 
 

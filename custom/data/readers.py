@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.config import PathLike
+from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
 from monai.transforms import EnsureChannelFirst
 from monai.transforms.io.array import switch_endianness
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, ensure_tuple
 
 from custom.data.dicom import DicomReader
 from custom.utils.errors import find_user_error
@@ -32,9 +33,10 @@ FORMATS = "NIfTI, NRRD, MetaImage, a folder with one DICOM series, multi-frame D
 class NiftiReader(NibabelReader):
     """MONAI's without its repair of headers, which puts a qform that may have no code in the place of an sform."""
 
-    def read(self, data: str | os.PathLike[str], **kwargs: Any) -> nib.Nifti1Image:
-        self.filenames = (data,)  # get_data looks here
-        return nib.load(data, **kwargs)
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        self.filenames = ensure_tuple(data)  # get_data looks here
+        images = [nib.load(name, **kwargs) for name in self.filenames]
+        return images if len(images) > 1 else images[0]
 
 
 def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
@@ -54,8 +56,9 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
     file = Path(path).expanduser()
     if not file.exists():
         raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
+    readers: tuple[ImageReader, ...] = (DicomReader(), NiftiReader(), ITKReader())
     try:
-        reader = next(r for r in (DicomReader(), NiftiReader(), ITKReader()) if r.verify_suffix(str(file)))
+        reader = next(r for r in readers if r.verify_suffix(str(file)))
         values, meta = reader.get_data(reader.read(str(file)))
         meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: str(file)}
         image = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
@@ -69,6 +72,7 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
             f"{file}: expected a readable 3D image ({FORMATS}); found {type(error).__name__}: "
             f"{detail.rstrip('.')}. Check or replace the file."
         ) from error
+    assert isinstance(image, MetaTensor)
     _check_grid(image.affine.numpy(), image.meta, str(file))
     return image
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import ImageReader, MetaTensor
 from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
@@ -93,7 +93,7 @@ class LoadVolumed(LoadImaged):
         # LoadImaged's own would set up every reader of MONAI, which warns of decoders that are not installed
         MapTransform.__init__(self, keys, allow_missing_keys)
 
-    def __call__(self, data: Mapping[Hashable, Any], reader: None = None) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = read_volume(d[key])
@@ -246,7 +246,10 @@ class _PadAtLeast(DivisiblePad):
         super().__init__(**kwargs)
         self.size = size
 
-    def compute_pad_width(self, spatial_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    # MONAI's own annotation is a tuple of one axis
+    def compute_pad_width(  # type: ignore[override]
+        self, spatial_shape: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
         least = self.size or (0,) * len(spatial_shape)
         lengths = np.maximum(spatial_shape, least)
         spare = -(-lengths // self.k) * np.asarray(self.k) - np.asarray(spatial_shape)

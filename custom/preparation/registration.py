@@ -233,7 +233,7 @@ def mutual_information(a: np.ndarray, b: np.ndarray, bins: int = 64) -> float:
     """Mutual information in bits of two arrays of one shape, from their joint histogram between their percentiles."""
     limits = [tuple(np.percentile(x, CLIP_PERCENTILES)) for x in (a, b)]
     clipped = [np.clip(x, *limit).ravel() for x, limit in zip((a, b), limits, strict=True)]
-    joint, _, _ = np.histogram2d(*clipped, bins=bins)
+    joint, _, _ = np.histogram2d(clipped[0], clipped[1], bins=bins)
     joint /= joint.sum()
     product = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     seen = joint > 0

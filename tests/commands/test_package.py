@@ -30,7 +30,7 @@ def copy(tmp_path, monkeypatch):
     for part in ("bundle/configs", "bundle/models", "bundle/docs", "custom"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "LICENSE", tmp_path)
-    monkeypatch.setattr(package_module, "__file__", str(tmp_path / "custom" / "package.py"))
+    monkeypatch.setattr(package_module, "__file__", str(tmp_path / "custom" / "commands" / "package.py"))
     return tmp_path
 
 
