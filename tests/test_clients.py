@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 # convolutions in another order of summation: a few ulp of values in about [-1, 1], grown through some ten layers
 SAME = {"rtol": 1e-4, "atol": 1e-4}
+pytestmark = pytest.mark.slow
 WORKFLOWS = ("train_autoencoder", "train_spade", "train", "inference", "evaluate")
 TINY = {
     "autoencoder#channels": [8],

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 SLOW = ("torch", "monai", "numpy", "matplotlib", "scipy", "skimage", "nilearn", "itk", "nibabel", "pydicom", "onnx")
 
 
@@ -27,3 +31,23 @@ def test_importing_the_package_loads_nothing() -> None:
 def test_help_of_the_command_line_loads_no_library(arguments: tuple[str, ...]) -> None:
     code = "import runpy; runpy.run_module('custom', run_name='__main__')"
     assert loaded(code, *arguments).isdisjoint(SLOW)
+
+
+_TRANSLATION = """
+import json, pydoc, sys
+before = set(sys.modules)
+assert "monai.bundle" in before
+for name in json.loads(sys.argv[1]):
+    assert pydoc.locate(name) is not None, name
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+
+
+@pytest.mark.slow
+def test_a_translation_loads_this_package_beyond_monai_bundle(elsewhere: Callable[..., str], tmp_path: Path) -> None:
+    """All that inference.json names."""
+    names = sorted(set(re.findall(r"custom(?:\.\w+)+", (ROOT / "bundle/configs/inference.json").read_text())))
+    assert "custom.networks.LatentTranslator" in names
+    (tmp_path / "client.py").write_text(_TRANSLATION)
+    said = elsewhere(tmp_path / "client.py", json.dumps(names), pythonpath=ROOT)
+    assert json.loads(said.splitlines()[-1]) == ["custom"]

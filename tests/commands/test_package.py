@@ -124,6 +124,7 @@ class TestZooChecks:
         for package_name, version in named.items():
             assert f'"{package_name}=={version}"' in project
 
+    @pytest.mark.slow
     def test_network_in_and_out(self, artifact, elsewhere):
         elsewhere(
             "monai.bundle", "verify_net_in_out", "--net_id", "network_def",
@@ -131,6 +132,7 @@ class TestZooChecks:
             "--config_file", artifact / "configs/inference.json", pythonpath=artifact,
         )  # fmt: skip
 
+    @pytest.mark.slow
     def test_torchscript_export_loads_strictly(self, artifact, elsewhere, tmp_path):
         elsewhere(
             "monai.bundle", "ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts",
