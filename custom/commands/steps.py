@@ -283,10 +283,11 @@ class _Cell:
     def _sample(self, curve: Curve, count: int, seed: int) -> tuple[Tensor, Cost]:
         network = self.network
         # the last step adds no noise, so one step is the same for every η
-        key = (count, curve.eta if count > 1 else 0.0, curve.strength, seed)
+        eta = curve.eta if count > 1 else 0.0
+        key: tuple[Any, ...] = (count, eta, curve.strength, seed)
 
         def sample() -> Tensor:
-            network.eta, network.strength, network.requantize = key[1], curve.strength, False
+            network.eta, network.strength, network.requantize = eta, curve.strength, False
             noise = network.draw_noise(self.latent, seed)
             return network.sample(self.latent, self.target_like, self.target, noise, count)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch import Tensor, nn
+from torch import Tensor
 
 from custom.evaluation.baselines import BACKGROUND, IntensityLookup, TrainingMean, brain_mask, copy_source
 from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, METHODS, SPADE_ONLY, TRAINING_MEAN
 from custom.inference.cost import Cost, Meter
+from custom.networks import LatentTranslator
 from custom.utils.modalities import target_indices
 from custom.utils.precision import amp_choice, uses_bfloat16
 
@@ -104,8 +106,9 @@ class PairwiseInferer(Inferer):
         return (CEILING in self.methods) * len(names) + sum(counts)
 
     @torch.inference_mode()
-    def __call__(
-        self, inputs: Mapping[str, Tensor], network: nn.Module, *args: Any, **kwargs: Any
+    # MONAI's takes one tensor and gives one; a subject has several
+    def __call__(  # type: ignore[override]
+        self, inputs: Mapping[str, Tensor], network: LatentTranslator, *args: Any, **kwargs: Any
     ) -> Iterator[Prediction]:
         """Yield the predictions, target by target.
 
@@ -114,10 +117,12 @@ class PairwiseInferer(Inferer):
             network: a :class:`custom.networks.LatentTranslator`.
         """
         names = [m for m in self.modalities if m in inputs]
+        if not names:
+            return
         images = {m: plain(inputs[m]) for m in names}
         brains = {m: brain_mask(image) for m, image in images.items()}
         encoded: dict[str, _Source] = {}
-        meter = Meter(network, images[names[0]].device) if names else None
+        meter = Meter(network, images[names[0]].device)
 
         def encoding(name: str) -> _Source:
             if name not in encoded:
@@ -130,7 +135,7 @@ class PairwiseInferer(Inferer):
             if CEILING in self.methods:
                 own = encoding(target)
                 with meter():
-                    image = self._shown(lambda z=own.latent: network.decode(z), own.brain)
+                    image = self._shown(partial(network.decode, own.latent), own.brain)
                 yield Prediction(CEILING, target, target, image, own.cost.plus(meter.last))
             for source in (m for m in self.sources if m in images and m != target):
                 yield from self._trivial(images[source], brains[source], source, target)
@@ -140,13 +145,13 @@ class PairwiseInferer(Inferer):
     def _trivial(self, image: Tensor, brain: Tensor, source: str, target: str) -> Iterator[Prediction]:
         if COPY_SOURCE in self.methods:
             yield Prediction(COPY_SOURCE, source, target, copy_source(image))
-        if TRAINING_MEAN in self.methods and target in self._averaged:
+        if self.mean is not None and TRAINING_MEAN in self.methods and target in self._averaged:
             yield Prediction(TRAINING_MEAN, source, target, self.mean.predict(image, target, brain=brain))
-        if LOOKUP in self.methods and (source, target) in self._looked_up:
+        if self.lookup is not None and LOOKUP in self.methods and (source, target) in self._looked_up:
             yield Prediction(LOOKUP, source, target, self.lookup.predict(image, source, target, brain=brain))
 
     def _translate(
-        self, network: nn.Module, meter: Meter, source: _Source, pair: tuple[str, str]
+        self, network: LatentTranslator, meter: Meter, source: _Source, pair: tuple[str, str]
     ) -> Iterator[Prediction]:
         index = torch.tensor([self.modalities.index(pair[1])], device=source.latent.device)
         with meter(), self._autocast(source.latent):
@@ -162,18 +167,19 @@ class PairwiseInferer(Inferer):
             yield Prediction(FULL_MODEL, *pair, image, cost.plus(meter.last), spread)
 
     def _sample(
-        self, network: nn.Module, source: _Source, target_like: Tensor, index: Tensor
+        self, network: LatentTranslator, source: _Source, target_like: Tensor, index: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of the samples' images, by Welford's running sums."""
-        mean, squares = torch.zeros_like(source.brain, dtype=torch.float32), None
+        mean = torch.zeros_like(source.brain, dtype=torch.float32)
+        squares = torch.zeros_like(mean)
         for k in range(self.num_samples):
             noise = network.draw_noise(source.latent, self.seed + k)
             with self._autocast(source.latent):
                 sampled = network.sample(source.latent, target_like, index, noise, self.num_steps)
-            image = self._shown(lambda z=sampled: network.render(z, source.image, index), source.brain)
+            image = self._shown(partial(network.render, sampled, source.image, index), source.brain)
             before = image - mean
             mean = mean + before / (k + 1)
-            squares = before * (image - mean) + (0 if squares is None else squares)
+            squares = before * (image - mean) + squares
         if self.num_samples == 1:
             return image, None
         return mean, (squares / (self.num_samples - 1)).clamp_(min=0).sqrt_()

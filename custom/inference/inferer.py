@@ -98,10 +98,11 @@ class TranslationInferer(Inferer):
                 with _seeded(seed, image.device):
                     sample = self._translate(image, network, seed)
                 total = sample if total is None else total + sample
+        assert total is not None  # there is at least one sample
         prediction = (total / self.num_samples).clamp(-1.0, 1.0)
         return convert_to_dst_type(prediction, dst=inputs, dtype=torch.float32)[0]
 
-    def _translate(self, image: torch.Tensor, network: Callable[..., torch.Tensor], seed: int) -> torch.Tensor:
+    def _translate(self, image: torch.Tensor, network: Any, seed: int) -> torch.Tensor:
         """One draw for all targets; rendered one after the other, which bounds the memory of the full resolution."""
         targets = [torch.full((image.shape[0],), i, dtype=torch.long, device=image.device) for i in self.indices]
         if not all(hasattr(network, part) for part in ("encode", "transfer", "sample", "render")):

@@ -113,7 +113,7 @@ class VQGAN(nn.Module):
         x = self.haar(image)
         if torch.jit.is_scripting():
             return self.quant_conv(self.encoder(x))
-        return self.quant_conv(run_blocks(self.encoder.blocks, x) if forward_alone(x) else self.encoder(x))
+        return self.quant_conv(run_blocks([*self.encoder.blocks], x) if forward_alone(x) else self.encoder(x))
 
     def quantize(self, latent: Tensor) -> Quantized:
         """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent."""
@@ -124,7 +124,7 @@ class VQGAN(nn.Module):
         x = self.post_quant_conv(latent)
         if torch.jit.is_scripting():
             return self.haar.inverse(self.decoder(x))
-        return self.haar.inverse(run_blocks(self.decoder.blocks, x) if forward_alone(x) else self.decoder(x))
+        return self.haar.inverse(run_blocks([*self.decoder.blocks], x) if forward_alone(x) else self.decoder(x))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction of ``image`` and what the bottleneck made of it."""

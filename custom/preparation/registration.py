@@ -205,7 +205,9 @@ def _set_motion(motion: Any, matrix: np.ndarray) -> None:
 def _clipped(volume: MetaTensor) -> MetaTensor:
     """Without the few brightest voxels, which would leave all others a few bins of the histogram."""
     low, high = np.percentile(volume.numpy(), CLIP_PERCENTILES)
-    return volume.clamp(float(low), float(high))
+    clipped = volume.clamp(float(low), float(high))
+    assert isinstance(clipped, MetaTensor)
+    return clipped
 
 
 def _centre(volume: MetaTensor) -> np.ndarray:

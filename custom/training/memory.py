@@ -84,11 +84,11 @@ class _CudaAutocast(TorchFunctionMode):
 def _on_one_device() -> Iterator[None]:
     """Modules of tensors without content cannot be moved, and need not be."""
     move = nn.Module.to
-    nn.Module.to = lambda module, *args, **kwargs: module
+    nn.Module.to = lambda module, *args, **kwargs: module  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        nn.Module.to = move
+        nn.Module.to = move  # type: ignore[method-assign]
 
 
 def step_memory(

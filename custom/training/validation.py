@@ -8,7 +8,6 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from custom.networks import LatentTranslator
 from custom.training.trainer import prepare_tensors
 from custom.utils.precision import amp_choice, uses_bfloat16
 
@@ -45,12 +44,13 @@ class StageInferer(Inferer):
         self.amp = amp_choice(amp)
         self.seed = seed
 
-    def __call__(self, inputs: Tensor, network: LatentTranslator, target: Tensor | None = None) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Any, target: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Image (B, 1, H, W, D), float32, of ``inputs`` (B, 1, H, W, D) for ``target`` (B,)."""
         amp = uses_bfloat16(self.amp, inputs.device)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=amp):
             latent = network.encode(inputs)
             if self.stage != "autoencoder":
+                assert target is not None
                 target_like = network.transfer(latent, target)
                 if self.stage == "diffusion":
                     noise = network.draw_noise(latent, self.seed)

@@ -49,11 +49,11 @@ def _tilted_radius(rng: np.random.Generator, offsets: list[np.ndarray], stretch:
     axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     factors = np.exp(rng.normal(0, stretch, 3))
     factors /= np.cbrt(factors.prod())
-    squared: np.ndarray | float = 0.0
-    for axis, factor in zip(axes, factors, strict=True):
-        along = sum(np.float32(a) * o for a, o in zip(axis, offsets, strict=True))
-        squared = squared + (along * np.float32(factor)) ** 2
-    return np.sqrt(squared)
+    squared = [
+        (sum(np.float32(a) * o for a, o in zip(axis, offsets, strict=True)) * np.float32(factor)) ** 2
+        for axis, factor in zip(axes, factors, strict=True)
+    ]
+    return np.sqrt(squared[0] + squared[1] + squared[2])
 
 
 def _ramp(depth: np.ndarray, width: float) -> np.ndarray:

@@ -52,8 +52,8 @@ class Conv3d(nn.Conv3d):
 def with_fast_convolutions(module: nn.Module) -> nn.Module:
     """``module`` with ``Conv3d``, of the same parameters, in place of its 3³ convolutions that keep the size."""
     for name, child in module.named_children():
-        keeps_size = type(child) is nn.Conv3d and child.kernel_size == (3, 3, 3)
-        if keeps_size and child.padding == child.stride == (1, 1, 1):
+        sizes = (child.kernel_size, child.padding, child.stride) if isinstance(child, nn.Conv3d) else ()
+        if type(child) is nn.Conv3d and sizes == ((3, 3, 3), (1, 1, 1), (1, 1, 1)):
             made = Conv3d(child.in_channels, child.out_channels, bias=child.bias is not None, device="meta")
             made.weight, made.bias = child.weight, child.bias
             setattr(module, name, made)
@@ -154,7 +154,9 @@ def upsample(modules: nn.Sequential, x: Tensor) -> Tensor:
     """``modules``, nearest upsampling by 2 and a 3³ convolution; one transposed convolution where that is allowed."""
     if not forward_alone(x):
         return modules(x)
-    return F.conv_transpose3d(x, folded_kernel(modules[1].weight), modules[1].bias, stride=2, padding=1)
+    conv = modules[1]
+    assert isinstance(conv, nn.Conv3d)
+    return F.conv_transpose3d(x, folded_kernel(conv.weight), conv.bias, stride=2, padding=1)
 
 
 def folded_kernel(weight: Tensor) -> Tensor:
