@@ -18,7 +18,7 @@ from pydicom.valuerep import DSfloat
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
 from custom.utils.modalities import BRATS_MODALITIES
 
-pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.elsewhere", "tests.fixtures.toy")
+pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.elsewhere", "tests.fixtures.order", "tests.fixtures.toy")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
