@@ -11,7 +11,7 @@ PYTEST = env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-lowest test-label lint format phantoms train evaluate ablation bench clean
+.PHONY: help install demo test test-fast test-lowest clients lint format phantoms train evaluate ablation bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -44,8 +44,8 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint $(LOWEST)/constraints.txt
 	@touch $@
 
-test-label:  ## compare MONAI Label's server with the command line (WEIGHTS=file, SCAN=file); several GB
-	$(PYTHON) tests/label $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(SCAN),--scan '$(SCAN)')
+clients: $(INSTALLED)  ## run every real client on the packaged zip (ARGS="--only label"); several GB
+	$(BIN)/python tests/clients $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

@@ -9,8 +9,6 @@ from monai.networks.blocks import Convolution
 from monai.networks.nets.autoencoderkl import Decoder, Encoder
 from torch import Tensor, nn
 
-from custom.networks.fast.convolution import forward_alone
-from custom.networks.fast.slabs import run_blocks
 from custom.networks.quantizer import Quantized, VectorQuantizer
 from custom.networks.wavelet import HaarTransform
 
@@ -110,10 +108,7 @@ class VQGAN(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Latent before the bottleneck, (B, L, h, w, d), of ``image`` (B, 1, H, W, D) in [-1, 1]."""
-        x = self.haar(image)
-        if torch.jit.is_scripting():
-            return self.quant_conv(self.encoder(x))
-        return self.quant_conv(run_blocks([*self.encoder.blocks], x) if forward_alone(x) else self.encoder(x))
+        return self.quant_conv(self.encoder(self.haar(image)))
 
     def quantize(self, latent: Tensor) -> Quantized:
         """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent."""
@@ -121,10 +116,7 @@ class VQGAN(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, 1, H, W, D) of a latent (B, L, h, w, d)."""
-        x = self.post_quant_conv(latent)
-        if torch.jit.is_scripting():
-            return self.haar.inverse(self.decoder(x))
-        return self.haar.inverse(run_blocks([*self.decoder.blocks], x) if forward_alone(x) else self.decoder(x))
+        return self.haar.inverse(self.decoder(self.post_quant_conv(latent)))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction of ``image`` and what the bottleneck made of it."""
