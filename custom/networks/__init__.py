@@ -1,6 +1,6 @@
 """Networks: the VQ-GAN, MS-SPADE, the conditional UNet and the translator made of them."""
 
-from custom.networks.attention import Attention, SpatialTransformerBlock
+from custom.networks.attention import Attention, SelfAttentionBlock, SpatialTransformerBlock
 from custom.networks.conditional_unet import ConditionalUNet
 from custom.networks.detail import DetailTransfer
 from custom.networks.diffusion import NoiseSchedule, RectifiedFlow
@@ -37,6 +37,7 @@ __all__ = [
     "RectifiedFlow",
     "ReleaseStyleTransfer",
     "ResidualStyleTransfer",
+    "SelfAttentionBlock",
     "SourceSummary",
     "SpatialTransformerBlock",
     "StyleTransfer",

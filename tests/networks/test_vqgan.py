@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from custom.networks import VQGAN, KLBottleneck, VectorQuantizer
+from custom.networks import VQGAN, KLBottleneck, SelfAttentionBlock, VectorQuantizer
 
 
 def vqgan(**settings) -> VQGAN:
@@ -55,6 +55,44 @@ def test_final_activation() -> None:
         assert convolution.conv.weight.ndim == 5
 
 
+ATTENTIVE = {"attention_levels": [False, True], "nonlocal_attention": True}
+
+
+def test_attention_is_behind_every_residual_block_and_at_the_bottom() -> None:
+    network = vqgan(**ATTENTIVE)
+    for half in (network.encoder, network.decoder):
+        assert sum(isinstance(block, SelfAttentionBlock) for block in half.blocks) == 2
+
+
+def test_attention_without_gradients_is_the_same(randomize) -> None:
+    network, x = randomize(vqgan(**ATTENTIVE)).eval(), image()
+    expected = network(x)[0].detach()
+    with torch.no_grad():
+        found = network(x)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (-3.0, 5.0)])
+def test_intensity_range_is_that_of_the_inner_network(lower: float, upper: float) -> None:
+    network, inner = vqgan(intensity_range=[lower, upper]), vqgan()
+    inner.load_state_dict(network.state_dict())
+    x = image()
+    expected = inner.encode((x + 1) / 2 * (upper - lower) + lower)
+    torch.testing.assert_close(network.encode(x), expected)
+    decoded = network.decode(expected)
+    torch.testing.assert_close((decoded + 1) / 2 * (upper - lower) + lower, inner.decode(expected))
+
+
+def test_intensity_range_counts_as_structure() -> None:
+    assert repr(vqgan(intensity_range=[-1, 1])) == repr(vqgan())
+    assert "intensity_range=(0.0, 1.0)" in repr(vqgan(intensity_range=[0, 1]))
+
+
+def test_intensity_range_that_is_none() -> None:
+    with pytest.raises(ValueError, match=r"intensity_range: expected a lower and a higher number, found \[1, 0\]"):
+        vqgan(intensity_range=[1, 0])
+
+
 def test_decoder_may_be_deeper() -> None:
     plain, deeper = vqgan(), vqgan(decoder_num_res_blocks=[2, 2])
     assert len(deeper.decoder.blocks) == len(plain.decoder.blocks) + 2
@@ -90,9 +128,13 @@ def test_state_dict_round_trip(bottleneck, check_state_dict) -> None:
     check_state_dict(make, image())
 
 
-@pytest.mark.parametrize("bottleneck", [None, KLBottleneck], ids=["vq", "kl"])
-def test_script_equals_eager(bottleneck, check_script) -> None:
-    check_script(Reconstruction(vqgan(bottleneck=bottleneck and bottleneck(3))), image())
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bottleneck": KLBottleneck(3)}, ATTENTIVE, {"intensity_range": [0, 1]}],
+    ids=["vq", "kl", "attention", "range"],
+)
+def test_script_equals_eager(settings, check_script) -> None:
+    check_script(Reconstruction(vqgan(**settings)), image())
 
 
 class Reconstruction(torch.nn.Module):
