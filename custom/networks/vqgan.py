@@ -52,12 +52,14 @@ class VQGAN(nn.Module):
         channels: channels of each level; every level after the first halves each axis.
         embedding_dim: channels L of the latent.
         num_embeddings: codes in the codebook.
+        encoder_channels: channels between either half and its 1³ convolution at the latent; those of the latent by
+            default.
         num_res_blocks: residual blocks of each level of the encoder.
         decoder_num_res_blocks: the same for the decoder; the encoder's by default.
         norm_num_groups: groups of the group normalisation.
         haar_levels: open with as many levels of the exact Haar transform, each of which halves every axis before the
             first convolution; 0 for the paper's plain convolutions.
-        attention_levels: which levels hold self-attention behind every residual block; none by default, as in the paper.
+        attention_levels: levels with self-attention behind every residual block; by default none, as in the paper.
         nonlocal_attention: a residual block, self-attention and a residual block more at the bottom of both halves.
         final_activation: a SiLU between the last normalisation and the last convolution of both halves, as in the
             VQ-GAN that the paper cites and in the authors' release; MONAI's ``Encoder`` and ``Decoder`` leave it out.
@@ -75,6 +77,7 @@ class VQGAN(nn.Module):
         embedding_dim: int,
         num_embeddings: int = 8192,
         *,
+        encoder_channels: int | None = None,
         num_res_blocks: Sequence[int] = (1, 1, 1),
         decoder_num_res_blocks: Sequence[int] | None = None,
         norm_num_groups: int = 32,
@@ -108,9 +111,10 @@ class VQGAN(nn.Module):
                 "with_nonlocal_attn": nonlocal_attention,
             }
 
-        self.encoder = Encoder(in_channels=image_channels, out_channels=embedding_dim, **common(num_res_blocks))
+        inner = encoder_channels or embedding_dim
+        self.encoder = Encoder(in_channels=image_channels, out_channels=inner, **common(num_res_blocks))
         self.decoder = Decoder(
-            in_channels=embedding_dim,
+            in_channels=inner,
             out_channels=image_channels,
             **common(decoder_num_res_blocks or num_res_blocks),
         )
@@ -120,8 +124,8 @@ class VQGAN(nn.Module):
                     half.blocks[i] = SelfAttentionBlock(block.norm.num_channels, 1, norm_num_groups)
             if final_activation:
                 half.blocks.insert(len(half.blocks) - 1, nn.SiLU())
-        self.quant_conv = Convolution(3, embedding_dim, moments, kernel_size=1, conv_only=True)
-        self.post_quant_conv = Convolution(3, embedding_dim, embedding_dim, kernel_size=1, conv_only=True)
+        self.quant_conv = Convolution(3, inner, moments, kernel_size=1, conv_only=True)
+        self.post_quant_conv = Convolution(3, embedding_dim, inner, kernel_size=1, conv_only=True)
 
     @torch.jit.unused
     def extra_repr(self) -> str:
@@ -145,7 +149,7 @@ class VQGAN(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, 1, H, W, D) of a latent (B, L, h, w, d)."""
         x = self.post_quant_conv(latent)
-        if torch.jit.is_scripting():  # noqa: SIM108, TorchScript would compile both sides of an expression
+        if torch.jit.is_scripting():
             x = self.decoder(x)
         else:
             x = run_blocks(self.decoder.blocks, x) if forward_alone(x) else self.decoder(x)
