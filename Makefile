@@ -38,7 +38,7 @@ format: $(INSTALLED)  ## mend style
 	$(BIN)/ruff format .
 
 phantoms: $(INSTALLED)  ## make the phantoms that the shipped weights were trained on
-	$(BIN)/python -c "from custom.data import ensure_phantom; ensure_phantom('bundle/data/phantom')"
+	$(BIN)/python -c "from custom.data.datalist import ensure_phantom; ensure_phantom('bundle/data/phantom')"
 
 train: $(INSTALLED)  ## train the three stages on phantoms; writes bundle/models/model.pt
 	for stage in train_autoencoder train_spade train; do \

@@ -25,11 +25,11 @@ from benchmarks.scale import SIZES, measure_scaling
 from benchmarks.stock import measure_stock
 from benchmarks.subject import make_network, read_config, write_head
 from benchmarks.whole import translate_in_fresh_process
-from custom.files import appearing_whole
-from custom.inferers import TranslationInferer
+from custom.commands.summary import config_folder
+from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
-from custom.precision import fast_bfloat16
-from custom.summary import config_folder
+from custom.utils.files import appearing_whole
+from custom.utils.precision import fast_bfloat16
 
 TARGETS = ["t2", "flair", "t1ce"]
 FEW_STEPS = 4  # in place of the published presets' 200 steps

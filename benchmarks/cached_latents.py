@@ -19,11 +19,11 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from benchmarks.subject import write_head
-from custom.data.latents import latent_pairs
+from custom.commands.summary import DEFAULT_PRESET, config_folder
 from custom.networks import LatentTranslator
-from custom.objectives import DiffusionObjective
-from custom.precision import uses_bfloat16
-from custom.summary import DEFAULT_PRESET, config_folder
+from custom.training.latents.pairs import latent_pairs
+from custom.training.objectives import DiffusionObjective
+from custom.utils.precision import uses_bfloat16
 
 NAMES = ("t1", "t2")
 

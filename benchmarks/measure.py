@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from custom.engines.cost import Meter
+from custom.inference.cost import Meter
 
 __all__ = ["ConvolutionRate", "Measured", "autocast", "machine", "measured", "work_ratio"]
 

@@ -16,7 +16,7 @@ from benchmarks.report import Mark, markdown, share, table
 from benchmarks.scale import Scaling
 from benchmarks.stock import Comparison
 from benchmarks.whole import Whole
-from custom.files import appearing_whole
+from custom.utils.files import appearing_whole
 
 __all__ = ["fill_page", "load_result", "on_paper", "plain"]
 

@@ -13,9 +13,9 @@ from monai.transforms import Compose
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.measure import ConvolutionRate, Measured, autocast, measured
+from custom.commands.summary import count_flops
 from custom.networks import LatentTranslator
 from custom.networks.diffusion import draw_noise
-from custom.summary import count_flops
 
 __all__ = ["NETWORK_PARTS", "Part", "arithmetic", "measure_parts", "total_seconds"]
 

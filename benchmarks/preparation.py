@@ -23,8 +23,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from custom.data.phantom import write_dataset
-from custom.data.prepare import check_all
+from custom.data.phantom.dataset import write_dataset
+from custom.preparation.prepare import check_all
 
 
 def read_plainly(path: str) -> int:

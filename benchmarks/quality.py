@@ -11,8 +11,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from benchmarks.measure import measured
-from custom.data import load_datalist
-from custom.inferers import TranslationInferer
+from custom.data.datalist import load_datalist
+from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
 
 __all__ = ["REFERENCE_STEPS", "Quality", "measure_quality"]

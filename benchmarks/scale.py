@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from benchmarks.measure import ConvolutionRate, measured
-from custom.inferers import TranslationInferer
+from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
-from custom.precision import uses_bfloat16
+from custom.utils.precision import uses_bfloat16
 
 __all__ = ["SIZES", "Scaling", "measure_scaling"]
 

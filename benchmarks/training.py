@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.launch import run_bundle
-from custom.data import ensure_phantom
-from custom.summary import config_folder
+from custom.commands.summary import config_folder
+from custom.data.datalist import ensure_phantom
 
 
 def arguments() -> argparse.Namespace:

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.measure import ConvolutionRate, measured
 from benchmarks.subject import make_network, read_config, write_head
-from custom.inferers import TranslationInferer
+from custom.inference.inferer import TranslationInferer
 
 __all__ = ["Whole", "translate_in_fresh_process"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import fire
 
-from custom.errors import report_plainly
+from custom.utils.errors import report_plainly
 
 
 def phantom(out: str, subjects: int = 48, seed: int = 0, spacing: float = 1.0, modalities: Any = None) -> None:
@@ -20,8 +20,8 @@ def phantom(out: str, subjects: int = 48, seed: int = 0, spacing: float = 1.0, m
         spacing: edge length of a voxel in mm.
         modalities: list of contrasts, by default t1, t1ce, t2, flair.
     """
-    from custom.data.phantom import write_dataset
-    from custom.modalities import BRATS_MODALITIES
+    from custom.data.phantom.dataset import write_dataset
+    from custom.utils.modalities import BRATS_MODALITIES
 
     folders = write_dataset(out, subjects, seed, modalities or BRATS_MODALITIES, spacing=spacing)
     print(f"{len(folders)} subjects in {out}")
@@ -35,7 +35,7 @@ def ablation(output_dir: str = "output/ablation", **settings: Any) -> None:
         settings: ``--variants ours,kl``, ``--share 0.6`` of the epochs, ``--subjects 24,2,6``, ``--spacing 2.0``
             mm, ``--dataset_dir DIR`` in place of phantoms, ``--seed 0``, ``--amp true``, values of the configs.
     """
-    from custom.ablation import ablation as run
+    from custom.commands.ablation import ablation as run
 
     run(output_dir, **settings)
 
@@ -48,7 +48,7 @@ def demo(image: str | None = None, output_dir: str = "output/demo", **overrides:
         output_dir: where the results go.
         overrides: values of the bundle's configs, such as ``--amp true``.
     """
-    from custom.demo import demo as run
+    from custom.commands.demo import demo as run
 
     run(image, output_dir, **overrides)
 
@@ -61,7 +61,7 @@ def steps(output_dir: str = "output/steps", **settings: Any) -> None:
         settings: ``--subjects 4``, ``--models_dir DIR`` of an ablation and ``--models ours,epsilon`` of it,
             ``--curves "{'DDIM': [1, 2]}"``, ``--seed 0``, ``--amp true``, values of evaluate.json.
     """
-    from custom.steps import steps as run
+    from custom.commands.steps import steps as run
 
     run(output_dir, **settings)
 
@@ -73,7 +73,7 @@ def summary(*sizes: int, preset: str = "small", size: Any = (192, 192, 144)) -> 
         preset: ``small``, ``paper`` or ``release``.
         size: voxels of the volume, ``--size 192 192 144``.
     """
-    from custom.summary import summary as run
+    from custom.commands.summary import summary as run
 
     # fire gives a flag one value; the rest of "--size 192 192 144" arrives as positional arguments
     run(preset=preset, size=(size, *sizes) if isinstance(size, int) else tuple(size))
@@ -86,7 +86,7 @@ def package(out: str = "dist", weights: str | None = None) -> None:
         out: folder for it.
         weights: pack these instead of the bundle's model.pt, after checking that they fit.
     """
-    from custom.package import package as run
+    from custom.commands.package import package as run
 
     print(run(out, weights))
 
@@ -98,7 +98,7 @@ def prune_latents(cache_dir: str, unused_days: float = 7.0) -> None:
         cache_dir: the trainings' ``cache_dir``, by default ``latents`` in their ``output_dir``.
         unused_days: 0 removes all.
     """
-    from custom.data.latent_cache import prune_latents as run
+    from custom.training.latents.cache import prune_latents as run
 
     files, size = run(cache_dir, unused_days)
     print(f"removed {files} files, {size / 2**20:.1f} MiB")
@@ -138,8 +138,8 @@ def prepare(
         registered_dir: folder for the registered scans; by default beside the originals.
         workers: processes; by default one for each core.
     """
-    from custom.data.prepare import prepare as run
-    from custom.reports.preparation import summary as said
+    from custom.preparation.page import summary as said
+    from custom.preparation.prepare import prepare as run
 
     # fire gives a flag one value; the rest of "--split 0.8 0.1 0.1" arrives as positional arguments
     portions = (split, *shares) if isinstance(split, int | float) else split
@@ -185,7 +185,7 @@ def compare(
         num_figures: how many subjects are drawn.
         viewer_megabytes: how large the volumes in the report may be together.
     """
-    from custom.compare import compare as run
+    from custom.commands.compare import compare as run
 
     if not isinstance(predictions, dict):
         raise ValueError(f"predictions: expected \"{{'model': FOLDER}}\"; found {predictions!r}. Quote it so.")

@@ -18,8 +18,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
-from custom.modalities import BRATS_MODALITIES
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
+from custom.utils.modalities import BRATS_MODALITIES
+
+pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.toy")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

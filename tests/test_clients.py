@@ -19,11 +19,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from custom import package as package_module
-from custom.data import ensure_phantom
+from custom.commands import package as package_module
+from custom.commands.package import BUNDLE_NAME, package
+from custom.data.datalist import ensure_phantom
 from custom.networks import LatentTranslator
 from custom.networks.weights import load_weights
-from custom.package import BUNDLE_NAME, package
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"

@@ -14,9 +14,9 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties, TrainProperties
 
-from custom.data import ensure_phantom, read_datalist, write_datalist
-from custom.errors import find_user_error
+from custom.data.datalist import ensure_phantom, read_datalist, write_datalist
 from custom.networks.weights import compact, load_weights
+from custom.utils.errors import find_user_error
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
 STAGES = {
@@ -35,8 +35,8 @@ READ_BY_NAME = {
 PREPROCESSING = (
     "Orientationd",
     "ScaleIntensityRangePercentilesd",
-    "custom.transforms.PadVolumed",
-    "custom.transforms.ValidateVolumed",
+    "custom.data.transforms.PadVolumed",
+    "custom.data.transforms.ValidateVolumed",
 )
 TINY = {
     "network_def#autoencoder#channels": [8],

@@ -16,9 +16,9 @@ from typing import Any
 
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY, discover
 from custom.data.splits import DATALIST_NAME, SECTIONS, Entry, split_by_subject
-from custom.distributed import main_first
-from custom.files import appearing_whole
-from custom.modalities import BRATS_MODALITIES, canonical
+from custom.utils.distributed import main_first
+from custom.utils.files import appearing_whole
+from custom.utils.modalities import BRATS_MODALITIES, canonical
 
 logger = logging.getLogger(__name__)
 
@@ -248,13 +248,15 @@ def ensure_phantom(
         dataset_dir: the folder to make; nothing is done where it is complete.
         counts: numbers of training, validation and test subjects.
         seed: of the phantoms and of the split.
-        kwargs: other arguments of ``custom.data.phantom.write_dataset``, such as ``spacing`` in mm.
+        kwargs: other arguments of ``custom.data.phantom.dataset.write_dataset``, such as ``spacing`` in mm.
     """
     folder = Path(dataset_dir).expanduser()
     marker = folder / ".incomplete"
     if folder.is_dir() and not marker.exists():
         return folder
-    from custom.data.phantom import write_dataset  # the generator loads templates: imported only where it is needed
+    from custom.data.phantom.dataset import (
+        write_dataset,  # the generator loads templates: imported only where it is needed
+    )
 
     subjects = sum(int(c) for c in counts)
     logger.warning("%s: no data set was given, so %d synthetic phantoms are made here (once).", folder, subjects)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from custom.data.dicom import DICOM_SUFFIXES
+from custom.data.names import SYNTHETIC_SUFFIX, image_stem
 from custom.data.problems import Problem
 from custom.data.readers import IMAGE_SUFFIXES
-from custom.modalities import ALIASES, BRATS_MODALITIES, IXI_MODALITIES, canonical
+from custom.utils.modalities import ALIASES, BRATS_MODALITIES, IXI_MODALITIES, canonical
 
 __all__ = ["LAYOUTS", "SEGMENTATION_KEY", "SUBJECT_KEY", "Layout", "Survey", "discover", "survey"]
 
@@ -313,8 +314,6 @@ def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
 
 def _is_derived(path: Path) -> bool:
     """Whether this project wrote the file beside the data: a translation, or a registered scan with its record."""
-    from custom.data.inputs import SYNTHETIC_SUFFIX, image_stem  # which imports this module
-
     stem = image_stem(path)
     return stem.endswith(SYNTHETIC_SUFFIX) or ("_to_" in stem and path.with_name(f"{stem}.json").is_file())
 

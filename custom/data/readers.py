@@ -1,6 +1,6 @@
 """The one way in which volumes are read: NIfTI, NRRD, MetaImage, DICOM series and multi-frame DICOM.
 
-``read_volume(path)`` for a file or a DICOM folder; ``custom.transforms.LoadVolumed`` is the same as a transform.
+``read_volume(path)`` for a file or a DICOM folder; ``custom.data.transforms.LoadVolumed`` is the same as a transform.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from monai.transforms.io.array import switch_endianness
 from monai.utils import ImageMetaKey
 
 from custom.data.dicom import DicomReader
-from custom.errors import find_user_error
+from custom.utils.errors import find_user_error
 
 __all__ = ["IMAGE_SUFFIXES", "read_volume"]
 

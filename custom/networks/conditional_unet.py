@@ -11,7 +11,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, g
 from torch import Tensor, nn
 
 from custom.networks.attention import SelfAttentionBlock, SpatialTransformerBlock
-from custom.networks.convolution import Conv3d, upsample, with_fast_convolutions
+from custom.networks.fast.convolution import Conv3d, upsample, with_fast_convolutions
 
 __all__ = ["ATTENTIONS", "ConditionalUNet"]
 

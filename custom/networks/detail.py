@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from custom.networks.convolution import Conv3d
+from custom.networks.fast.convolution import Conv3d
 from custom.networks.ms_spade import PreActivationBlock
 from custom.networks.wavelet import HaarTransform
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from custom.networks.convolution import Conv3d, convolve
+from custom.networks.fast.convolution import Conv3d, convolve
 
 __all__ = [
     "MSSPADE",

@@ -10,9 +10,9 @@ from monai.networks.nets.autoencoderkl import Decoder, Encoder
 from torch import Tensor, nn
 
 from custom.networks.attention import SelfAttentionBlock
-from custom.networks.convolution import forward_alone
+from custom.networks.fast.convolution import forward_alone
+from custom.networks.fast.slabs import run_blocks
 from custom.networks.quantizer import Quantized, VectorQuantizer
-from custom.networks.slabs import run_blocks
 from custom.networks.wavelet import HaarTransform
 
 __all__ = ["VQGAN", "KLBottleneck"]

@@ -1,1 +1,1 @@
-"""Tables and figures of an evaluation."""
+"""Tables, figures and pages of an evaluation."""

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from custom.files import appearing_whole
 from custom.reports.render import Cell, Table
+from custom.utils.files import appearing_whole
 
 __all__ = ["SPADE_ONLY", "Point", "choose_default", "curve_table", "draw_curves", "write_points"]
 

@@ -11,12 +11,12 @@ from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 from tqdm import tqdm
 
-from custom.distributed import is_main, rank
-from custom.engines.evaluation import SUBJECT, EvaluationEvents, TranslationEvaluator
+from custom.evaluation.evaluator import SUBJECT, EvaluationEvents, TranslationEvaluator
+from custom.evaluation.results import Results, Setup, SubjectResult
+from custom.evaluation.rows import FULL_MODEL
+from custom.evaluation.statistics import summarize
 from custom.reports.report import write_report
-from custom.reports.results import Results, Setup, SubjectResult
-from custom.reports.rows import FULL_MODEL
-from custom.statistics import summarize
+from custom.utils.distributed import is_main, rank
 
 
 class ReportHandler:

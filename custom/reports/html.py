@@ -17,12 +17,12 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from custom.files import appearing_whole
-from custom.metrics import PROTOCOL
-from custom.reports.pictures import TRUTH, Key, Pictures, quantised, resized
+from custom.evaluation.metrics import PROTOCOL
+from custom.evaluation.pictures import TRUTH, Key, Pictures, quantised, resized
+from custom.evaluation.results import Results, Setup, SubjectResult
+from custom.evaluation.rows import METHODS, Row, display_name
 from custom.reports.render import Table, to_html
-from custom.reports.results import Results, Setup, SubjectResult
-from custom.reports.rows import METHODS, Row, display_name
+from custom.utils.files import appearing_whole
 
 __all__ = ["sprite", "write_html"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from custom.evaluation.results import SubjectResult
+from custom.evaluation.rows import METHODS
+from custom.evaluation.segmentation import OF_LABEL_REAL, OF_LABEL_SYNTHETIC, OF_REAL
+from custom.evaluation.statistics import Summary, summarize
 from custom.reports.render import Table
-from custom.reports.results import SubjectResult
-from custom.reports.rows import METHODS
 from custom.reports.tables import NO_VALUE, task_name
-from custom.segmentation import OF_LABEL_REAL, OF_LABEL_SYNTHETIC, OF_REAL
-from custom.statistics import Summary, summarize
 
 __all__ = ["cost_table", "dice_table", "uncertainty_table"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from custom.files import appearing_whole
+from custom.utils.files import appearing_whole
 
 __all__ = [
     "CHECK",

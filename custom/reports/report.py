@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from custom.metrics import PROTOCOL, REGIONS
+from custom.evaluation.metrics import PROTOCOL, REGIONS
+from custom.evaluation.pictures import TRUTH, Pictures
+from custom.evaluation.results import Results, Setup, SubjectResult
+from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, METHODS, Row, display_name, write_rows
 from custom.reports import figures, tables
 from custom.reports.html import write_html
 from custom.reports.measurements import cost_table, dice_table, uncertainty_table
-from custom.reports.pictures import TRUTH, Pictures
 from custom.reports.render import Table, to_text, write_table
-from custom.reports.results import Results, Setup, SubjectResult
-from custom.reports.rows import CEILING, COPY_SOURCE, FULL_MODEL, METHODS, Row, display_name, write_rows
 
 __all__ = ["Figure", "report", "write_report"]
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from custom.metrics import HIGHER_IS_BETTER, METRICS
+from custom.evaluation.metrics import HIGHER_IS_BETTER, METRICS
+from custom.evaluation.rows import CEILING, FULL_MODEL, METHODS, Row, display_name
+from custom.evaluation.statistics import LEVEL, Summary, paired_comparisons, summarize
 from custom.reports.render import CHECK, Cell, Table
-from custom.reports.rows import CEILING, FULL_MODEL, METHODS, Row, display_name
-from custom.statistics import LEVEL, Summary, paired_comparisons, summarize
 
 __all__ = [
     "Ablation",

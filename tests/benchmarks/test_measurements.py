@@ -17,9 +17,9 @@ from benchmarks.parts import NETWORK_PARTS, arithmetic, measure_parts
 from benchmarks.scale import measure_scaling
 from benchmarks.stock import measure_stock, stock_unet
 from benchmarks.subject import make_network, read_config, write_head
-from custom.inferers import TranslationInferer
+from custom.commands.summary import count_flops
+from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
-from custom.summary import count_flops
 
 CPU = torch.device("cpu")
 SIZE = (16, 32, 16)

@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 
 from custom.data import datalist as module
-from custom.data import (
-    ensure_phantom,
-    load_datalist,
-    read_datalist,
-    split_by_subject,
-    write_datalist,
-)
-from custom.modalities import BRATS_MODALITIES
+from custom.data.datalist import ensure_phantom, load_datalist, read_datalist, split_by_subject, write_datalist
+from custom.utils.modalities import BRATS_MODALITIES
 
 
 def entries(count: int) -> list[dict]:

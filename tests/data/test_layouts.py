@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from custom.data import discover
-from custom.modalities import BRATS_MODALITIES
+from custom.data.layouts import discover
+from custom.utils.modalities import BRATS_MODALITIES
 
 
 def test_finds_subjects_and_segmentations(brats_folder) -> None:

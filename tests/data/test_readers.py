@@ -15,7 +15,7 @@ from pydicom.uid import generate_uid
 
 from custom.data.dicom import is_dicom, read_geometry
 from custom.data.readers import read_volume
-from custom.transforms import LoadVolumed
+from custom.data.transforms import LoadVolumed
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
 

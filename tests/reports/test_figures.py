@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from monai.data import MetaTensor
 
+from custom.evaluation import slices
 from custom.reports import figures
 
 
@@ -20,14 +21,14 @@ def head() -> np.ndarray:
 
 
 def test_axial_slices_are_radiological(head):
-    shown = figures.axial(head, 9)
+    shown = slices.axial(head, 9)
     assert shown.shape == (24, 20)
     assert shown[:, 4].sum() > shown[:, -5].sum()  # the patient's right, brighter, is on the left
     assert shown[4].sum() > shown[-5].sum()  # the front is up
 
 
 def test_sagittal_slices_have_the_top_up_and_the_front_left(head):
-    shown = figures.sagittal(head, 10)
+    shown = slices.sagittal(head, 10)
     assert shown.shape == (18, 24)
     assert shown[4].sum() > shown[-5].sum()
     assert shown[:, 4].sum() > shown[:, -5].sum()
@@ -35,25 +36,25 @@ def test_sagittal_slices_have_the_top_up_and_the_front_left(head):
 
 def test_slice_position(head):
     lesion = np.zeros_like(head, dtype=bool)
-    assert figures.slice_position(head > 0, lesion) == figures.slice_position(head > 0)
+    assert slices.slice_position(head > 0, lesion) == slices.slice_position(head > 0)
     lesion[4, 5:9, 6] = True
     lesion[5, 5, 6] = True
-    assert figures.slice_position(head > 0, lesion) == (4, 5, 6)
+    assert slices.slice_position(head > 0, lesion) == (4, 5, 6)
 
 
 def test_volume_and_spacing_of_a_tensor(head):
     image = MetaTensor(torch.from_numpy(head)[None, None], affine=torch.diag(torch.tensor([-1.0, 2.0, 3.0, 1.0])))
-    np.testing.assert_array_equal(figures.volume(image), head)
-    assert figures.spacing_of(image) == pytest.approx((1.0, 2.0, 3.0))
-    assert figures.spacing_of(image.as_tensor()) == (1.0, 1.0, 1.0)
+    np.testing.assert_array_equal(slices.volume(image), head)
+    assert slices.spacing_of(image) == pytest.approx((1.0, 2.0, 3.0))
+    assert slices.spacing_of(image.as_tensor()) == (1.0, 1.0, 1.0)
 
 
 def test_translation_grid(tmp_path, head):
     names = ("t1", "t2", "flair")
-    slices = {(s, t): figures.axial(head, 9) for s in names for t in names if (s, t) != ("t1", "flair")}
+    shown = {(s, t): slices.axial(head, 9) for s in names for t in names if (s, t) != ("t1", "flair")}
     path = tmp_path / "figures" / "grid.png"
-    truths = {t: figures.axial(head, 9) for t in names}
-    assert figures.translation_grid(path, slices, truths, title="subject", spacing=(1.0, 2.0)) == path
+    truths = {t: slices.axial(head, 9) for t in names}
+    assert figures.translation_grid(path, shown, truths, title="subject", spacing=(1.0, 2.0)) == path
     picture = imread(path)
     assert picture[:5, :5, :3].max() == 0  # black
     assert 0.4 < picture[..., :3].max() <= 1
@@ -61,14 +62,14 @@ def test_translation_grid(tmp_path, head):
 
 
 def test_grid_without_truth_of_a_target(tmp_path, head):
-    shown = figures.axial(head, 9)
+    shown = slices.axial(head, 9)
     path = figures.translation_grid(tmp_path / "g.png", {("t1", "t2"): shown}, {"t2": None})
     assert path.is_file()
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_methods_beside_the_truth(tmp_path, head, labelled):
-    truth = (figures.axial(head, 9), figures.sagittal(head, 10))
+    truth = (slices.axial(head, 9), slices.sagittal(head, 10))
     lesion = tuple(np.zeros_like(s, dtype=np.uint8) for s in truth)
     for mask in lesion:
         mask[6:10, 6:10] = 1

@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from custom.metrics import PROTOCOL, Reference
-from custom.reports import figures
+from custom.evaluation import slices
+from custom.evaluation.metrics import PROTOCOL, Reference
+from custom.evaluation.pictures import TRUTH, Pictures, Stamp, resized
+from custom.evaluation.results import Results, Setup, SubjectResult
+from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, read_rows, rows_of
+from custom.evaluation.segmentation import OF_LABEL_REAL, OF_LABEL_SYNTHETIC, OF_REAL, WHOLE
 from custom.reports.html import sprite
 from custom.reports.measurements import cost_table, dice_table, uncertainty_table
-from custom.reports.pictures import TRUTH, Pictures, Stamp, resized
 from custom.reports.render import FORMATS
 from custom.reports.report import report, write_report
-from custom.reports.results import Results, Setup, SubjectResult
-from custom.reports.rows import CEILING, COPY_SOURCE, FULL_MODEL, read_rows, rows_of
-from custom.segmentation import OF_LABEL_REAL, OF_LABEL_SYNTHETIC, OF_REAL, WHOLE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MODALITIES = ["t1", "t2"]
@@ -42,7 +42,7 @@ def volumes(seed: int) -> dict[str, np.ndarray]:
 
 def one_subject(results: Results, subject: str, seed: int, *, labelled: bool) -> SubjectResult:
     truths = volumes(seed)
-    pictures = Pictures(Stamp(figures.slice_position(truths["t1"] > 0), (2.0, 2.0, 2.5)), viewer_spacing=2.0)
+    pictures = Pictures(Stamp(slices.slice_position(truths["t1"] > 0), (2.0, 2.0, 2.5)), viewer_spacing=2.0)
     result = SubjectResult(subject, notes=[] if labelled else ["no label: no lesion scores"])
     for name, truth in truths.items():
         pictures.add((TRUTH, name, name), truth, scroll=True)

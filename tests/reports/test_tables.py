@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from custom.metrics import Scores
+from custom.evaluation.metrics import Scores
+from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, SPADE_ONLY, Row, rows_of
 from custom.reports.render import CHECK, Cell, Table
-from custom.reports.rows import CEILING, COPY_SOURCE, FULL_MODEL, SPADE_ONLY, Row, rows_of
 from custom.reports.tables import (
     Ablation,
     ablation_table,

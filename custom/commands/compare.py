@@ -1,0 +1,348 @@
+"""Predictions of several models, anybody's, against one set of true images, by the protocol of the evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientation
+from nibabel.orientations import aff2axcodes
+from torch import Tensor
+from tqdm import tqdm
+
+from custom.commands.workflows import bundle_workflow
+from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY
+from custom.data.readers import read_volume
+from custom.evaluation import slices
+from custom.evaluation.baselines import brain_mask, copy_source
+from custom.evaluation.evaluator import NativeGrid, make_reference, unit
+from custom.evaluation.metrics import Reference, bounding_box
+from custom.evaluation.pictures import TRUTH, Pictures, Stamp
+from custom.evaluation.predictions import Matched, PredictedFile, find_truths, match_predictions
+from custom.evaluation.results import Results, Setup, SubjectResult
+from custom.evaluation.rows import COPY_SOURCE, rows_of
+from custom.reports.report import write_report
+from custom.reports.tables import task_name
+from custom.utils.errors import user_message
+from custom.utils.modalities import ALIASES, canonical
+
+__all__ = ["RANGES", "compare"]
+
+logger = logging.getLogger(__name__)
+
+AUTO, AS_TRUTH, UNIT, SIGNED, OWN = "auto", "truth", "unit", "signed", "own"
+RANGES = {
+    AUTO: "as the values suggest",
+    AS_TRUTH: "in the truth's units",
+    UNIT: "in [0, 1]",
+    SIGNED: "in [-1, 1]",
+    OWN: "mapped by the prediction's own percentiles 0.5 and 99.5",
+}
+SLACK = 0.05  # of overshoot that still counts as [0, 1] or [-1, 1]
+SCANNER_UNITS = 4.0  # a truth whose range is wider is not normalised itself
+PLAUSIBLE = 2.0  # factor between the bright ends of prediction and truth beyond which a note is made
+BOX_MARGIN = 2  # voxels, as in the preprocessing
+SAME_PLACE = 1e-2  # mm, or mm a voxel
+
+
+class Truth(NamedTuple):
+    """A true image and what it takes to bring a prediction to its grid and scale.
+
+    Attributes:
+        image: as it was read, (1, H, W, D).
+        reference: what predictions are scored against.
+        low, high: intensities that become 0 and 1.
+        brain: mask (H, W, D).
+    """
+
+    image: MetaTensor
+    reference: Reference
+    low: float
+    high: float
+    brain: Tensor
+
+
+def compare(
+    truth: str | os.PathLike[str],
+    predictions: Mapping[str, str | os.PathLike[str]],
+    out: str | os.PathLike[str] = "output/comparison",
+    *,
+    pairs: Sequence[Sequence[str]] = (),
+    ranges: Mapping[str, str] | None = None,
+    num_figures: int = 2,
+    viewer_megabytes: float = 40.0,
+) -> Path:
+    """Score every prediction that belongs to a true image; write the tables, figures and report of an evaluation.
+
+    Args:
+        truth: folder of true images, see ``custom.evaluation.predictions``; a label ``<subject>_seg`` gives lesion
+            scores.
+        predictions: name of a model → folder of its predictions. The first model is what the others are tested against.
+        out: folder for the results.
+        pairs: tasks (source, target) to show; by default all.
+        ranges: name of a model → how its intensities are to be read, a key of :data:`RANGES`; by default ``auto``.
+        num_figures: how many subjects are drawn.
+        viewer_megabytes: how large the volumes in ``report.html`` may be together; 0 for none.
+
+    Returns:
+        Path of ``report.html``.
+
+    Raises:
+        FileNotFoundError: for a missing folder.
+        ValueError: for unknown models or ranges, or if nothing can be compared.
+    """
+    folders = {str(model): Path(folder).expanduser() for model, folder in dict(predictions).items()}
+    kinds = _checked_ranges(folders, ranges or {})
+    truths = find_truths(Path(truth).expanduser())
+    matched = {model: match_predictions(folder, truths) for model, folder in folders.items()}
+    files, notes = _tasks(matched, truths)
+    known = {m for found in truths.values() for m in found} - {SEGMENTATION_KEY}
+    modalities = [*(m for m in ALIASES if m in known), *sorted(known - set(ALIASES))]
+    results, preprocessing = Results(out), _preprocessing(modalities)
+    setup = Setup(
+        "Comparison",
+        modalities,
+        [list(map(canonical, pair)) for pair in pairs],
+        reference=next(iter(folders)),
+        num_figures=num_figures,
+        viewer_megabytes=viewer_megabytes,
+        settings={"truth": str(truth), **{model: str(folder) for model, folder in folders.items()}},
+        notes=notes,
+    )
+    found = []
+    for subject in (bar := tqdm([s for s in truths if s in files], desc="comparing", unit="subject")):
+        bar.set_postfix_str(subject)
+        try:
+            found.append(_score(subject, truths[subject], files[subject], kinds, preprocessing, results))
+        except Exception as error:
+            setup.failures[subject] = user_message(error, default="failed")
+            logger.warning("%s: left out of the comparison: %s", subject, setup.failures[subject])
+            logger.debug("%s: traceback", subject, exc_info=True)
+    setup.subjects = [result.subject for result in found]
+    results.save_setup(setup)
+    return write_report(results, setup, found)
+
+
+def _score(
+    subject: str,
+    truths: Mapping[str, Path],
+    files: Sequence[tuple[str, PredictedFile]],
+    kinds: Mapping[str, str],
+    preprocessing: Compose,
+    results: Results,
+) -> SubjectResult:
+    scored = _Subject(subject, truths, preprocessing)
+    for model, file in files:
+        scored.add(model, file, kinds[model])
+    scored.copy_sources()
+    results.save(scored.result, scored.pictures)
+    return scored.result
+
+
+class _Subject:
+    """One subject of a comparison: its truths, and the scores and pictures of what is added."""
+
+    def __init__(self, subject: str, files: Mapping[str, Path], preprocessing: Compose) -> None:
+        self.files = files
+        self.item = preprocessing({SUBJECT_KEY: subject, **{key: str(path) for key, path in files.items()}})
+        self.names = [m for m in files if m != SEGMENTATION_KEY]
+        self.to_native = NativeGrid(self.item, preprocessing)
+        self.result = SubjectResult(subject, notes=self._label_notes())
+        self.truths: dict[str, Truth] = {}
+        self.pictures: Pictures | None = None
+
+    def add(self, model: str, file: PredictedFile, kind: str) -> None:
+        """Score one prediction; a fault of it is noted and leaves the others alone."""
+        truth = self._truth(file.target)
+        try:
+            image, remarks = _on_grid(read_volume(file.path), truth.image)
+            values, read_as = _on_scale(image, truth, kind)
+            scores = truth.reference.score(values)
+        except ValueError as error:
+            self.result.notes.append(
+                f"{model}, {task_name(file.source, file.target)} is not scored: {str(error).rstrip('.')}"
+            )
+            return
+        self.result.notes += [f"{model}: {remark}" for remark in (*remarks, *read_as)]
+        self.result.rows += rows_of(self.result.subject, file.source, file.target, model, scores)
+        self._draw((model, file.source, file.target), values.clamp(0, 1))
+
+    def copy_sources(self) -> None:
+        """Score the source in place of each prediction whose source is known."""
+        tasks = dict.fromkeys((row.source, row.target) for row in self.result.rows)
+        for source, target in tasks:
+            if source in self.names and source != target:
+                copied = self.to_native(unit(copy_source(self.item[source])), target)
+                scores = self._truth(target).reference.score(copied)
+                self.result.rows += rows_of(self.result.subject, source, target, COPY_SOURCE, scores)
+                self._draw((COPY_SOURCE, source, target), copied)
+
+    def _label_notes(self) -> list[str]:
+        label = self.item.get(SEGMENTATION_KEY)
+        if label is None:
+            return ["no label: no lesion scores"]
+        return [] if bool((label > 0).any()) else ["the label has no voxel above 0: no lesion scores"]
+
+    def _truth(self, name: str) -> Truth:
+        if name not in self.truths:
+            image, scaled = read_volume(self.files[name]), self.to_native(unit(self.item[name]), name)
+            low, high = _scale_of(image[0].as_tensor(), scaled)
+            brain = self.to_native(brain_mask(self.item[name]).float(), name) > 0.5
+            self.truths[name] = Truth(image, make_reference(self.item, name, self.to_native), low, high, brain)
+        return self.truths[name]
+
+    def _draw(self, key: tuple[str, str, str], values: Tensor) -> None:
+        truth = self._truth(key[2])
+        if self.pictures is None:
+            self._start_pictures(key[2])
+        method, source, target = key
+        for name in {source, target} & set(self.names):
+            if (TRUTH, name, name) not in self.pictures.slices:
+                scaled = self.to_native(unit(self.item[name]), name)
+                self.pictures.add((TRUTH, name, name), self._canonical(scaled, truth.image), scroll=True)
+        self.pictures.add(key, self._canonical(values, truth.image), scroll=method != COPY_SOURCE)
+
+    def _start_pictures(self, target: str) -> None:
+        truth = self._truth(target)
+        label = self.item.get(SEGMENTATION_KEY)
+        lesion = (
+            None if label is None else self._canonical(self.to_native((label > 0).float(), target), truth.image) > 0.5
+        )
+        brain = self._canonical(truth.brain.float(), truth.image) > 0.5
+        turned = _turned(truth.image, "RAS")
+        self.pictures = Pictures(Stamp(slices.slice_position(brain, lesion), slices.spacing_of(turned)))
+        if lesion is not None and lesion.any():
+            self.pictures.add_lesion(lesion)
+
+    @staticmethod
+    def _canonical(values: Tensor, like: MetaTensor) -> np.ndarray:
+        """``values`` (H, W, D) on the grid of ``like``, in RAS order."""
+        return slices.volume(_turned(MetaTensor(values[None], affine=like.affine), "RAS"))
+
+
+def _checked_ranges(folders: Mapping[str, Path], ranges: Mapping[str, str]) -> dict[str, str]:
+    if not folders:
+        raise ValueError("predictions: expected a folder for each model, such as {'ours': DIR}; found none.")
+    unknown = [model for model in ranges if model not in folders]
+    wrong = [kind for kind in ranges.values() if kind not in RANGES]
+    if unknown or wrong or COPY_SOURCE in folders:
+        raise ValueError(
+            f"ranges: expected some of the models {', '.join(folders)}, none called {COPY_SOURCE!r}, each "
+            f"with one of {', '.join(RANGES)}; found {dict(ranges)}. Correct it."
+        )
+    return {model: ranges.get(model, AUTO) for model in folders}
+
+
+def _preprocessing(modalities: Sequence[str]) -> Compose:
+    """That of ``evaluate.json``, so that truths are treated as there."""
+    return bundle_workflow("evaluate", {"modalities": list(modalities)}).parser.get_parsed_content("preprocessing")
+
+
+def _tasks(
+    matched: Mapping[str, Matched], truths: Mapping[str, Mapping[str, Path]]
+) -> tuple[dict[str, list[tuple[str, PredictedFile]]], list[str]]:
+    """Files by subject with their model, and what is missing."""
+    sources: dict[str, set[str]] = {}
+    for found in matched.values():
+        for file in found.files:
+            sources.setdefault(file.target, set()).update({file.source} - {""})
+    by_subject: dict[str, list[tuple[str, PredictedFile]]] = {}
+    keys: dict[str, set[tuple[str, str, str]]] = {model: set() for model in matched}
+    notes = []
+    for model, found in matched.items():
+        notes += [f"{model}, {name}: not used: {why}." for name, why in found.unmatched.items()]
+        for file in found.files:
+            if not file.source and len(sources[file.target]) == 1:
+                # one source is all that the others' names hold: then it is this one's too
+                file = file._replace(source=next(iter(sources[file.target])))
+            by_subject.setdefault(file.subject, []).append((model, file))
+            keys[model].add(file[:3])
+    if not by_subject:
+        raise ValueError(f"predictions: none belongs to one of the {len(truths)} true subjects ({' '.join(notes)}).")
+    for model, own in keys.items():
+        absent = sorted(set().union(*keys.values()) - own)
+        notes += [f"{model}: no prediction of {task_name(s, t)} for {subject}." for subject, s, t in absent]
+    return by_subject, notes
+
+
+def _on_grid(prediction: MetaTensor, truth: MetaTensor) -> tuple[MetaTensor, list[str]]:
+    """The prediction with the truth's order of axes.
+
+    Raises:
+        ValueError: if it has another grid.
+    """
+    if prediction.ndim != 4 or prediction.shape[0] != 1:
+        raise ValueError(f"expected one 3D volume; found the shape {tuple(prediction.shape)}")
+    if _same_grid(prediction, truth):
+        return prediction, []
+    codes = "".join(aff2axcodes(truth.affine.numpy()))
+    turned = _turned(prediction, codes)
+    if _same_grid(turned, truth):
+        return turned, [f"axes brought into the truth's order ({codes})"]
+    raise ValueError(
+        f"it has another grid than the truth: {_grid(prediction)} instead of {_grid(truth)}. Resample it to the truth"
+    )
+
+
+def _same_grid(one: MetaTensor, other: MetaTensor) -> bool:
+    return one.shape == other.shape and bool(torch.allclose(one.affine, other.affine, atol=SAME_PLACE))
+
+
+def _turned(image: MetaTensor, codes: str) -> MetaTensor:
+    return Orientation(axcodes=codes, labels=None)(image)
+
+
+def _grid(image: MetaTensor) -> str:
+    size, mm = "×".join(map(str, image.shape[1:])), "×".join(f"{s:.3g}" for s in slices.spacing_of(image))
+    return f"{size} voxels of {mm} mm from ({', '.join(f'{v:.1f}' for v in image.affine[:3, 3].tolist())})"
+
+
+def _on_scale(prediction: MetaTensor, truth: Truth, kind: str) -> tuple[Tensor, list[str]]:
+    """Values (H, W, D) with the truth's scale, clipped to [0, 1] as the truth is, and what was done."""
+    values = prediction[0].as_tensor().float()
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            f"expected finite intensities; found {int((~torch.isfinite(values)).sum())} NaN or infinite voxels"
+        )
+    low, high = float(values.min()), float(values.max())
+    remarks = [] if low < high else [f"a prediction is constant ({low:g})"]
+    if kind == AUTO:
+        kind = _guessed(low, high, truth)
+    if kind == UNIT:
+        return values.clamp(0, 1), [*remarks, f"intensities read as {RANGES[kind]}"]
+    if kind == SIGNED:
+        return ((values + 1) / 2).clamp(0, 1), [*remarks, f"intensities read as {RANGES[kind]}"]
+    bottom, top = truth.low, truth.high
+    inside = np.percentile(values[bounding_box(truth.brain, BOX_MARGIN)].numpy(), (0.5, 99.5))
+    if kind == OWN:
+        bottom, top = (float(v) for v in inside)
+        remarks.append(f"intensities {RANGES[kind]}, which the protocol does not do")
+    elif not 1 / PLAUSIBLE <= (inside[1] - bottom) / (top - bottom) <= PLAUSIBLE:
+        remarks.append(
+            f"intensities look as if on another scale (99.5 % of the box below {inside[1]:.4g}, the truth's below "
+            f"{top:.4g}): scored as they are; if so, say how to read them with ranges"
+        )
+    return ((values - bottom) / max(top - bottom, 1e-12)).clamp(0, 1), remarks
+
+
+def _guessed(low: float, high: float, truth: Truth) -> str:
+    """How the values of a prediction are to be read beside a truth in scanner units."""
+    if truth.high - truth.low <= SCANNER_UNITS or high > 1 + SLACK or low < -1 - SLACK:
+        return AS_TRUTH
+    return SIGNED if low < -0.5 else UNIT if low >= -SLACK else AS_TRUTH
+
+
+def _scale_of(raw: Tensor, scaled: Tensor) -> tuple[float, float]:
+    """Intensities that the protocol maps to 0 and 1, from voxels that are not clipped."""
+    inner = (scaled > 0) & (scaled < 1)
+    x, y = scaled[inner].double(), raw[inner].double()
+    first, last = int(x.argmin()), int(x.argmax())
+    slope = (y[last] - y[first]) / (x[last] - x[first])
+    low = float(y[first] - slope * x[first])
+    return low, low + float(slope)

@@ -1,0 +1,26 @@
+"""Names of images and of their translations, and the keys under which items carry them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from custom.data.dicom import DICOM_SUFFIXES
+from custom.data.readers import IMAGE_SUFFIXES
+
+__all__ = ["NAME_KEY", "PROVENANCE_KEY", "SYNTHETIC_SUFFIX", "image_stem", "translation_name"]
+
+SYNTHETIC_SUFFIX = "_synthetic"
+PROVENANCE_KEY = "provenance"  # of the metadata of an image
+NAME_KEY = "name"
+
+
+def image_stem(path: str | os.PathLike) -> str:
+    """Name of a file without the suffix of an image, or of a folder: ``"a/b.c.nii.gz"`` → ``"b.c"``."""
+    name = Path(path).name
+    return next((name[: -len(s)] for s in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES) if name.lower().endswith(s)), name)
+
+
+def translation_name(name: str, target: str) -> str:
+    """Name, without a suffix, of the translation into ``target`` of the input called ``name``."""
+    return f"{name}_{target}{SYNTHETIC_SUFFIX}"

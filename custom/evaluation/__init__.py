@@ -1,0 +1,1 @@
+"""How good translations are: every pair, baselines, metrics, statistics, and the results kept of them."""

@@ -1,0 +1,298 @@
+"""Trivial translations, shown beside every model: one that does not beat them has learned nothing spatial.
+
+All of them take and give preprocessed images (..., H, W, D), leading sizes 1, values in [-1, 1], background -1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from custom.data.tolerant import FAULT_KEY, TolerantDataset
+from custom.data.transforms import foreground, solid
+from custom.evaluation.metrics import bounding_box
+from custom.utils.distributed import main_first
+from custom.utils.files import appearing_whole
+from custom.utils.identity import describe, digest
+
+logger = logging.getLogger(__name__)
+
+BACKGROUND = -1.0
+
+
+def brain_mask(image: torch.Tensor) -> torch.Tensor:
+    """Foreground of a preprocessed image with its cavities filled, of the same shape.
+
+    Ventricles can be as dark as the background; they belong to the brain all the same.
+    """
+    plain = image.as_tensor() if hasattr(image, "as_tensor") else image
+    volume = plain.reshape(1, *plain.shape[-3:])
+    return solid(foreground((volume + 1) / 2)).reshape(plain.shape)
+
+
+def copy_source(image: torch.Tensor) -> torch.Tensor:
+    """The source itself in place of a translation."""
+    return image
+
+
+class IntensityLookup:
+    """Voxelwise lookup: the mean target intensity that training subjects have where the source has a given one.
+
+    One table for each ordered pair of modalities, learned subject by subject from histograms, so that memory does not
+    grow with their number. What lies outside the source's brain stays background and is not learned from.
+
+    Args:
+        modalities: canonical names.
+        bins: number of intensity bins over [-1, 1].
+    """
+
+    def __init__(self, modalities: Sequence[str], *, bins: int = 256) -> None:
+        if bins < 2:
+            raise ValueError(f"bins: expected at least 2; found {bins}.")
+        self.modalities = tuple(modalities)
+        self.bins = bins
+        pairs = (len(self.modalities), len(self.modalities), bins)
+        self._sums = np.zeros(pairs, dtype=np.float64)
+        self._counts = np.zeros(pairs, dtype=np.int64)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The ordered pairs (source, target) that some training subject had."""
+        seen = np.argwhere(self._counts.sum(axis=-1) > 0)
+        return [(self.modalities[s], self.modalities[t]) for s, t in seen]
+
+    def update(self, images: Mapping[str, torch.Tensor], subject: str = "") -> None:
+        """Learn from one subject.
+
+        Args:
+            images: preprocessed image of each modality that the subject has, all of one shape; other keys are ignored.
+            subject: its name, for the message.
+
+        Raises:
+            ValueError: for images of different shapes.
+        """
+        shapes = {m: tuple(images[m].shape) for m in self.modalities if m in images}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"subject {subject!r}: expected images of one shape; found {shapes}.")
+        values = {m: images[m].detach().float().cpu().numpy().ravel() for m in shapes}
+        for source in shapes:
+            inside = brain_mask(images[source]).cpu().numpy().ravel()
+            index = self._bin(values[source][inside])
+            count = np.bincount(index, minlength=self.bins)
+            for target in shapes:
+                if target != source:
+                    s, t = self.modalities.index(source), self.modalities.index(target)
+                    self._counts[s, t] += count
+                    self._sums[s, t] += np.bincount(index, weights=values[target][inside], minlength=self.bins)
+
+    def fit(self, subjects: Iterable[Mapping[str, torch.Tensor]]) -> IntensityLookup:
+        """Learn from a stream of subjects, each a mapping as in :meth:`update` with an optional key ``subject``."""
+        for images in subjects:
+            self.update(images, subject=str(images.get("subject", "")))
+        return self
+
+    def table(self, source: str, target: str) -> np.ndarray:
+        """Mean target intensity of every bin, shape ``(bins,)``; bins never seen are interpolated between neighbours.
+
+        Raises:
+            ValueError: for a pair that no training subject had.
+        """
+        if (source, target) not in self.pairs:
+            known = ", ".join(f"{s}->{t}" for s, t in self.pairs) or "none"
+            raise ValueError(
+                f"intensity lookup: no training subject had both {source!r} and {target!r}; pairs learned: {known}. "
+                "Fit it on subjects that have both."
+            )
+        s, t = self.modalities.index(source), self.modalities.index(target)
+        seen = np.flatnonzero(self._counts[s, t])
+        means = self._sums[s, t, seen] / self._counts[s, t, seen]
+        return np.interp(np.arange(self.bins), seen, means)
+
+    def predict(
+        self, image: torch.Tensor, source: str, target: str, *, brain: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Translate ``image`` from modality ``source`` to ``target``; ``brain`` is its :func:`brain_mask`, if known."""
+        table = torch.from_numpy(self.table(source, target)).to(image)
+        index = ((image + 1) * (0.5 * self.bins)).long().clamp_(0, self.bins - 1)
+        inside = brain_mask(image) if brain is None else brain
+        return torch.where(inside, table[index], BACKGROUND)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What it has learned, for a file."""
+        return {"lookup_sums": self._sums, "lookup_counts": self._counts}
+
+    @classmethod
+    def of_arrays(cls, modalities: Sequence[str], arrays: Mapping[str, np.ndarray]) -> IntensityLookup:
+        """The lookup that gave these :meth:`arrays`."""
+        lookup = cls(modalities, bins=arrays["lookup_sums"].shape[-1])
+        lookup._sums, lookup._counts = arrays["lookup_sums"], arrays["lookup_counts"]
+        return lookup
+
+    def _bin(self, values: np.ndarray) -> np.ndarray:
+        return np.clip((values + 1) * (0.5 * self.bins), 0, self.bins - 1).astype(np.int64)
+
+
+class TrainingMean:
+    """The mean image of the training subjects, whatever the source: what a model gives that ignores its input.
+
+    Subjects need not lie on one grid: each brain's bounding box is brought to one shape, and the mean is taken there,
+    over the subjects whose brain covers the voxel.
+
+    Args:
+        modalities: canonical names.
+        shape: of the mean image.
+    """
+
+    def __init__(self, modalities: Sequence[str], *, shape: tuple[int, int, int] = (72, 88, 72)) -> None:
+        self.modalities = tuple(modalities)
+        self.shape = tuple(shape)
+        self._sums = torch.zeros(len(self.modalities), *self.shape)
+        self._counts = torch.zeros(len(self.modalities), *self.shape)
+
+    @property
+    def seen(self) -> list[str]:
+        """The modalities that some training subject had."""
+        return [m for m, counts in zip(self.modalities, self._counts, strict=True) if bool(counts.any())]
+
+    def update(self, images: Mapping[str, torch.Tensor]) -> None:
+        """Learn from one subject, a mapping as for :class:`IntensityLookup`."""
+        for i, name in enumerate(self.modalities):
+            if name not in images:
+                continue
+            brain = brain_mask(images[name]).reshape(images[name].shape[-3:])
+            box = bounding_box(brain)
+            inside = _resized(brain[box].float().cpu(), self.shape)
+            values = images[name].detach().float().cpu().reshape(brain.shape)[box]
+            # weighted by coverage, so that background that the resizing mixes in does not darken the rim
+            self._sums[i] += _resized((values - BACKGROUND) * brain[box].cpu(), self.shape)
+            self._counts[i] += inside
+
+    def predict(self, image: torch.Tensor, target: str, *, brain: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean of modality ``target`` in the brain of ``image``; ``brain`` is its :func:`brain_mask`, if known.
+
+        Raises:
+            ValueError: for a target that no training subject had.
+        """
+        if target not in self.seen:
+            raise ValueError(f"training mean: no training subject had {target!r}; learned: {', '.join(self.seen)}.")
+        i = self.modalities.index(target)
+        inside = (brain_mask(image) if brain is None else brain).reshape(image.shape[-3:])
+        box = bounding_box(inside)
+        predicted = torch.full(inside.shape, BACKGROUND, device=image.device)
+        # sums and counts apart, so that voxels that no brain covered do not darken their neighbours
+        sums, counts = (_resized(x[i].to(image.device), predicted[box].shape) for x in (self._sums, self._counts))
+        predicted[box] = torch.where(counts > 0, sums / counts.clamp(min=1e-6), 0.0) + BACKGROUND
+        return torch.where(inside, predicted, BACKGROUND).reshape(image.shape)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What it has learned, for a file."""
+        return {"mean_sums": self._sums.numpy(), "mean_counts": self._counts.numpy()}
+
+    @classmethod
+    def of_arrays(cls, modalities: Sequence[str], arrays: Mapping[str, np.ndarray]) -> TrainingMean:
+        """The mean that gave these :meth:`arrays`."""
+        mean = cls(modalities, shape=arrays["mean_sums"].shape[1:])
+        mean._sums, mean._counts = torch.from_numpy(arrays["mean_sums"]), torch.from_numpy(arrays["mean_counts"])
+        return mean
+
+
+class TrainedBaselines(NamedTuple):
+    """What is learned from the training split: the intensity lookup and the mean image, and from which subjects."""
+
+    lookup: IntensityLookup
+    mean: TrainingMean
+    subjects: list[str]
+
+    def save(self, path: str | os.PathLike[str], fingerprint: str = "") -> None:
+        """Write a ``.npz`` file (arrays only, nothing pickled), whole or not at all."""
+        with appearing_whole(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                modalities=np.array(self.lookup.modalities, dtype=np.str_),
+                subjects=np.array(self.subjects, dtype=np.str_),
+                fingerprint=np.array(fingerprint, dtype=np.str_),
+                **self.lookup.arrays(),
+                **self.mean.arrays(),
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], fingerprint: str = "") -> TrainedBaselines | None:
+        """Read what :meth:`save` wrote; None where there is no such file, or one of another ``fingerprint``.
+
+        Raises:
+            ValueError: where the file is something else.
+        """
+        if not Path(path).is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file.items())
+            modalities, subjects = arrays["modalities"].tolist(), arrays["subjects"].tolist()
+            found = cls(
+                IntensityLookup.of_arrays(modalities, arrays), TrainingMean.of_arrays(modalities, arrays), subjects
+            )
+            return found if str(arrays["fingerprint"]) == fingerprint else None
+        except (AttributeError, BadZipFile, KeyError, OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: expected baselines; found something else ({error}). Delete it.") from error
+
+
+@main_first()
+def fit_or_load(
+    path: str | os.PathLike[str],
+    entries: Sequence[Mapping[str, Any]],
+    transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    modalities: Sequence[str],
+    *,
+    max_subjects: int | None = None,
+) -> TrainedBaselines:
+    """The baselines of a training split, fitted once and kept in a file beside the evaluation's results.
+
+    Args:
+        path: of the file; it is read if it was fitted on these subjects, files and transforms, and written otherwise.
+        entries: the training split.
+        transform: the preprocessing, from an entry to images (1, H, W, D).
+        modalities: the vocabulary.
+        max_subjects: fit on no more than so many, the first ones; None for all.
+
+    Raises:
+        ValueError: if no subject can be read.
+    """
+    chosen = list(entries)[:max_subjects]
+    fingerprint = digest([list(modalities), [file_states(entry) for entry in chosen], describe(transform)])
+    known = TrainedBaselines.load(path, fingerprint)
+    if known is not None:
+        return known
+    fitted = TrainedBaselines(IntensityLookup(modalities), TrainingMean(modalities), [])
+    dataset = TolerantDataset(chosen, transform)
+    for entry, images in zip(tqdm(chosen, desc="fitting baselines", unit="subject"), dataset, strict=True):
+        if FAULT_KEY in images:
+            logger.warning("baselines: %s is left out: %s", entry["subject"], images[FAULT_KEY])
+            continue
+        fitted.lookup.update(images, subject=str(entry["subject"]))
+        fitted.mean.update(images)
+        fitted.subjects.append(str(entry["subject"]))
+    if not fitted.subjects:
+        raise ValueError(f"baselines: expected training subjects; none of {len(chosen)} could be read.")
+    fitted.save(path, fingerprint)
+    return fitted
+
+
+def file_states(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Path, size and time of each file of an entry; they change when other files or other contents are used."""
+    files = {key: Path(str(value)) for key, value in entry.items() if key != "subject"}
+    return {
+        key: [str(f), f.stat().st_size, f.stat().st_mtime_ns] if f.is_file() else str(f) for key, f in files.items()
+    }
+
+
+def _resized(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    return interpolate(volume[None, None], size=tuple(shape), mode="trilinear", align_corners=False)[0, 0]

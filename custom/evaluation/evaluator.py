@@ -1,0 +1,293 @@
+"""Evaluation of every source × target pair of held-out subjects, beside the trivial translations.
+
+One subject gives many predictions (28 for four modalities, besides the baselines). ``PairwiseInferer`` makes them one
+by one, :class:`TranslationEvaluator` scores each on the scan's own grid and lets it go before the next comes;
+``custom.reports`` keeps the results subject by subject and writes tables, figures and the report.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import EventEnum, Events
+from monai.data import DataLoader, MetaTensor, decollate_batch
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, Invertd
+from torch import Tensor, nn
+
+from custom.data.tolerant import FAULT_KEY, TolerantDataset
+from custom.evaluation import slices
+from custom.evaluation.baselines import brain_mask
+from custom.evaluation.metrics import Reference
+from custom.evaluation.pairwise import PairwiseInferer, Prediction, plain
+from custom.evaluation.pictures import TRUTH, Pictures, Stamp
+from custom.evaluation.results import ResultStore, SubjectResult
+from custom.evaluation.rows import CEILING, FULL_MODEL, rows_of
+from custom.evaluation.segmentation import Segmenter, SegmenterCheck
+from custom.evaluation.statistics import correlation
+from custom.utils.distributed import own_share
+from custom.utils.errors import user_message
+
+__all__ = [
+    "EvaluationEvents",
+    "NativeGrid",
+    "SubjectDataset",
+    "TranslationEvaluator",
+    "make_reference",
+    "prepare_subject",
+    "unit",
+]
+
+logger = logging.getLogger(__name__)
+
+SUBJECT = "subject"
+SEGMENTATION = "seg"
+FINGERPRINT = "fingerprint"
+SCROLLED = (FULL_MODEL, CEILING)  # the methods whose volumes the report's viewer holds
+EVERY_SECOND = (..., slice(None, None, 2), slice(None, None, 2), slice(None, None, 2))
+
+
+class EvaluationEvents(EventEnum):
+    """Events between those of MONAI; ``engine.state.prediction`` holds the :class:`Prediction` that was scored."""
+
+    PREDICTION_COMPLETED = "prediction_completed"
+
+
+def prepare_subject(
+    batchdata: Mapping[str, Any],
+    device: torch.device | str | None = None,
+    non_blocking: bool = False,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """``prepare_batch`` of the evaluator: the one subject of a batch, images (1, 1, H, W, D) on ``device``.
+
+    Raises:
+        ValueError: for a batch of several subjects.
+    """
+    if len(batchdata[SUBJECT]) != 1:
+        raise ValueError(
+            f"batch: expected one subject, as predictions are scored one by one; found {len(batchdata[SUBJECT])}. "
+            "Set the data loader's batch_size to 1."
+        )
+    return {
+        key: value.to(device=device, non_blocking=non_blocking, **kwargs) if torch.is_tensor(value) else value
+        for key, value in batchdata.items()
+    }
+
+
+class SubjectDataset(TolerantDataset):
+    """Subjects ``{"subject", <modality>..., "seg"?}``; one that cannot be read becomes ``{"subject", "fault"}``.
+
+    In several processes: this one's share of them, in the order of ``own_share``.
+
+    Args:
+        data: entries of a data list.
+        transform: the preprocessing.
+        max_subjects: take no more than so many, the first ones; None for all.
+        store: where it knows a subject's results already, nothing of the subject is read.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Compose | None = None,
+        *,
+        max_subjects: int | None = None,
+        store: ResultStore | None = None,
+    ) -> None:
+        super().__init__(own_share(list(data)[:max_subjects]), transform)
+        self.store = store
+
+    def _transform(self, index: int) -> dict[str, Any]:
+        entry = self.data[index]
+        if self.store is None:
+            return {SUBJECT: entry[SUBJECT], **super()._transform(index)}
+        head = {SUBJECT: entry[SUBJECT], FINGERPRINT: self.store.fingerprint(entry)}
+        return head if self.store.known(entry) is not None else {**head, **super()._transform(index)}
+
+
+class NativeGrid:
+    """Maps images of one subject from the network's crop back to the scan's own grid, background 0.
+
+    Args:
+        item: the subject as the preprocessing left it, tensors (1, H, W, D).
+        preprocessing: the transforms that made it.
+    """
+
+    def __init__(self, item: Mapping[str, Tensor], preprocessing: Compose) -> None:
+        self.item = item
+        self.preprocessing = preprocessing
+
+    def __call__(self, image: Tensor, key: str) -> Tensor:
+        """``image`` (1, H, W, D) on the grid of the scan ``key``, shape (H', W', D')."""
+        if not isinstance(self.item[key], MetaTensor) or not self.item[key].applied_operations:
+            return plain(image)[0]
+        invert = Invertd(keys="pred", orig_keys=key, transform=self.preprocessing, nearest_interp=False)
+        return plain(invert({"pred": MetaTensor(image), key: self.item[key]})["pred"])[0]
+
+
+def make_reference(item: Mapping[str, Tensor], target: str, to_native: NativeGrid) -> Reference:
+    """Truth, brain and, where the label has a voxel, lesion of one modality of a subject, on the scan's own grid.
+
+    Args:
+        item: the subject as the preprocessing left it, tensors (1, H, W, D).
+        target: the modality.
+        to_native: of the same item.
+    """
+    masks = {"brain": brain_mask(item[target])}
+    label = item.get(SEGMENTATION)
+    if label is not None and bool((label > 0).any()):
+        masks["lesion"] = label > 0
+    native = {name: to_native(mask.float(), target) for name, mask in masks.items()}
+    return Reference(to_native(unit(item[target]), target), **native)
+
+
+class TranslationEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator for subjects with several modalities.
+
+    The iteration is its own, because MONAI's holds one prediction and one label: here a subject's predictions come as
+    a stream and are scored one at a time, so that memory does not grow with the number of pairs. A subject that fails
+    is logged and kept in ``state.failures``, and the others go on.
+
+    After each iteration ``state.output`` is the subject's ``SubjectResult``; after the run ``state.metrics`` holds the
+    mean brain scores of the full model.
+
+    Args:
+        device, val_data_loader, network: as in MONAI; the data set is a :class:`SubjectDataset`.
+        inferer: a ``PairwiseInferer``.
+        preprocessing: the data set's transforms, which are inverted to reach the scan's own grid.
+        store: keeps each subject's results and pictures as soon as they are complete, and has those of earlier runs;
+            None to keep nothing.
+        segmenter: a segmentation model that is given real and synthetic images in turn.
+        kwargs: other arguments of MONAI's evaluator.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        val_data_loader: Iterable | DataLoader,
+        network: nn.Module,
+        *,
+        inferer: PairwiseInferer,
+        preprocessing: Compose,
+        store: ResultStore | None = None,
+        segmenter: Segmenter | None = None,
+        prepare_batch: Any = prepare_subject,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            device=torch.device(device),
+            val_data_loader=val_data_loader,
+            network=network,
+            inferer=inferer,
+            prepare_batch=prepare_batch,
+            decollate=False,
+            event_names=[EvaluationEvents],
+            **kwargs,
+        )
+        self.preprocessing = preprocessing
+        self.store = store
+        self.segmenter = segmenter
+        self.state.prediction = None
+        self.state.failures = {}
+        self.add_event_handler(Events.STARTED, lambda engine: engine.state.failures.clear())
+
+    def _iteration(self, engine: TranslationEvaluator, batchdata: dict[str, Any]) -> SubjectResult:
+        subject = str(batchdata[SUBJECT][0])
+        fingerprint = batchdata.get(FINGERPRINT, [""])[0]
+        try:
+            if FAULT_KEY in batchdata:
+                raise ValueError(batchdata[FAULT_KEY][0])
+            if not any(torch.is_tensor(value) for value in batchdata.values()):
+                return self.store.load(subject, fingerprint)  # the data set has left out what is known
+            batch = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+            engine.state.batch = batch
+            with engine.mode(engine.network):
+                result, pictures = self._evaluate(engine, batch)
+            if self.store is not None:
+                self.store.save(result, pictures, fingerprint)
+            return result
+        except Exception as error:
+            engine.state.failures[subject] = user_message(error, default="failed")
+            logger.warning("%s: left out of the evaluation: %s", subject, engine.state.failures[subject])
+            logger.debug("%s: traceback", subject, exc_info=True)
+            return SubjectResult(subject)
+        finally:
+            engine.state.prediction = None
+
+    def _evaluate(self, engine: TranslationEvaluator, batch: Mapping[str, Any]) -> tuple[SubjectResult, Pictures]:
+        item = decollate_batch({k: v for k, v in batch.items() if torch.is_tensor(v)})[0]
+        names = [m for m in engine.inferer.modalities if m in item]
+        to_native = NativeGrid(item, engine.preprocessing)
+        result = SubjectResult(str(batch[SUBJECT][0]), notes=_notes(item, names, engine.inferer))
+        pictures = _pictures(item, names)
+        check = self._check(item, names, to_native)
+        reference, of_target = None, None
+        for prediction in engine.inferer(batch, engine.network):
+            method, source, target = prediction[:3]
+            if target != of_target:
+                reference, of_target = make_reference(item, target, to_native), target
+            native = to_native(unit(prediction.image[0]), target)
+            result.rows += rows_of(result.subject, source, target, method, reference.score(native))
+            if prediction.cost is not None:
+                result.costs.append([method, source, target, *prediction.cost])
+            if prediction.spread is not None:
+                result.uncertainty.append([source, target, _error_and_spread(prediction, item[target])])
+            if check is not None and method == FULL_MODEL:
+                result.dice += check.replaced(source, target, native)
+            pictures.add((method, source, target), slices.volume(unit(prediction.image)), scroll=method in SCROLLED)
+            engine.state.prediction = prediction
+            engine.fire_event(EvaluationEvents.PREDICTION_COMPLETED)
+        return result, pictures
+
+    def _check(self, item: Mapping[str, Tensor], names: Sequence[str], to_native: NativeGrid) -> SegmenterCheck | None:
+        if self.segmenter is None:
+            return None
+        label = item.get(SEGMENTATION)
+        return SegmenterCheck(
+            self.segmenter,
+            {m: to_native(unit(item[m]), m) for m in names},
+            None if label is None else to_native((label > 0).float(), names[0]) > 0.5,
+            affine=item[names[0]].meta["original_affine"],
+        )
+
+
+def _notes(item: Mapping[str, Tensor], names: Sequence[str], inferer: PairwiseInferer) -> list[str]:
+    notes = []
+    missing = [m for m in inferer.modalities if m not in names]
+    if missing:
+        notes.append(f"no {', '.join(missing)}: the pairs with it are not scored")
+    label = item.get(SEGMENTATION)
+    if label is None:
+        notes.append("no label: no lesion scores")
+    elif not bool((label > 0).any()):
+        notes.append("the label has no voxel above 0: no lesion scores")
+    return notes
+
+
+def _pictures(item: Mapping[str, Tensor], names: Sequence[str]) -> Pictures:
+    """The truths' pictures, where the lesion is largest or in the middle of the brain."""
+    label = item.get(SEGMENTATION)
+    lesion = None if label is None else slices.volume(label) > 0
+    position = slices.slice_position(slices.volume(brain_mask(item[names[0]])) > 0, lesion)
+    pictures = Pictures(Stamp(position, slices.spacing_of(item[names[0]])))
+    for name in names:
+        pictures.add((TRUTH, name, name), slices.volume(unit(item[name])), scroll=True)
+    if lesion is not None and lesion.any():
+        pictures.add_lesion(lesion)
+    return pictures
+
+
+def _error_and_spread(prediction: Prediction, truth: Tensor) -> float:
+    """Rank correlation of absolute error and spread over every second voxel of the brain along each axis."""
+    inside = brain_mask(truth)[EVERY_SECOND].reshape(-1)
+    error = (unit(prediction.image) - unit(truth)).abs()[EVERY_SECOND].reshape(-1)[inside]
+    return correlation(error.cpu().numpy(), prediction.spread[EVERY_SECOND].reshape(-1)[inside].cpu().numpy())
+
+
+def unit(image: Tensor) -> Tensor:
+    """An image of the network's range [-1, 1] in [0, 1], clipped, as plain float32."""
+    return ((plain(image).float() + 1) / 2).clamp(0, 1)

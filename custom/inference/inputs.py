@@ -1,0 +1,122 @@
+"""Files to translate: what a path or a folder means, and reading them so that one bad file does not stop the rest."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from custom.data.datalist import load_datalist
+from custom.data.dicom import dicom_files, is_multi_frame
+from custom.data.layouts import SEGMENTATION_KEY
+from custom.data.names import NAME_KEY, SYNTHETIC_SUFFIX, image_stem
+from custom.data.readers import IMAGE_SUFFIXES
+from custom.inference.dicom_writer import check_dicom_source
+from custom.utils.modalities import BRATS_MODALITIES, canonical
+
+__all__ = [
+    "OUTPUT_FORMATS",
+    "check_output_format",
+    "inference_inputs",
+]
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_FORMATS = ("nifti", "dicom")
+
+
+def check_output_format(name: str) -> str:
+    """``name`` in lower case, if translations can be written in that format."""
+    if str(name).lower() not in OUTPUT_FORMATS:
+        raise ValueError(f"output_format: expected {' or '.join(OUTPUT_FORMATS)}; found {name!r}. Choose one of them.")
+    return str(name).lower()
+
+
+def inference_inputs(
+    image: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    *,
+    dataset_dir: str | os.PathLike | None = None,
+    phantom_dir: str | os.PathLike | None = None,
+    modalities: Sequence[str] = BRATS_MODALITIES,
+    output_format: str = "nifti",
+) -> list[dict[str, str]]:
+    """Files to translate.
+
+    Args:
+        image: a file, several, or a folder, which is searched with its subfolders for NIfTI, NRRD and MetaImage files,
+            multi-frame DICOM files, and folders with the files of a DICOM series; segmentations and files that are
+            translations already are passed over. Where it is not given, the first modality of the first held-out
+            subject of ``dataset_dir`` is taken.
+        dataset_dir: data set for the case that ``image`` is not given.
+        phantom_dir: as in ``load_datalist``.
+        modalities: the vocabulary.
+        output_format: in which the translations will be written; ``dicom`` is refused for other sources.
+
+    Returns:
+        ``[{"image": path of a file or of a series' folder, "name": of its translations}, ...]``. The name is that of
+        the file; where several in a searched folder share it, that of its subfolders too, ``"patient1_t1"``.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for an empty folder, two files whose translations would have one name, no file at all, or a source
+            that does not fit the ``output_format``.
+    """
+    if image is None or image == "":
+        image = _held_out(dataset_dir, phantom_dir, modalities)
+    named = [image] if isinstance(image, str | os.PathLike) else list(image)
+    places = {file: place for path in named for file, place in _expand(Path(path).expanduser())}
+    if not places:
+        raise ValueError("image: expected a file, a list of files or a folder; found an empty list. Name a file.")
+    stems = Counter(map(image_stem, places))
+    names: dict[str, Path] = {}
+    for file, place in places.items():
+        stem = image_stem(file)
+        name = stem if stems[stem] == 1 else image_stem("_".join(place.parts))
+        other = names.setdefault(name, file)
+        if other != file:
+            raise ValueError(
+                f"{file}: expected files whose names differ, since translations are named after them; found {other} "
+                "too. Rename one, or translate them into different folders."
+            )
+    if check_output_format(output_format) == "dicom":
+        for file in names.values():
+            check_dicom_source(file)
+    return [{"image": str(file), NAME_KEY: name} for name, file in names.items()]
+
+
+def _held_out(
+    dataset_dir: str | os.PathLike | None, phantom_dir: str | os.PathLike | None, modalities: Sequence[str]
+) -> str:
+    if dataset_dir is None:
+        raise ValueError("image: expected a file or a folder; found none. Add --image FILE.")
+    entry = load_datalist(dataset_dir, "test", modalities, phantom_dir=phantom_dir)[0]
+    file = next(entry[m] for m in map(canonical, modalities) if m in entry)
+    logger.info("no image was given: translating the held-out %s", file)
+    return file
+
+
+def _expand(path: Path) -> list[tuple[Path, Path]]:
+    """Images at or under ``path``, each with its place relative to it."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected an image or a folder; found nothing there. Correct the path.")
+    if not path.is_dir():
+        return [(path, Path(path.name))]
+    folders = [path, *sorted(f for f in path.rglob("*") if f.is_dir())]
+    files = [file for folder in folders for file in _images_in(folder)]
+    kept = [f for f in files if not image_stem(f).endswith((SYNTHETIC_SUFFIX, f"_{SEGMENTATION_KEY}"))]
+    if not kept:
+        found = f"only {len(files)} segmentations and translations" if files else "none"
+        raise ValueError(
+            f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}, DICOM) in the folder; found {found}. "
+            "Correct the path."
+        )
+    return [(file, Path(path.name) if file == path else file.relative_to(path)) for file in kept]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Images that lie in a folder; the folder itself, if it holds the single slices of a DICOM series."""
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(IMAGE_SUFFIXES))
+    dicom = dicom_files(folder)
+    return files + (dicom if dicom and is_multi_frame(dicom[0]) else [folder] if dicom else [])

@@ -1,0 +1,138 @@
+"""Saving of translations on the source's own grid."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import SaveImaged
+from monai.utils import ImageMetaKey, convert_to_numpy
+
+from custom.data.names import NAME_KEY, PROVENANCE_KEY, image_stem, translation_name
+from custom.inference.dicom_writer import save_synthetic_series
+from custom.inference.inputs import check_output_format
+from custom.inference.provenance import write_provenance
+from custom.utils.files import appearing_whole
+from custom.utils.modalities import canonical
+
+__all__ = ["SaveTranslationsd", "save_synthetic"]
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION_BYTES = 79
+NIFTI_IMAGES = (nib.Nifti1Pair, nib.Nifti2Pair)
+
+
+class SaveTranslationsd(SaveImaged):
+    """Write each channel of a prediction as ``<source>_<target>_synthetic.nii.gz``, or as a folder with a DICOM series.
+
+    It is a ``SaveImaged``, so that clients that drop savers (MONAI Label) drop it too. ``<source>`` is the ``"name"``
+    of the item, as ``inference_inputs`` gives it, or else that of the file.
+
+    Args:
+        keys: key of the prediction (K, H, W, D) on the source's grid, with the source's metadata.
+        output_dir: folder for the files; made where it does not exist.
+        targets: names of the K channels, in order.
+        bundle: name written into the file's description.
+        version: version written into the file's description.
+        output_format: ``nifti``, or ``dicom`` for sources that are DICOM: see ``custom.inference.dicom_writer``.
+
+    Raises:
+        ValueError: if the number of channels, the shape or the format does not fit the source.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | os.PathLike,
+        targets: str | Sequence[str],
+        *,
+        bundle: str = "brain_mri_modality_translation",
+        version: str = "",
+        output_format: str = "nifti",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
+        self.output_dir = Path(output_dir).expanduser()
+        self.targets = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
+        self.bundle, self.version = bundle, f"v{version}" if version else ""
+        self.output_format = check_output_format(output_format)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            prediction = d[key]
+            source = str(prediction.meta[ImageMetaKey.FILENAME_OR_OBJ])
+            name = str(d.get(NAME_KEY) or image_stem(source))
+            if prediction.shape[0] != len(self.targets):
+                raise ValueError(
+                    f"{source}: expected {len(self.targets)} channels ({', '.join(self.targets)}) under {key!r}; "
+                    f"found {prediction.shape[0]}. Give the saver the targets of the inferer."
+                )
+            for volume, target in zip(prediction, self.targets, strict=True):
+                logger.info("wrote %s", self._save(volume, target, source, name, prediction.meta))
+        return d
+
+    def _save(self, volume: torch.Tensor, target: str, source: str, name: str, meta: Mapping[str, Any]) -> Path:
+        name = translation_name(name, target)
+        if self.output_format == "dicom":
+            path = self.output_dir / name
+            program = {"bundle": self.bundle, "version": self.version}
+            save_synthetic_series(volume, path, source, target=target, number=self.targets.index(target) + 1, **program)
+        else:
+            path = self.output_dir / f"{name}.nii.gz"
+            origin = f"SYNTHETIC {target} from {self.bundle} {self.version}".rstrip()
+            save_synthetic(volume, path, source, meta, origin)
+        return path
+
+
+def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[str, Any], description: str) -> None:
+    """Write one volume as float32 NIfTI on its source's grid; the file appears whole or not at all.
+
+    The header of a NIfTI source is kept (grid, qform and sform with their codes, units); of other formats, DICOM among
+    them, the affine.
+
+    Args:
+        volume: (H, W, D).
+        path: of the file to write.
+        source: file that the volume was made from.
+        meta: its metadata as MONAI's readers give them; what they say of its provenance goes into the header.
+        description: for the header's ``descrip``, cut to 79 bytes.
+    """
+    values = np.ascontiguousarray(convert_to_numpy(volume), dtype=np.float32)
+    image = _like_source(values, source, meta)
+    image.header.set_data_dtype(np.float32)
+    image.header.set_slope_inter(1, 0)
+    image.header["cal_min"], image.header["cal_max"] = 0, 0  # the source's display window does not fit [0, 1]
+    image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIPTION_BYTES]
+    if PROVENANCE_KEY in meta:
+        write_provenance(image.header, meta[PROVENANCE_KEY])
+    with appearing_whole(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> nib.Nifti1Image:
+    try:
+        original = nib.load(source)
+    except (nib.filebasedimages.ImageFileError, OSError):
+        original = None
+    if isinstance(original, NIFTI_IMAGES):
+        if int(np.prod(original.shape)) != values.size or original.shape[:3] != values.shape:
+            raise ValueError(
+                f"{source}: expected a translation of shape {original.shape}; found {values.shape}. "
+                "The postprocessing must invert the preprocessing."
+            )
+        kind = nib.Nifti2Image if isinstance(original, nib.Nifti2Pair) else nib.Nifti1Image
+        return kind(values.reshape(original.shape), original.affine, original.header)
+    affine = np.asarray(convert_to_numpy(meta["original_affine"]), dtype=np.float64)
+    image = nib.Nifti1Image(values, affine)
+    image.set_sform(affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    return image

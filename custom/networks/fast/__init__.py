@@ -1,0 +1,1 @@
+"""How the networks run quickly and in little memory where no gradients are wanted."""

@@ -1,0 +1,197 @@
+"""Checkpoints of the training stages: written atomically, resumed exactly, handed on to the next stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from ignite.engine import Engine, Events
+from torch.optim.lr_scheduler import LRScheduler
+
+from custom.networks.weights import compact, load_weights
+from custom.training.random_state import random_state, restore_random_state
+from custom.utils.arguments import as_bool
+from custom.utils.distributed import is_main
+from custom.utils.files import appearing_whole
+
+__all__ = ["Checkpoints", "load_stage", "write_atomically"]
+
+logger = logging.getLogger(__name__)
+
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
+
+
+def write_atomically(state: Mapping[str, Any], path: str | Path) -> None:
+    """``torch.save`` of a dictionary to ``path``, which appears whole or not at all."""
+    with appearing_whole(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_stage(network: Network, path: str | os.PathLike, *, parts: Sequence[str], trained_by: str) -> Network:
+    """``network`` with what the stages before have trained; the rest, which may have another shape, stays as it is.
+
+    Args:
+        network: the translator.
+        path: ``best.pt`` of the stage before, or a whole ``model.pt``.
+        parts: names of the submodules to take from there; one without weights, such as an ``IdentityTransfer``, takes
+            nothing, whatever the file holds for its place.
+        trained_by: the config that writes it, named in the message when it is missing.
+
+    Raises:
+        FileNotFoundError: if the stage before has not been trained.
+        ValueError: if its weights do not fit, see ``load_weights``.
+    """
+    if not Path(path).expanduser().is_file():
+        raise FileNotFoundError(
+            f"{path}: expected the weights of the stage before; found no file. Run the training of {trained_by} first, "
+            "with the same output_dir."
+        )
+    weighty = [part for part in parts if network.get_submodule(part).state_dict()]
+    return load_weights(network, path, weighty)
+
+
+class Checkpoints:
+    """Saves ``last.pt`` after every ``interval`` epochs and ``best.pt`` when the key metric has grown; resumes.
+
+    ``best.pt`` holds the network's flat state dict and nothing else, so that the next stage, inference and packaging
+    read the same format; ``last.pt`` holds what a resumed run needs: networks, optimisers, schedules, counters, random
+    state, as tensors and numbers. Where nothing was validated, the last weights are the best ones.
+
+    A resumed run goes on as if it had never stopped. The shape of a learning-rate schedule is the config's, so that
+    ``max_epochs`` may be raised.
+
+    Args:
+        save_dir: folder of the stage, below ``output_dir``.
+        network: the translator whose weights are saved.
+        state: further objects with ``state_dict`` and ``load_state_dict``, by name.
+        evaluator: the best model is judged by its key metric.
+        resume: load ``last.pt`` before the first epoch.
+        interval: epochs between two ``last.pt``.
+        best_network: the network that the evaluator judged, where it is not ``network`` (moving averages).
+        final_path: also write the best weights there when the stage is complete (``models/model.pt``), the kernels of
+            convolutions in half precision: they are nearly all of the file, and bfloat16 computing rounds them more.
+
+    Raises:
+        FileNotFoundError: when the run starts, if there is nothing to resume.
+        ValueError: when the run starts, if ``last.pt`` is of another training.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        network: torch.nn.Module,
+        state: Mapping[str, Any],
+        *,
+        evaluator: Engine | None = None,
+        resume: bool | str = False,
+        interval: int = 1,
+        best_network: torch.nn.Module | None = None,
+        final_path: str | None = None,
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.networks = {"network": network, "best_network": network if best_network is None else best_network}
+        self.state = dict(state)
+        self.evaluator = evaluator
+        self.resume = as_bool("resume", resume)
+        self.interval = interval
+        self.final_path = final_path
+        self.best = float("-inf")
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._resume)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._judge)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _judge(self, evaluator: Engine) -> None:
+        value = float(evaluator.state.metrics[evaluator.state.key_metric_name])
+        if value > self.best:
+            self.best = value
+            self._save_best()
+
+    def _save_best(self) -> None:
+        if is_main():
+            write_atomically(self.networks["best_network"].state_dict(), self.save_dir / "best.pt")
+
+    def _save_last(self, engine: Engine) -> None:
+        done = engine.state.epoch
+        if is_main() and (done % self.interval == 0 or done == engine.state.max_epochs):
+            state = {name: item.state_dict() for name, item in self._items().items()}
+            state |= {"epoch": done, "epoch_length": engine.state.epoch_length, "best": self.best}
+            state["random_state"] = random_state(_dataset(engine))
+            write_atomically(state, self.save_dir / "last.pt")
+
+    def _finish(self, engine: Engine) -> None:
+        best = self.save_dir / "best.pt"
+        if self.best == float("-inf"):
+            self._save_best()
+        if self.final_path is not None and is_main():
+            write_atomically(compact(torch.load(best, map_location="cpu", weights_only=True)), self.final_path)
+            logger.info("wrote the weights of the best epoch to %s", self.final_path)
+
+    def _resume(self, engine: Engine) -> None:
+        if not self.resume:
+            return
+        path = self.save_dir / "last.pt"
+        state = self._read(path, engine)
+        for name, item in self._items().items():
+            try:
+                item.load_state_dict(_with_own_shape(item, state[name]))
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                detail = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"{path}: expected the {name} of this config; found {detail}. Resume with the config and the "
+                    "overrides that the run started with."
+                ) from error
+        restore_random_state(state["random_state"], _dataset(engine))
+        self.best = state["best"]
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * state["epoch_length"]
+        logger.info("resumed after epoch %d from %s", engine.state.epoch, path)
+
+    def _read(self, path: Path, engine: Engine) -> dict[str, Any]:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: expected the checkpoint of an earlier run; found no file. Start without --resume, or give "
+                "the output_dir of that run."
+            )
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            detail = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise ValueError(f"{path}: expected tensors and numbers; found {detail}. Start afresh.") from error
+        expected = {*self._items(), "epoch", "epoch_length", "best", "random_state"}
+        if not isinstance(state, dict) or set(state) != expected:
+            found = ", ".join(sorted(map(str, state))) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(
+                f"{path}: expected a checkpoint with {', '.join(sorted(expected))}; found {found[:200]}. Give the "
+                "output_dir of this stage's own run, or start without --resume."
+            )
+        if state["epoch_length"] != engine.state.epoch_length:
+            raise ValueError(
+                f"{path}: expected {state['epoch_length']} steps an epoch, as in the run to resume; found "
+                f"{engine.state.epoch_length}. Resume with its data set and batch size, or start without --resume."
+            )
+        return state
+
+    def _items(self) -> dict[str, Any]:
+        return {**self.networks, **self.state}
+
+
+def _with_own_shape(item: Any, saved: dict[str, Any]) -> dict[str, Any]:
+    """A schedule takes over its position only; ``t_total`` and the like stay as the config has them."""
+    if not isinstance(item, LRScheduler):
+        return saved
+    return {**item.state_dict(), **{key: saved[key] for key in PROGRESS_OF_SCHEDULE}}
+
+
+def _dataset(engine: Engine) -> object:
+    return getattr(engine.state.dataloader, "dataset", None)

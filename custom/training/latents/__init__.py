@@ -1,0 +1,1 @@
+"""Latents of a data set: computed once, read by the stages that train on them."""

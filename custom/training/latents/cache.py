@@ -1,0 +1,335 @@
+"""Latents on disk: one file a subject, named after everything that it was computed from, read by crops."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import itk
+import monai
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from custom.networks import VQGAN, VectorQuantizer
+from custom.utils.distributed import is_main, world_size
+from custom.utils.files import appearing_whole
+from custom.utils.identity import FileDigests, describe, digest, weights_digest
+
+__all__ = [
+    "LatentCache",
+    "StoredImages",
+    "StoredLatents",
+    "check_room",
+    "find_stored",
+    "prune_latents",
+    "store_array",
+]
+
+logger = logging.getLogger(__name__)
+
+Stored = TypeVar("Stored")
+
+FORMAT = 1  # of the files, and of what computes them besides the transforms and the weights
+DIGESTS_NAME = "files.jsonl"
+ENCODING_NAME = "encoding.json"
+SECONDS_A_DAY = 86400
+
+
+class StoredLatents:
+    """Latents (m, L, h, w, d) of a subject's m modalities in a file, of which only what is asked for is read.
+
+    Args:
+        path: of the ``.npy`` file: indices of codes (m, h, w, d), or values (m, L, h, w, d) where ``codes`` is None.
+        codes: the codebook (K, L).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], codes: Tensor | None = None) -> None:
+        self.path = str(path)
+        self.codes = codes
+        stored = self._open().shape
+        self.shape = torch.Size(stored if codes is None else (stored[0], codes.shape[1], *stored[1:]))
+
+    def _open(self) -> np.ndarray:
+        # opened anew for each crop: a map that stays open holds a file descriptor, of which a process has about 1000
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def read(self, number: int, region: tuple[slice, ...] | tuple[np.ndarray, ...] = ()) -> Tensor:
+        """float32 (L, h', w', d') of the latent of that ``number``; the whole without a region of (h, w, d).
+
+        Indices (N,) along each axis in place of slices give these voxels, (L, N).
+        """
+        if self.codes is None:
+            return torch.from_numpy(self._open()[number][(slice(None), *region)].astype(np.float32))
+        indices = torch.from_numpy(self._open()[(number, *region)].astype(np.int64))
+        return F.embedding(indices, self.codes).movedim(-1, 0).contiguous()
+
+
+class StoredImages:
+    """Preprocessed images (m, H, W, D) of a subject's m modalities in a file, of which crops are read.
+
+    256 levels from -1 to 1: half of what half precision takes, and an error (59 dB) far below the noise of a scan.
+
+    Args:
+        path: of the ``.npy`` file.
+    """
+
+    LEVELS = 255
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = str(path)
+        self.shape = torch.Size(self._open().shape)
+
+    def _open(self) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def read(self, number: int, region: tuple[slice, ...] = ()) -> Tensor:
+        """float32 (1, H', W', D') in [-1, 1] of the image of that ``number``; the whole without a region."""
+        levels = torch.from_numpy(self._open()[number][region].astype(np.float32))
+        return (levels * (2 / self.LEVELS) - 1).unsqueeze(0)
+
+    @classmethod
+    def levels(cls, images: Tensor) -> np.ndarray:
+        """What the file of ``images`` (m, 1, H, W, D) in [-1, 1] holds."""
+        return ((images.squeeze(1) + 1) * (cls.LEVELS / 2)).round().clamp(0, cls.LEVELS).to(torch.uint8).cpu().numpy()
+
+
+class LatentCache:
+    """Folder of the latents of one encoding: ``<cache_dir>/<encoding>/<subject>[_mirrored].npy``.
+
+    Beside them the preprocessed images, ``<subject>[_mirrored]_images.npy``, where a training asks for these too.
+
+    The encoding's name follows from the weights that compute latents, the preprocessing and the precision; the
+    subject's from the contents of its files. So whatever changes is computed anew, nothing that is found needs to be
+    trusted, and stages, runs and processes can share a folder. Files appear whole or not at all.
+
+    Latents of a codebook are stored as the codes' indices: exact, and 2 bytes a latent voxel, where values in float32
+    take 12 to 32. Those of a ``KLBottleneck`` are stored in float32.
+
+    Args:
+        cache_dir: folder of all encodings.
+        autoencoder: in the state in which it will compute latents.
+        transform: the preprocessing.
+        amp: whether it computes in bfloat16.
+    """
+
+    def __init__(
+        self, cache_dir: str | os.PathLike[str], autoencoder: VQGAN, transform: Callable, *, amp: bool = False
+    ) -> None:
+        self.root = Path(cache_dir).expanduser()
+        book = autoencoder.bottleneck
+        self.codes = book.embedding.weight.detach().float().cpu().clone() if isinstance(book, VectorQuantizer) else None
+        self.channels = autoencoder.embedding_dim
+        self.downsampling = autoencoder.downsampling
+        encoding_parts = (autoencoder.haar, autoencoder.encoder, autoencoder.quant_conv, autoencoder.bottleneck)
+        self.encoding = {
+            "format": [FORMAT, monai.__version__],
+            "weights": [weights_digest(encoding_parts), self.downsampling],
+            "preprocessing": describe(transform),
+            "amp": amp,
+        }
+        self.folder = self.root / digest(self.encoding)[:16]
+        self.digests = FileDigests(self.root / DIGESTS_NAME)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is stored."""
+        if self.codes is None:
+            return np.dtype(np.float32)
+        return np.dtype(np.uint16 if len(self.codes) <= 2**16 else np.int32)
+
+    def files(self, entries: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> list[Path]:
+        """Where the latents of each subject of a datalist are, or will be."""
+        contents = self.digests.of([[str(entry[m]) for m in modalities if m in entry] for entry in entries])
+        return [self.folder / f"{digest(content)[:24]}.npy" for content in contents]
+
+    def find(self, file: Path) -> StoredLatents | None:
+        """What is stored there; None where it must be computed. What is in use is marked by the file's time."""
+        return find_stored(file, lambda: StoredLatents(file, self.codes))
+
+    def find_images(self, file: Path) -> StoredImages | None:
+        """The images of the latents in ``file``; None where they must be read."""
+        return find_stored(_images_of(file), lambda: StoredImages(_images_of(file)))
+
+    def write(self, file: Path, latents: Tensor) -> None:
+        """Store indices (m, h, w, d) or values (m, L, h, w, d).
+
+        Raises:
+            OSError: where that cannot be done.
+        """
+        self._explain()
+        store_array(file, latents.cpu().numpy().astype(self.dtype))
+
+    def write_images(self, file: Path, images: Tensor) -> None:
+        """Store images (m, 1, H, W, D) in [-1, 1] beside the latents in ``file``; errors as ``write``."""
+        store_array(_images_of(file), StoredImages.levels(images))
+
+    def _explain(self) -> None:
+        """Write what the folder's name stands for."""
+        if not (self.folder / ENCODING_NAME).is_file():
+            with _said_plainly(self.folder), appearing_whole(self.folder / ENCODING_NAME) as temporary:
+                temporary.write_text(json.dumps(self.encoding, indent=1) + "\n", encoding="utf-8")
+
+    def check_space(
+        self, images: Sequence[Sequence[str]], divisor: int, copies: int, *, with_images: bool = False
+    ) -> None:
+        """Log how much will be written at most, and that it fits.
+
+        Args:
+            images: files of each subject to encode; those of a subject share their grid.
+            divisor: to whose multiples volumes are padded.
+            copies: of each subject, mirrored ones counted.
+            with_images: whether the images are stored as well.
+
+        Raises:
+            OSError: if the disk is too small.
+        """
+        value = self.dtype.itemsize * (1 if self.codes is not None else self.channels)
+        voxels = [_voxels(files[0], divisor) * len(files) for files in images]
+        known = [v for v in voxels if v > 0]
+        if not known:
+            logger.info("%s: the size of the latents to compute is not known before the images are read.", self.folder)
+            return
+        total = sum(known) * len(voxels) / len(known)
+        size = int(total * (value / self.downsampling**3 + with_images) * copies) * world_size()
+        bound = "at most" if len(known) == len(voxels) else "about"
+        remedy = f"remove old latents with python -m custom prune-latents {self.root}"
+        check_room(self.folder, f"the latents to compute take {bound}", size, remedy)
+
+    def explain_others(self) -> None:
+        """Log how much the other encodings of the folder hold, and what the latest of them has otherwise."""
+        others = [f for f in self.root.iterdir() if f.is_dir() and f != self.folder] if self.root.is_dir() else []
+        others = [f for f in others if (f / ENCODING_NAME).is_file()]
+        if not others or not is_main():
+            return
+        latest = max(others, key=lambda f: (f / ENCODING_NAME).stat().st_mtime)
+        try:
+            found = json.loads((latest / ENCODING_NAME).read_text(encoding="utf-8"))
+            differing = ", ".join(key for key in self.encoding if found.get(key) != self.encoding[key])
+        except (OSError, ValueError, AttributeError):
+            differing = "what cannot be read"
+        size = sum(f.stat().st_size for folder in others for f in folder.glob("*.npy"))
+        logger.info(
+            "%s: latents of %d other encodings take %s (the latest differs in %s); python -m custom prune-latents "
+            "removes what is out of use.", self.root, len(others), _mib(size), differing,
+        )  # fmt: skip
+
+
+def find_stored(file: Path, read: Callable[[], Stored]) -> Stored | None:
+    """What ``read`` makes of ``file``; None where there is none. What is in use is marked by the file's time."""
+    try:
+        stored = read()
+    except (OSError, ValueError, EOFError):  # none, or cut short by a crash of the machine
+        return None
+    with suppress(OSError):  # of somebody else, whose cache may be shared
+        os.utime(file)
+    return stored
+
+
+def check_room(folder: Path, what: str, size: int, remedy: str) -> None:
+    """Log how many bytes ``what`` in ``folder`` will take, and that they fit.
+
+    Raises:
+        OSError: with the ``remedy``, if the disk is too small.
+    """
+    free = shutil.disk_usage(_existing(folder)).free
+    where = f"{folder}: {what} {_mib(size)}; {_mib(free)} are free"
+    if size > free:
+        raise OSError(f"{where}. Make room, give another --cache_dir, or {remedy}.")
+    logger.info("%s.", where)
+
+
+def store_array(file: Path, content: np.ndarray) -> None:
+    """Write an array of the cache, which appears whole or not at all.
+
+    Raises:
+        OSError: where that cannot be done.
+    """
+    with _said_plainly(file), appearing_whole(file) as temporary, temporary.open("wb") as stream:
+        np.save(stream, content, allow_pickle=False)
+
+
+@contextmanager
+def _said_plainly(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{file}: expected to write latents; found {error}. Make room there or give another --cache_dir; the "
+            "next run goes on with what has been written."
+        ) from error
+
+
+def prune_latents(cache_dir: str | os.PathLike[str], unused_days: float = 7.0) -> tuple[int, int]:
+    """Remove latents that no training has started with for some days, and what interrupted runs left behind.
+
+    Not for a folder that a training of more than ``unused_days`` is still reading from.
+
+    Args:
+        cache_dir: folder of all encodings.
+        unused_days: 0 removes all.
+
+    Returns:
+        Number of removed files and their bytes.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    root = Path(cache_dir).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: expected a folder of cached latents; found none. Correct the path.")
+    latest, removed, size = time.time() - unused_days * SECONDS_A_DAY, 0, 0
+    # only what a cache makes: the folder may be one that holds other things too
+    for folder in (f.parent for f in root.glob(f"*/{ENCODING_NAME}")):
+        for file in (f for f in folder.iterdir() if f.name != ENCODING_NAME):
+            status = file.stat()
+            if status.st_mtime <= latest:
+                file.unlink(missing_ok=True)
+                removed, size = removed + 1, size + status.st_size
+        if not any(f.name != ENCODING_NAME for f in folder.iterdir()):
+            (folder / ENCODING_NAME).unlink()
+            folder.rmdir()
+    if not any(root.glob(f"*/{ENCODING_NAME}")):
+        (root / DIGESTS_NAME).unlink(missing_ok=True)
+    return removed, size
+
+
+def _images_of(file: Path) -> Path:
+    """The file of the images that the latents in ``file`` are of."""
+    return file.with_name(f"{file.stem}_images.npy")
+
+
+def _voxels(file: str, divisor: int) -> int:
+    """Voxels of an image on its padded grid, from its header; 0 where that cannot be read."""
+    path = str(Path(file).expanduser())
+    if os.path.isdir(path):
+        return 0
+    try:
+        shape = nib.load(path).shape[:3]
+    except (OSError, nib.filebasedimages.ImageFileError):
+        header = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
+        if header is None:
+            return 0
+        header.SetFileName(path)
+        header.ReadImageInformation()
+        shape = [header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions())]
+    return math.prod(math.ceil(n / divisor) * divisor for n in shape)
+
+
+def _existing(path: Path) -> Path:
+    """``path`` or the nearest folder above it that exists."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -1,0 +1,291 @@
+"""Latents of a data set: computed once, then read by the stages that train on them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.data import Dataset
+from monai.transforms import Compose, Lambda, RandFlipd, Randomizable, RandSpatialCropd
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from custom.networks import LatentTranslator
+from custom.training.latents.cache import LatentCache
+from custom.training.latents.sampling import RandModalityPaird, check_pairable
+from custom.training.latents.target_like import pair_number, translate_subjects
+from custom.utils.arguments import as_bool
+from custom.utils.distributed import CachedShare, is_main, largest, own_share
+from custom.utils.precision import uses_bfloat16
+
+__all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "measure_latent_scale", "style_pairs"]
+
+# voxels that stand for a whole latent where a crop is translated: enough that the averages over them vary little
+CONTEXT_VOXELS = 2048
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def encode_subjects(
+    data: Sequence[Mapping[str, Any]],
+    transform: Callable,
+    network: LatentTranslator,
+    modalities: Sequence[str],
+    *,
+    cache_dir: str | os.PathLike[str],
+    device: torch.device,
+    amp: bool | str = False,
+    flip: bool | str = False,
+    images: bool = False,
+    num_workers: int = 0,
+) -> list[dict[str, Any]]:
+    """Quantised latents of every modality of every subject, computed where the cache lacks them.
+
+    They carry no sampling noise, so they are exact. What is computed is stored subject by subject: an interrupted run,
+    or one that a faulty file ended, goes on where it stopped. No random number is drawn, so a training does not depend
+    on what was found.
+
+    Args:
+        data: datalist entries, paths by modality.
+        transform: preprocessing of an entry that ends in tensors ``{"<modality>": (1, H, W, D)}`` on one grid.
+        network: its autoencoder is used, in evaluation mode.
+        modalities: the vocabulary.
+        cache_dir: folder of the cache, see ``LatentCache``.
+        device: where to compute.
+        amp: compute in bfloat16; ``"auto"`` where that is faster.
+        flip: also encode each subject mirrored left to right. Latents cannot be mirrored afterwards, as the encoder is
+            not equivariant: with trained weights 96 % of the brain's codes differed, and the decoded image of the
+            mirrored latent had 5 dB less than that of the mirrored image's latent.
+        images: also keep the preprocessed images, for a training that compares at full resolution.
+        num_workers: processes that read subjects beside the encoding.
+
+    Returns:
+        For every subject, and its mirrored twin after it, ``{"latents": StoredLatents, "modality": (m,) int64}``, with
+        ``images`` also ``{"images": StoredImages}``.
+
+    Raises:
+        OSError: where the latents cannot be stored.
+    """
+    network = network.to(device).eval()
+    amp, mirrors = uses_bfloat16(amp, device), [False, True] if as_bool("flip", flip) else [False]
+    cache = LatentCache(cache_dir, network.autoencoder, transform, amp=amp)
+    plain = cache.files(data, modalities)
+    copies = [[f.with_name(f"{f.stem}_mirrored.npy") if mirror else f for mirror in mirrors] for f in plain]
+
+    def lacking(file: Path) -> bool:
+        return cache.find(file) is None or (images and cache.find_images(file) is None)
+
+    missing = [i for i, files in enumerate(copies) if any(map(lacking, files))]
+    logger.info("%d of %d subjects have their latents in %s", len(data) - len(missing), len(data), cache.folder)
+    if missing:
+        cache.explain_others()
+        paths = [[str(data[i][m]) for m in modalities if m in data[i]] for i in missing]
+        cache.check_space(paths, network.spatial_divisor, len(mirrors), with_images=images)
+    loader = DataLoader(
+        Dataset([data[i] for i in missing], transform), batch_size=None, num_workers=num_workers,
+        generator=torch.Generator(),  # its own, as iterating draws from it
+    )  # fmt: skip
+    bar = tqdm(loader, "encoding subjects", len(missing), unit="subject", disable=not (missing and is_main()))
+    for i, subject in zip(missing, bar, strict=True):
+        volumes = torch.stack([torch.as_tensor(subject[m]).as_subclass(Tensor) for m in modalities if m in subject])
+        for file, mirror in zip(copies[i], mirrors, strict=True):
+            turned = volumes.flip(2) if mirror else volumes
+            if cache.find(file) is None:
+                cache.write(file, _encode(network, turned, device, amp))
+            if images and cache.find_images(file) is None:
+                cache.write_images(file, turned)
+    present = [torch.tensor([k for k, m in enumerate(modalities) if m in entry]) for entry in data]
+    stored = [(i, file) for i in range(len(data)) for file in copies[i]]
+    subjects = [{"latents": cache.find(file), "modality": present[i]} for i, file in stored]
+    if images:
+        subjects = [{**s, "images": cache.find_images(f)} for s, (_, f) in zip(subjects, stored, strict=True)]
+    return subjects
+
+
+def _encode(network: LatentTranslator, images: Tensor, device: torch.device, amp: bool) -> Tensor:
+    """Indices of codes (m, h, w, d), or latents (m, L, h, w, d) without a codebook, of ``images`` (m, 1, H, W, D)."""
+    parts = []
+    for image in images.unsqueeze(1):  # one at a time: a subject's images together may not fit the device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            quantized = network.autoencoder.quantize(network.autoencoder.encode(image.to(device)))
+        parts.append(quantized.indices if quantized.indices.numel() else quantized.latent)
+    return torch.cat(parts)
+
+
+def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[str, Any]]) -> None:
+    """Set ``network.latent_scale`` to 1 / standard deviation over all the training latents, the same on every rank.
+
+    Args:
+        network: whose buffer is set.
+        subjects: from ``encode_subjects``; on each rank its own share.
+
+    Raises:
+        ValueError: if the latents do not vary.
+    """
+    device = network.latent_scale.device
+    sums = torch.zeros(3, dtype=torch.float64)
+    for subject in subjects:
+        for number in range(len(subject["modality"])):
+            latents = subject["latents"].read(number).double()
+            sums += torch.stack([torch.tensor(float(latents.numel())).double(), latents.sum(), latents.square().sum()])
+    if dist.is_available() and dist.is_initialized():
+        sums = sums.to(device, torch.float64)
+        dist.all_reduce(sums)
+    count, total, squares = sums.tolist()
+    std = (squares / count - (total / count) ** 2) ** 0.5
+    if not std > 0:
+        raise ValueError(
+            f"latents: expected them to vary; found a standard deviation of {std}. Train the autoencoder first."
+        )
+    network.latent_scale.fill_(1.0 / std)
+
+
+class LatentPairs(Dataset, Randomizable):
+    """Random (source, target) pairs of latents, several of one subject an item.
+
+    In several processes each holds subjects of its own and is as long as the longest: its first subjects come twice in
+    an epoch where it has fewer.
+
+    Args:
+        data: from ``encode_subjects``.
+        pairs_per_subject: pairs K of an item; they share their size, so they form a batch with mixed targets.
+        crop_size: latent voxels of a random crop, each pair its own; the whole volume where not given.
+
+    Raises:
+        ValueError: for a subject with fewer than two modalities.
+    """
+
+    def __init__(
+        self, data: Sequence[dict[str, Any]], pairs_per_subject: int = 4, crop_size: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(data)
+        for index, subject in enumerate(data):
+            check_pairable(len(subject["modality"]), f"subject {index} of the training")
+        self.pairs_per_subject = pairs_per_subject
+        self.crop_size = crop_size
+        self.length = largest(len(data))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,).
+
+        With crops also ``source_context``, ``target_context`` (K, L, N): random voxels of the whole latents. Where the
+        images were kept, also ``source_image``, ``target_image`` (K, 1, H, W, D) of the same regions; where target-like
+        latents were, ``target_like`` (K, L, h, w, d), for which no such voxels are needed.
+        """
+        subject = self.data[index % len(self.data)]
+        latents, modality = subject["latents"], subject["modality"]
+        n = len(modality)
+        source = self.R.randint(n, size=self.pairs_per_subject)
+        target = (source + self.R.randint(1, n, size=self.pairs_per_subject)) % n
+        regions = [self._random_region(latents.shape[2:]) for _ in range(self.pairs_per_subject)]
+        item = {
+            "source": torch.stack([latents.read(s, region) for s, region in zip(source, regions, strict=True)]),
+            "target": torch.stack([latents.read(t, region) for t, region in zip(target, regions, strict=True)]),
+            "source_modality": modality[source],
+            "target_modality": modality[target],
+        }
+        if "images" in subject:
+            images, factor = subject["images"], subject["images"].shape[1] // latents.shape[2]
+            parts = [tuple(slice(s.start * factor, s.stop * factor) for s in region) for region in regions]
+            item["source_image"] = torch.stack([images.read(s, part) for s, part in zip(source, parts, strict=True)])
+            item["target_image"] = torch.stack([images.read(t, part) for t, part in zip(target, parts, strict=True)])
+        if "target_like" in subject:
+            pairs = [pair_number(int(s), int(t), n) for s, t in zip(source, target, strict=True)]
+            kept = subject["target_like"]
+            item["target_like"] = torch.stack([kept.read(p, r) for p, r in zip(pairs, regions, strict=True)])
+        elif self.crop_size is not None:
+            voxels = tuple(self.R.randint(n, size=CONTEXT_VOXELS) for n in latents.shape[2:])
+            item["source_context"] = torch.stack([latents.read(s, voxels) for s in source])
+            item["target_context"] = torch.stack([latents.read(t, voxels) for t in target])
+        return item
+
+    def _random_region(self, shape: Sequence[int]) -> tuple[slice, ...]:
+        region = []
+        for length, size in zip(shape, self.crop_size or shape, strict=True):
+            spare = length - size
+            start = int(self.R.randint(spare + 1)) if spare > 0 else 0
+            region.append(slice(start, start + size))
+        return tuple(region)
+
+
+def latent_pairs(
+    data: Sequence[Mapping[str, Any]],
+    transform: Callable,
+    network: LatentTranslator,
+    modalities: Sequence[str],
+    *,
+    pairs_per_subject: int = 4,
+    crop_size: Sequence[int] | None = None,
+    target_like: bool | str = False,
+    **kwargs: Any,
+) -> LatentPairs:
+    """``LatentPairs`` of the subjects of a datalist: each is read and encoded once, here, by one of the processes.
+
+    Args:
+        data: datalist entries.
+        transform, network, modalities, kwargs: as for ``encode_subjects``.
+        pairs_per_subject, crop_size: as for ``LatentPairs``.
+        target_like: also keep what the frozen MS-SPADE makes of every pair, see ``translate_subjects``.
+    """
+    subjects = encode_subjects(own_share(data), transform, network, modalities, **kwargs)
+    if as_bool("cache_target_like", target_like):
+        subjects = translate_subjects(subjects, network, device=kwargs["device"], amp=kwargs.get("amp", False))
+    return LatentPairs(subjects, pairs_per_subject, crop_size)
+
+
+def style_pairs(
+    data: Sequence[Mapping[str, Any]],
+    transform: Compose,
+    network: LatentTranslator,
+    modalities: Sequence[str],
+    *,
+    joint: bool | str,
+    image_crop: Sequence[int],
+    flip: bool | str = False,
+    **kwargs: Any,
+) -> Dataset:
+    """Training pairs of stage 2: latents, or for the ``joint`` training images.
+
+    Args:
+        data, transform, network, modalities, kwargs: as for ``latent_pairs``; of ``kwargs`` only the latents make use.
+        joint: pairs of images, ``{"image", "label", "source_modality", "target_modality"}``.
+        image_crop: voxels of a random crop of an image pair.
+        flip: mirror left to right: half of the image pairs, or all the latents as well.
+    """
+    if not as_bool("joint", joint):
+        return latent_pairs(data, transform, network, modalities, flip=flip, **kwargs)
+    pair = ["image", "label"]
+    mirror = RandFlipd(pair, prob=0.5 if as_bool("flip", flip) else 0.0, spatial_axis=0)
+    crop = RandSpatialCropd(pair, roi_size=image_crop, random_size=False)
+    random_part = [RandModalityPaird(modalities), crop, mirror, Lambda(_as_batch)]
+    return CachedShare(data, Compose([*transform.transforms, *random_part]), progress=False)
+
+
+def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenate items that are batches already, along their first axis.
+
+    Volumes of other sizes, of subjects smaller than the crop, are cut to the middle that all of them have.
+    """
+    return {key: torch.cat(_common_middle([item[key] for item in items])) for key in items[0]}
+
+
+def _common_middle(tensors: list[Tensor]) -> list[Tensor]:
+    """Views of ``tensors`` (K, ...) whose axes after the first are as long as the shortest."""
+    for axis in range(1, tensors[0].ndim):
+        size = min(t.shape[axis] for t in tensors)
+        tensors = [t.narrow(axis, (t.shape[axis] - size) // 2, size) for t in tensors]
+    return tensors
+
+
+def _as_batch(item: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.unsqueeze(0) for key, value in item.items()}

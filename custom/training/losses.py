@@ -1,0 +1,136 @@
+"""Loss terms of the three stages that MONAI does not have."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from monai.losses.perceptual import MedicalNetPerceptualSimilarity, normalize_tensor
+from monai.networks.nets import ResNetFeatures
+from torch import Tensor, nn
+
+__all__ = ["FeatureMatching", "MedicalNetPerceptual", "class_adversarial_loss", "class_discriminator_loss"]
+
+
+class FeatureMatching(nn.Module):
+    """Perceptual term that needs no pretrained network: mean L1 distance of the discriminator's features.
+
+    Source: Wang et al. 2018 (https://arxiv.org/abs/1711.11585), eq. (4).
+    """
+
+    needs_features = True
+
+    def forward(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+        """Distance of two lists of feature maps, the last entry (the logits) left out."""
+        terms = [F.l1_loss(f.float(), r.detach().float()) for f, r in zip(fake[:-1], real[:-1], strict=True)]
+        return torch.stack(terms).mean()
+
+
+class MedicalNetPerceptual(nn.Module):
+    """Perceptual term on the features of MedicalNet's 3D ResNet-10, as MONAI's ``PerceptualLoss`` has it.
+
+    ``mean over voxels of Σ_c (f_c/‖f‖ − g_c/‖g‖)²`` for the last features f, g of the two images, each shifted and
+    scaled to mean 0 and standard deviation 1.
+
+    Args:
+        weights: MedicalNet's ``resnet_10_23dataset.pth``. Without it MONAI's way is taken: the network's code and
+            weights from torch.hub's cache, which is filled from the internet on first use (this needs
+            ``huggingface_hub``).
+
+    Raises:
+        FileNotFoundError: where ``weights`` is missing, or where the cache is empty and the internet not reachable.
+        ValueError: if ``weights`` is no checkpoint of that network.
+
+    Source: Chen et al. 2019, MedicalNet (https://arxiv.org/abs/1904.00625).
+    """
+
+    needs_features = False
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        self.model = _medicalnet_from_hub() if weights is None else _medicalnet_from_file(Path(weights).expanduser())
+        self.requires_grad_(False).eval()
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        """Distance of two images (B, 1, H, W, D), computed in float32."""
+        with torch.autocast(fake.device.type, enabled=False):
+            f, g = (normalize_tensor(self.model(_standardized(x.float()))) for x in (fake, real))
+            return (f - g).square().sum(dim=1).mean()
+
+
+def _standardized(image: Tensor) -> Tensor:
+    # the bound is for crops of nothing but background
+    return (image - image.mean()) / image.std().clamp_min(1e-3)
+
+
+WAYS_OUT = (
+    "Either give the file resnet_10_23dataset.pth of https://github.com/Tencent/MedicalNet as 'weights', or set "
+    "'perceptual' to custom.training.losses.FeatureMatching, the default, which needs no pretrained network."
+)
+
+
+def _medicalnet_from_hub() -> nn.Module:
+    try:
+        return MedicalNetPerceptualSimilarity(net="medicalnet_resnet10_23datasets").model
+    # offline, torch.hub fails in many ways: URLError, a KeyError for a refusing proxy, a missing huggingface_hub
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+        raise FileNotFoundError(
+            f"perceptual: expected MedicalNet in torch.hub's cache ({torch.hub.get_dir()}) or a connection to download "
+            f"it; found {type(error).__name__}: {error}. {WAYS_OUT}"
+        ) from error
+
+
+def _medicalnet_from_file(path: Path) -> nn.Module:
+    """MONAI's ResNet-10 with MedicalNet's dilated last two levels, so that its features have 1/8 of the resolution."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected the weights of MedicalNet; found no file. {WAYS_OUT}")
+    network = ResNetFeatures("resnet10", pretrained=False)
+    for level, dilation in ((network.layer3, 2), (network.layer4, 4)):
+        for module in level.modules():
+            if isinstance(module, nn.Conv3d):
+                module.stride = (1, 1, 1)
+                if module.kernel_size == (3, 3, 3):
+                    module.dilation = module.padding = (dilation,) * 3
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content.get("state_dict", content)
+        network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    except (RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        detail = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: expected weights of MedicalNet's ResNet-10; found {detail} {WAYS_OUT}") from error
+    return _LastFeatures(network)
+
+
+class _LastFeatures(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(image)[-1]
+
+
+def class_adversarial_loss(logits: Tensor, modality: Tensor) -> Tensor:
+    """Generator's side of the class-conditional game: the fake should be taken for a real latent of ``modality``.
+
+    Args:
+        logits: (B, M + 1, h, w, d) of a patch discriminator; channel m < M means "real, of modality m", channel M
+            means "fake". Fake is a class of its own, so that no modality is ever punished for looking like itself.
+        modality: (B,) int64 in [0, M).
+    """
+    return F.cross_entropy(logits.float(), _everywhere(modality, logits))
+
+
+def class_discriminator_loss(real_logits: Tensor, fake_logits: Tensor, modality: Tensor) -> Tensor:
+    """Discriminator's side: the real latent is of its ``modality``, the translated one is of class "fake"."""
+    fake_class = torch.full_like(modality, fake_logits.shape[1] - 1)
+    real = F.cross_entropy(real_logits.float(), _everywhere(modality, real_logits))
+    fake = F.cross_entropy(fake_logits.float(), _everywhere(fake_class, fake_logits))
+    return 0.5 * (real + fake)
+
+
+def _everywhere(classes: Tensor, logits: Tensor) -> Tensor:
+    return classes.view(-1, 1, 1, 1).expand(-1, *logits.shape[2:])

@@ -1,0 +1,42 @@
+"""Whether to compute in bfloat16: asked for by ``amp``, or chosen by what the device can."""
+
+from __future__ import annotations
+
+import torch
+
+from custom.utils.arguments import as_bool
+
+__all__ = ["AUTO", "amp_choice", "fast_bfloat16", "uses_bfloat16"]
+
+AUTO = "auto"
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` has instructions for bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def amp_choice(amp: bool | str) -> bool | str:
+    """``amp`` as true, false or ``"auto"``.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if str(amp).lower() == AUTO:
+        return AUTO
+    try:
+        return as_bool("amp", amp)
+    except ValueError as error:
+        raise ValueError(f"amp: expected true, false or auto; found {amp!r}. Correct it.") from error
+
+
+def uses_bfloat16(amp: bool | str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16 on ``device``; ``"auto"``: where that is faster.
+
+    Raises:
+        ValueError: for anything but true, false and auto.
+    """
+    choice = amp_choice(amp)
+    return fast_bfloat16(device) if choice == AUTO else bool(choice)

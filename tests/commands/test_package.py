@@ -1,0 +1,153 @@
+"""The artifact: what is in it, that it is reproducible, what is refused, and the zoo's own checks on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from custom.commands import package as package_module
+from custom.commands.package import BUNDLE_NAME, package
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = "custom/reports/assets/report.html.jinja"
+SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
+needs_weights = pytest.mark.skipif(
+    not (ROOT / "bundle" / "models" / "model.pt").is_file(), reason="bundle/models/model.pt is not there; train first"
+)
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the parts of the repository that are packaged, which a test may spoil."""
+    for part in ("bundle/configs", "bundle/models", "bundle/docs", "custom"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "LICENSE", tmp_path)
+    monkeypatch.setattr(package_module, "__file__", str(tmp_path / "custom" / "package.py"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    """The unpacked artifact's folder, far from the repository."""
+    out = tmp_path_factory.mktemp("artifact")
+    with zipfile.ZipFile(package(out)) as archive:
+        archive.extractall(out)
+    return out / BUNDLE_NAME
+
+
+@needs_weights
+class TestContent:
+    def test_holds_the_bundle_and_nothing_else(self, artifact):
+        names = {p.relative_to(artifact).as_posix() for p in artifact.rglob("*") if p.is_file()}
+        for needed in ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt", PAGE):
+            assert needed in names
+        assert {n.split("/")[0] for n in names} <= {"LICENSE", "configs", "models", "docs", "custom"}
+        assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc")]
+
+    def test_is_reproducible(self, tmp_path):
+        first, second = package(tmp_path / "a"), package(tmp_path / "b")
+        assert first.read_bytes() == second.read_bytes()
+
+    def test_version_is_in_the_name_and_changelog(self, tmp_path):
+        metadata = json.loads((ROOT / "bundle/configs/metadata.json").read_text())
+        assert package(tmp_path).name == f"{BUNDLE_NAME}_v{metadata['version']}.zip"
+        assert metadata["version"] in metadata["changelog"]
+
+    def test_weights_are_small_and_tensors_only(self, artifact):
+        path = artifact / "models" / "model.pt"
+        assert path.stat().st_size < 25_000_000
+        state = torch.load(path, weights_only=True)
+        assert all(isinstance(v, torch.Tensor) for v in state.values())
+
+
+@needs_weights
+class TestRefusals:
+    def test_missing_weights(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+            package(tmp_path / "out", weights=tmp_path / "nowhere.pt")
+        assert not (tmp_path / "out").exists()
+
+    def test_misfitting_weights(self, tmp_path):
+        torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match="missing tensors"):
+            package(tmp_path / "out", weights=tmp_path / "other.pt")
+
+    def test_version_without_changelog(self, copy):
+        path = copy / "bundle/configs/metadata.json"
+        path.write_text(path.read_text().replace('"version": "0.2.0"', '"version": "9.9.9"'))
+        with pytest.raises(ValueError, match=r"9\.9\.9"):
+            package(copy / "out")
+
+    def test_second_checkpoint(self, copy):
+        (copy / "bundle/models/a.pt").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"a\.pt"):
+            package(copy / "out")
+
+    @pytest.mark.parametrize("path", ["/data/brats", "../elsewhere", "C:\\data"])
+    def test_config_that_points_outside(self, copy, path):
+        config = copy / "bundle/configs/inference.json"
+        content = json.loads(config.read_text())
+        content["dataset_dir"] = path
+        config.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="dataset_dir"):
+            package(copy / "out")
+
+
+@needs_weights
+class TestZooChecks:
+    """The model zoo's verification, from its description, without any exclusion; files and changelog: see above."""
+
+    def test_metadata_fits_the_schema(self, artifact):
+        if not SCHEMA.is_file():
+            pytest.skip(f"the zoo's schema is not here: {SCHEMA}")
+        metadata = json.loads((artifact / "configs/metadata.json").read_text())
+        jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+        assert metadata["schema"].endswith(SCHEMA.name)
+        assert list(metadata["network_data_format"]["inputs"]) == ["image"]
+        assert list(metadata["network_data_format"]["outputs"]) == ["pred"]
+
+    def test_versions_are_exact_and_those_of_the_project(self, artifact):
+        metadata = json.loads((artifact / "configs/metadata.json").read_text())
+        named = {"monai": metadata["monai_version"], "torch": metadata["pytorch_version"]}
+        named |= metadata["required_packages_version"]
+        project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        for package_name, version in {**named, "numpy": metadata["numpy_version"]}.items():
+            assert re.fullmatch(r"\d+(\.\d+)+", version), package_name
+        for package_name, version in named.items():
+            assert f'"{package_name}=={version}"' in project
+
+    def test_network_in_and_out(self, artifact, elsewhere):
+        elsewhere(
+            "monai.bundle", "verify_net_in_out", "--net_id", "network_def",
+            "--meta_file", artifact / "configs/metadata.json",
+            "--config_file", artifact / "configs/inference.json", pythonpath=artifact,
+        )  # fmt: skip
+
+    def test_torchscript_export_loads_strictly(self, artifact, elsewhere, tmp_path):
+        elsewhere(
+            "monai.bundle", "ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts",
+            "--ckpt_file", artifact / "models/model.pt", "--meta_file", artifact / "configs/metadata.json",
+            "--config_file", artifact / "configs/inference.json", pythonpath=artifact,
+        )  # fmt: skip
+        scripted = torch.jit.load(tmp_path / "model.ts")
+        state = torch.load(artifact / "models/model.pt", weights_only=True)
+        scripted.load_state_dict(state, strict=True)
+        parser = ConfigParser()
+        parser.read_config(str(artifact / "configs/inference.json"))
+        network = parser.get_parsed_content("network_def").eval()
+        network.load_state_dict(state, strict=True)
+        image, target = torch.rand(1, 1, 16, 16, 16) * 2 - 1, torch.tensor([2])
+        noise = torch.randn_like(network.encode(image))
+        with torch.no_grad():
+            # convolutions may sum in another order
+            torch.testing.assert_close(
+                scripted(image, target, noise), network(image, target, noise), rtol=1e-4, atol=1e-4
+            )

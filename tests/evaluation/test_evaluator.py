@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.data import DataLoader
+from monai.transforms import Compose, DivisiblePadd, Orientationd, ScaleIntensityRangePercentilesd
+from torch import nn
+
+from custom.data.datalist import write_datalist
+from custom.data.transforms import CropForegroundUniond, LoadVolumed
+from custom.evaluation.evaluator import (
+    NativeGrid,
+    SubjectDataset,
+    TranslationEvaluator,
+    make_reference,
+    prepare_subject,
+    unit,
+)
+from custom.evaluation.metrics import Reference
+from custom.evaluation.pairwise import PairwiseInferer
+from custom.evaluation.results import ResultStore
+from custom.evaluation.rows import CEILING, FULL_MODEL, METHODS, read_rows
+from custom.evaluation.segmentation import OF_LABEL_REAL
+from custom.reports.handlers import ProgressHandler, ReportHandler
+from custom.utils.errors import user_message
+
+MODALITIES = ("t1", "t2", "flair")
+SHAPE = (26, 30, 22)
+
+
+def preprocessing() -> Compose:
+    keys = (*MODALITIES, "seg")
+    some = {"allow_missing_keys": True}
+    return Compose(
+        [
+            LoadVolumed(keys, **some),
+            Orientationd(keys, axcodes="RAS", labels=None, **some),
+            CropForegroundUniond(keys, MODALITIES, **some),
+            ScaleIntensityRangePercentilesd(MODALITIES, 0.5, 99.5, -1.0, 1.0, clip=True, **some),
+            DivisiblePadd(MODALITIES, 8, value=-1.0, **some),
+            DivisiblePadd("seg", 8, **some),
+        ]
+    )
+
+
+def write_subject(folder: Path, subject: str, modalities: tuple[str, ...] = MODALITIES, *, lesion: bool = True) -> dict:
+    """A smooth ball on an LPS grid with a wide empty margin."""
+    rng = np.random.default_rng(len(subject))
+    grid = np.stack(np.meshgrid(*[np.linspace(-1.3, 1.3, n) for n in SHAPE], indexing="ij"))
+    brain = (grid**2).sum(axis=0) < 1
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    entry = {"subject": subject}
+    for i, name in enumerate(modalities):
+        values = 100 * (i + 2 + np.tensordot(rng.uniform(-1, 1, 3), grid, axes=1) + rng.normal(0, 0.1, SHAPE))
+        entry[name] = str(folder / f"{subject}_{name}.nii.gz")
+        nib.save(nib.Nifti1Image((brain * values).astype(np.float32), affine), entry[name])
+    if lesion:
+        entry["seg"] = str(folder / f"{subject}_seg.nii.gz")
+        nib.save(nib.Nifti1Image((brain & (grid[0] > 0.5)).astype(np.uint8), affine), entry["seg"])
+    return entry
+
+
+def test_native_grid_equals_the_scan_and_scores_equal_those_in_the_box(tmp_path):
+    entry = write_subject(tmp_path, "case")
+    transform = preprocessing()
+    item = transform(entry)
+    to_native = NativeGrid(item, transform)
+    scan = torch.from_numpy(nib.load(entry["t1"]).get_fdata(dtype=np.float32))
+    truth = to_native(unit(item["t1"]), "t1")
+    assert truth.shape == SHAPE
+    inside = (truth > 0) & (truth < 1)
+    ratio = torch.corrcoef(torch.stack([truth[inside], scan[inside]]))[0, 1]
+    assert ratio == pytest.approx(1.0, abs=1e-5)
+    assert torch.equal(truth > 0, scan > 0)
+    native = make_reference(item, "t1", to_native).score(to_native(unit(item["t2"]), "t1"))
+    boxed = Reference(unit(item["t1"])[0], lesion=item["seg"][0] > 0).score(unit(item["t2"])[0])
+    for region in ("brain", "lesion"):
+        assert native[region] == pytest.approx(boxed[region], rel=1e-4, abs=1e-5)
+
+
+def store(folder: Path, network: nn.Module, **settings: object) -> ResultStore:
+    return ResultStore(folder, network=network, settings=settings)
+
+
+def run(
+    entries: list[dict],
+    folder: Path,
+    network: nn.Module,
+    inferer: PairwiseInferer,
+    *,
+    segmenter=None,
+    **settings: object,
+) -> TranslationEvaluator:
+    """An evaluation that keeps its results in ``folder``; the evaluator afterwards."""
+    kept, transform = store(folder, network, **settings), preprocessing()
+    loader = DataLoader(SubjectDataset(entries, transform, store=kept), batch_size=1)
+    handlers = [ProgressHandler(), ReportHandler(folder, modalities=MODALITIES, pairs=[("t1", "t2")], num_figures=1)]
+    engine = TranslationEvaluator(
+        "cpu",
+        loader,
+        network,
+        inferer=inferer,
+        preprocessing=transform,
+        store=kept,
+        segmenter=segmenter,
+        val_handlers=handlers,
+    )
+    engine.run()
+    return engine
+
+
+def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, toy):
+    entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three", ("t1", "t2"), lesion=False)]
+    network = toy()
+    engine = run(entries, tmp_path / "out", network, PairwiseInferer(MODALITIES))
+    rows = read_rows(tmp_path / "out" / "per_subject.csv")
+    assert len([r for r in rows if r.subject == "one"]) == 3 * (3 + 6 * 3)  # regions × predictions
+    assert len([r for r in rows if r.subject == "three"]) == 2 * (2 + 2 * 3)  # no lesion, one modality fewer
+    brain = {(r.source, r.target, r.method): r for r in rows if r.subject == "one" and r.region == "brain"}
+    assert brain["t1", "t1", CEILING].psnr == np.inf
+    assert brain["t1", "t2", FULL_MODEL].psnr > 0
+    expected = np.mean([r.psnr for r in rows if r.method == FULL_MODEL and r.region == "brain"])
+    assert engine.state.metrics["brain_psnr"] == pytest.approx(expected)
+    assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} == {"one_pairs.png", "one_t1_to_t2.png"}
+    assert {p.name for p in (tmp_path / "out" / "subjects").iterdir()} == {
+        "one.json", "one.npz", "three.json", "three.npz",
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "Protocol:" in printed
+    assert "three: no flair: the pairs with it are not scored." in printed
+    assert "three: no label: no lesion scores." in printed
+    assert "equal the truth in a region" in printed  # ToyTranslator reconstructs exactly
+    assert network.training  # its mode is as it was before
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path, capsys, toy):
+    entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three")]
+    inferer, first = PairwiseInferer(MODALITIES), toy()
+    run(entries[:1], tmp_path / "out", first, inferer)
+    again = toy()
+    run(entries, tmp_path / "out", again, inferer)
+    assert again.calls == first.calls  # one subject's worth: the other's results were there
+    assert {r.subject for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"one", "three"}
+    whole = read_rows(tmp_path / "out" / "per_subject.csv")
+    run(entries, tmp_path / "at_once", toy(), inferer)
+    assert read_rows(tmp_path / "at_once" / "per_subject.csv") == whole
+    capsys.readouterr()
+
+
+def test_what_has_changed_is_evaluated_anew(tmp_path):
+    entry = write_subject(tmp_path, "one")
+    network, inferer = nn.Linear(2, 2), PairwiseInferer(MODALITIES)
+    same = store(tmp_path, network, inferer=inferer).fingerprint(entry)
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) == same
+    assert store(tmp_path, network.eval(), inferer=inferer).fingerprint(entry) == same
+    assert store(tmp_path, network, inferer=PairwiseInferer(MODALITIES, seed=1)).fingerprint(entry) != same
+    assert store(tmp_path, network, inferer=inferer, preprocessing=preprocessing()).fingerprint(entry) != same
+    network.num_inference_steps = 3
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same
+    del network.num_inference_steps
+    nib.save(nib.load(entry["t2"]), entry["t2"])
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same  # a file was written
+    with torch.no_grad():
+        network.bias.add_(1)
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same
+
+
+def test_a_failing_subject_is_reported_and_the_others_go_on(tmp_path, caplog, capsys, toy):
+    broken = {"subject": "broken", "t1": str(tmp_path / "absent.nii.gz"), "t2": str(tmp_path / "absent.nii.gz")}
+    entries = [broken, write_subject(tmp_path, "fine")]
+    with caplog.at_level(logging.WARNING):
+        run(entries, tmp_path / "out", toy(), PairwiseInferer(MODALITIES))
+    assert "absent.nii.gz" in caplog.text
+    assert {r.subject for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"fine"}
+    report = (tmp_path / "out" / "report.txt").read_text()
+    assert "Left out, broken: " in report
+    assert "One subject only: no interval and no test" in report
+    capsys.readouterr()
+
+
+def test_a_prediction_that_is_not_finite_fails_its_subject_only(tmp_path, capsys, toy):
+    class Broken(toy):
+        def render(self, latent: torch.Tensor, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            translation = super().render(latent, image, target)
+            return translation * torch.nan if self.calls["render"] > 3 and self.calls["encode"] <= 3 else translation
+
+    entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three")]
+    engine = run(entries, tmp_path / "out", Broken(), PairwiseInferer(MODALITIES))
+    assert {r.subject for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"three"}
+    assert not (tmp_path / "out" / "subjects" / "one.json").exists()
+    assert "NaN" in engine.state.failures["one"]
+    capsys.readouterr()
+
+
+def test_an_empty_label_and_several_samples_are_said(tmp_path, capsys, toy):
+    entry = write_subject(tmp_path, "one")
+    label = nib.load(entry["seg"])
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), label.affine), entry["seg"])
+    run([entry], tmp_path / "out", toy(), PairwiseInferer(MODALITIES, num_samples=2))
+    printed = capsys.readouterr().out
+    assert "one: the label has no voxel above 0: no lesion scores." in printed
+    assert "Error and uncertainty" in printed
+    assert {r.region for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"volume", "brain"}
+
+
+def test_a_segmentation_model_is_given_real_and_synthetic_images(tmp_path, capsys, toy):
+    class Threshold:
+        modalities, structures = ("t2",), ("bright",)
+
+        def __call__(self, files: list[Path]) -> np.ndarray:
+            return nib.load(files[0]).get_fdata()[None] > 0.5
+
+    entry = write_subject(tmp_path, "one")
+    engine = run([entry], tmp_path / "out", toy(), PairwiseInferer(MODALITIES), segmenter=Threshold())
+    dice = {(source, target, of): value for source, target, _, of, value in engine.state.output.dice}
+    assert {key[:2] for key in dice} == {("t1", "t2"), ("flair", "t2")}  # the model uses T2 alone
+    native = nib.load(entry["t2"]).get_fdata()
+    label = nib.load(entry["seg"]).get_fdata() > 0
+    low, high = np.percentile(native[native > 0], (0, 100))
+    real = dice["t1", "t2", OF_LABEL_REAL]
+    assert 0 < real < 1
+    assert real == dice["flair", "t2", OF_LABEL_REAL]
+    bright = native > (low + high) / 2
+    # the protocol's percentiles are near the range's ends
+    assert real == pytest.approx(2 * (bright & label).sum() / (bright.sum() + label.sum()), abs=0.15)
+    assert "Segmentation of real and synthetic images" in capsys.readouterr().out
+
+
+def test_nothing_evaluated_is_an_error(tmp_path, toy):
+    broken = {"subject": "broken", "t1": str(tmp_path / "absent.nii.gz")}
+    with pytest.raises(ValueError, match=r"no subject could be evaluated \(broken: .*absent"):
+        run([broken], tmp_path / "out", toy(), PairwiseInferer(MODALITIES))
+
+
+def test_a_batch_of_two_subjects_is_refused():
+    with pytest.raises(ValueError, match="batch_size to 1"):
+        prepare_subject({"subject": ["a", "b"]})
+
+
+def test_max_subjects():
+    entries = [{"subject": str(i)} for i in range(5)]
+    assert len(SubjectDataset(entries, max_subjects=2)) == 2
+    assert len(SubjectDataset(entries)) == 5
+
+
+CONFIG = Path(__file__).parents[2] / "bundle" / "configs" / "evaluate.json"
+
+
+@pytest.fixture(scope="module")
+def bundle_data(tmp_path_factory) -> Path:
+    """A data set of three small subjects with its data list."""
+    folder = tmp_path_factory.mktemp("data")
+    modalities = ("t1", "t1ce", "t2", "flair")
+    entries = [write_subject(folder, subject, modalities) for subject in ("a", "bb", "ccc")]
+    write_datalist(folder / "datalist.json", {"training": entries[:2], "test": entries[2:]}, modalities)
+    return folder
+
+
+def bundle_workflow(bundle_data: Path, tmp_path: Path, **overrides) -> ConfigWorkflow:
+    values = {"dataset_dir": str(bundle_data), "output_dir": str(tmp_path), "device": "$torch.device('cpu')"}
+    workflow = ConfigWorkflow(str(CONFIG), logging_file=False, workflow_type="evaluation", **{**values, **overrides})
+    workflow.initialize()
+    return workflow
+
+
+def test_config_evaluates_every_pair(bundle_data, tmp_path, capsys):
+    workflow = bundle_workflow(bundle_data, tmp_path, network="$@network_def.to(@device)", num_figures=1)
+    workflow.run()
+    rows = read_rows(tmp_path / "per_subject.csv")
+    pairs = {(r.source, r.target) for r in rows if r.method == FULL_MODEL}
+    assert len(pairs) == 12
+    assert {r.method for r in rows} == set(METHODS)
+    assert {r.subject for r in rows} == {"ccc"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "baselines.npz", "evaluation.json", "figures", "per_subject.csv", "report.html", "report.txt", "subjects",
+        "tables",
+    }  # fmt: skip
+    assert "brain" in capsys.readouterr().out
+
+
+def test_config_names_weights_that_are_missing(bundle_data, tmp_path):
+    workflow = bundle_workflow(bundle_data, tmp_path, ckpt_path=str(tmp_path / "absent.pt"))
+    with pytest.raises(RuntimeError) as caught:
+        workflow.parser.get_parsed_content("network")
+    assert "absent.pt: expected the model's weights" in user_message(caught.value, "")
+
+
+def test_config_network_is_that_of_inference():
+    definitions = [
+        json.loads((CONFIG.parent / f"{name}.json").read_text())["network_def"] for name in ("evaluate", "inference")
+    ]
+    assert definitions[0] == definitions[1]

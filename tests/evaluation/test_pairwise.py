@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from custom.evaluation.baselines import IntensityLookup, TrainingMean
+from custom.evaluation.pairwise import PairwiseInferer
+from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, SPADE_ONLY, TRAINING_MEAN
+
+MODALITIES = ("t1", "t2", "flair")
+
+
+def inputs(seed: int = 0) -> dict[str, torch.Tensor]:
+    images = {}
+    for i, name in enumerate(MODALITIES):
+        generator = torch.Generator().manual_seed(seed + i)
+        images[name] = torch.full((1, 1, 16, 16, 16), -1.0)
+        images[name][..., 2:14, 2:14, 2:14] = torch.rand((12, 12, 12), generator=generator) * 1.9 - 0.9
+    return images
+
+
+def test_stream_of_predictions(toy):
+    network = toy().eval()
+    images = inputs()
+    lookup = IntensityLookup(MODALITIES).fit([{m: v[0] for m, v in images.items() if m != "flair"}])
+    mean = TrainingMean(MODALITIES)
+    mean.update({"t2": images["t2"][0]})
+    inferer = PairwiseInferer(MODALITIES, lookup=lookup, mean=mean)
+    predictions = list(inferer(images, network))
+    assert len(predictions) == inferer.count(MODALITIES) == 3 + 6 * 3 + 2 + 2
+    assert network.calls == {"encode": 3, "transfer": 6, "sample": 6, "decode": 3, "render": 12}
+    by_key = {(p.method, p.source, p.target): p.image for p in predictions}
+    assert len(by_key) == len(predictions)
+    brain = images["t1"] > -1
+    torch.testing.assert_close(by_key[CEILING, "t1", "t1"], images["t1"])
+    torch.testing.assert_close(by_key[COPY_SOURCE, "t1", "t2"], images["t1"])
+    torch.testing.assert_close(by_key[SPADE_ONLY, "t1", "t2"], torch.where(brain, -images["t1"], -1.0))
+    torch.testing.assert_close(by_key[FULL_MODEL, "t1", "t2"], torch.where(brain, -images["t1"] / 2, -1.0))
+    assert {k[1:] for k in by_key if k[0] == LOOKUP} == {("t1", "t2"), ("t2", "t1")}
+    assert {k[1:] for k in by_key if k[0] == TRAINING_MEAN} == {("t1", "t2"), ("flair", "t2")}
+
+
+def test_methods_sources_seed_and_steps(toy):
+    network = toy().eval()
+    inferer = PairwiseInferer(MODALITIES, methods=[FULL_MODEL], sources=["T2w"], seed=100, num_steps=7)
+    predictions = list(inferer(inputs(), network))
+    assert [(p.source, p.target) for p in predictions] == [("t2", "t1"), ("t2", "flair")]
+    assert network.calls["encode"] == 1
+    assert network.steps == [7, 7]
+    assert predictions[0].image.max() == 1.0  # the noise of seed 100 is 10 everywhere; clipped
+
+
+def test_amp_gives_float32():
+    network = nn.Module()
+    network.encode = lambda image: nn.functional.conv3d(image, torch.ones(1, 1, 1, 1, 1))
+    network.decode = lambda latent: latent
+    (prediction, *_) = PairwiseInferer(MODALITIES, methods=[CEILING], amp=True)(inputs(), network)
+    assert prediction.image.dtype == torch.float32
+    torch.testing.assert_close(prediction.image, inputs()["t1"], atol=1e-2, rtol=0)
+    assert not torch.equal(prediction.image, inputs()["t1"])  # it was in bfloat16
+
+
+def test_costs_are_those_of_one_translation(toy):
+    class Counted(toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = nn.Identity()
+
+        def sample(self, latent, target_like, target, noise, num_steps=0):
+            for _ in range(3):
+                self.unet(latent)
+            return super().sample(latent, target_like, target, noise, num_steps)
+
+    predictions = list(PairwiseInferer(MODALITIES, num_samples=2)(inputs(), Counted().eval()))
+    costs = {method: {p.cost for p in predictions if p.method == method} for method in (SPADE_ONLY, FULL_MODEL)}
+    assert {c.evaluations for c in costs[FULL_MODEL]} == {6}
+    assert {c.evaluations for c in costs[SPADE_ONLY]} == {0}
+    assert all(c.seconds > 0 for c in costs[FULL_MODEL])
+    assert all(p.cost is None for p in predictions if p.method == COPY_SOURCE)
+    network = Counted().eval()
+    list(PairwiseInferer(MODALITIES)(inputs(), network))
+    assert not network.unet._forward_pre_hooks  # nothing is left on the network
+
+
+def test_several_samples_are_averaged_and_their_spread_is_known(toy):
+    images = inputs()
+    predictions = list(PairwiseInferer(MODALITIES, methods=[FULL_MODEL], num_samples=3)(images, toy().eval()))
+    prediction = next(p for p in predictions if (p.source, p.target) == ("t1", "t2"))
+    samples = torch.stack([(-images["t1"] / 2 + 0.1 * seed).clamp(-1, 1) for seed in range(3)])
+    brain = images["t1"] > -1
+    torch.testing.assert_close(prediction.image[brain], samples.mean(dim=0)[brain])
+    torch.testing.assert_close(prediction.spread[brain], samples.std(dim=0)[brain])
+    assert (prediction.spread[~brain] == 0).all()
+    assert (prediction.image[~brain] == -1).all()
+
+
+def test_clear_errors():
+    with pytest.raises(ValueError, match="methods: expected some of copy-source"):
+        PairwiseInferer(MODALITIES, methods=["magic"])
+    with pytest.raises(ValueError, match="amp: expected true, false or auto; found 'maybe'"):
+        PairwiseInferer(MODALITIES, amp="maybe")
+    assert PairwiseInferer(MODALITIES, amp="True").amp is True
+    with pytest.raises(ValueError, match="found 'pd'"):
+        PairwiseInferer(MODALITIES, sources=["pd"])
+    with pytest.raises(ValueError, match="num_samples: expected at least 1; found 0"):
+        PairwiseInferer(MODALITIES, num_samples=0)

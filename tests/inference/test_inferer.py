@@ -1,0 +1,193 @@
+"""Tests of custom.inference.inferer."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from custom.inference.inferer import TranslationInferer
+from custom.networks.fast import slabs
+from custom.networks.fast.workspace import current_workspace
+
+SHAPE = (16, 32, 16)
+
+
+def images(batch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand((batch, 1, *SHAPE), generator=generator) * 2 - 1
+
+
+class CountingNetwork(torch.nn.Module):
+    """Calls of each part; the latent is the image, the sample is target + the first noise value."""
+
+    num_modalities = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.steps: list[int] = []
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        self.calls.append("encode")
+        return image
+
+    def transfer(self, latent: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.calls.append("transfer")
+        return latent
+
+    def sample(self, latent, target_like, target, noise, num_steps=0):
+        self.calls.append("sample")
+        self.steps.append(num_steps)
+        return torch.zeros_like(latent) + target.view(-1, 1, 1, 1, 1) / 10 + noise[:1, :1, :1, :1, :1] / 100
+
+    def render(self, latent: torch.Tensor, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.calls.append("render")
+        return latent
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("targets", ["t2", ["t2", "FLAIR", "t1n"]])
+def test_shape(tiny_translator, batch: int, targets) -> None:
+    inferer = TranslationInferer(targets)
+    prediction = inferer(images(batch), tiny_translator)
+    assert prediction.shape == (batch, 1 if targets == "t2" else 3, *SHAPE)
+    assert prediction.dtype == torch.float32
+    assert not prediction.requires_grad
+    assert float(prediction.abs().max()) <= 1
+
+
+def test_channels_follow_the_targets(tiny_translator) -> None:
+    both = TranslationInferer(["flair", "t2"])(images(1), tiny_translator)
+    for channel, target in enumerate(["flair", "t2"]):
+        alone = TranslationInferer(target)(images(1), tiny_translator)
+        assert torch.equal(both[:, channel], alone[:, 0])
+
+
+def test_equals_the_network_itself(tiny_translator) -> None:
+    image = images(1)
+    with torch.no_grad():
+        noise = tiny_translator.draw_noise(tiny_translator.encode(image), 5)
+        expected = tiny_translator(image, torch.tensor([2]), noise).clamp(-1, 1)
+    assert torch.allclose(TranslationInferer("t2", seed=5)(image, tiny_translator), expected, atol=1e-6)
+
+
+def test_source_is_encoded_once() -> None:
+    network = CountingNetwork()
+    TranslationInferer(["t1", "t2", "flair"], num_inference_steps=7)(images(1), network)
+    assert network.calls.count("encode") == 1
+    assert network.calls.count("sample") == network.calls.count("render") == 3
+    assert network.steps == [7, 7, 7]
+
+
+def test_encoding_and_decodings_share_their_memory(tiny_translator, monkeypatch) -> None:
+    used = []
+    monkeypatch.setattr(slabs, "current_workspace", lambda: used.append(current_workspace()) or used[-1])
+    TranslationInferer(["t2", "flair"])(images(1), tiny_translator)
+    assert len(used) == 3
+    assert all(workspace is used[0] for workspace in used)
+
+
+def test_batch_equals_single(tiny_translator) -> None:
+    batch = images(3)
+    inferer = TranslationInferer(["t1", "t2"])
+    together = inferer(batch, tiny_translator)
+    alone = torch.cat([inferer(item[None], tiny_translator) for item in batch])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_seed_decides() -> None:
+    network = CountingNetwork()
+    first = TranslationInferer("t2", seed=1)(images(1), network)
+    torch.rand(3)  # the state of the global generator does not matter
+    assert torch.equal(first, TranslationInferer("t2", seed=1)(images(1), network))
+    assert not torch.equal(first, TranslationInferer("t2", seed=2)(images(1), network))
+
+
+def test_samples_are_averaged() -> None:
+    network = CountingNetwork()
+    mean = TranslationInferer("t2", seed=4, num_samples=3)(images(1), network)
+    draws = [TranslationInferer("t2", seed=s)(images(1), network) for s in (4, 5, 6)]
+    assert torch.allclose(mean, torch.stack(draws).mean(0))
+
+
+def test_global_random_state_is_left_alone(tiny_translator) -> None:
+    state = torch.get_rng_state()
+    TranslationInferer("t2")(images(1), tiny_translator)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_scripted_equals_eager(tiny_translator) -> None:
+    inferer = TranslationInferer(["t1", "flair"], num_inference_steps=3)
+    scripted = torch.jit.script(tiny_translator)
+    assert torch.allclose(inferer(images(1), scripted), inferer(images(1), tiny_translator), atol=1e-5)
+
+
+def test_plain_callable() -> None:
+    def network(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return image * 0 + target.view(-1, 1, 1, 1, 1) / 10 + torch.rand(1) / 100
+
+    inferer = TranslationInferer(["t1", "flair"])
+    prediction = inferer(images(2), network)
+    assert prediction.shape == (2, 2, *SHAPE)
+    assert torch.allclose(prediction[:, 1], torch.tensor(0.3), atol=0.011)
+    assert torch.equal(prediction, inferer(images(2), network))
+    with pytest.raises(ValueError, match="fixed number of steps"):
+        TranslationInferer("t1", num_inference_steps=3)(images(1), network)
+
+
+def test_metadata_is_kept(tiny_translator) -> None:
+    image = MetaTensor(
+        images(1)[0], affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])), meta={"filename_or_obj": "a"}
+    )
+    prediction = TranslationInferer(["t1", "t2"])(image[None], tiny_translator)
+    assert isinstance(prediction, MetaTensor)
+    assert torch.equal(prediction.affine, image.affine)
+
+
+def test_amp_gives_float32_close_to_full_precision(tiny_translator) -> None:
+    full = TranslationInferer("t2")(images(1), tiny_translator)
+    half = TranslationInferer("t2", amp=True)(images(1), tiny_translator)
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+    assert float((half - full).abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targets": "pet"}, "expected one or more of t1, t1ce, t2, flair; found 'pet'"),
+        ({"targets": []}, "found none"),
+        ({"targets": "t1", "num_samples": 0}, "num_samples: expected a whole number of at least 1"),
+        ({"targets": "t1", "num_inference_steps": -1}, "num_inference_steps: expected"),
+        ({"targets": "t1", "num_inference_steps": "many"}, "num_inference_steps: expected .* found many"),
+    ],
+)
+def test_faults_are_found_at_construction(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TranslationInferer(**arguments)
+
+
+def test_a_label_server_gets_the_fault_from_the_call(monkeypatch) -> None:
+    """Its client is told the text of FastAPI's own exception only, and only if no constructor's wrapper hides it."""
+
+    class HTTPException(Exception):
+        def __init__(self, status_code: int, detail: str) -> None:
+            super().__init__(status_code, detail)
+
+    monkeypatch.setitem(sys.modules, "monailabel.app", ModuleType("monailabel.app"))
+    monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=HTTPException))
+    inferer = TranslationInferer("pet")
+    with pytest.raises(HTTPException) as raised:
+        inferer(images(1), CountingNetwork())
+    status, text = raised.value.args
+    assert status == 400
+    assert "expected one or more of t1, t1ce, t2, flair; found 'pet'" in text
+
+
+def test_vocabulary_of_another_size(tiny_translator) -> None:
+    with pytest.raises(ValueError, match="expected the 4 of the network; found 3"):
+        TranslationInferer("t2", ["t1", "t2", "pd"])(images(1), tiny_translator)

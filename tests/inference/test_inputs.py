@@ -1,0 +1,94 @@
+"""Tests of custom.inference.inputs: which files a path means, and what their translations are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from custom.data.datalist import load_datalist
+from custom.data.names import image_stem
+from custom.inference.inputs import inference_inputs
+
+
+def found(*args: object, **kwargs: object) -> dict[str, Path]:
+    return {item["name"]: Path(item["image"]) for item in inference_inputs(*args, **kwargs)}
+
+
+@pytest.mark.parametrize(
+    ("path", "stem"),
+    [("a/b.c.nii.gz", "b.c"), ("a.NRRD", "a"), ("scan.dcm", "scan"), ("1.2.840.5", "1.2.840.5"), ("a/dir.1", "dir.1")],
+)
+def test_image_stem(path: str, stem: str) -> None:
+    assert image_stem(path) == stem
+
+
+def test_a_folder_of_everything(
+    write_volume: Callable, write_series: Callable, write_enhanced: Callable, tmp_path: Path
+) -> None:
+    expected = {
+        "a": write_volume("in/a.nii.gz"),
+        "b": write_volume("in/deep/b.nii"),
+        "series": write_series("in/deep/series"),
+        "one": write_enhanced("in/frames/one"),
+        "two": write_enhanced("in/frames/two.dcm"),
+    }
+    write_volume("in/a_seg.nii.gz")
+    write_volume("in/a_t2_synthetic.nii.gz")
+    write_series("in/series_t2_synthetic")
+    (tmp_path / "in" / "deep" / "notes.txt").write_text("not an image")
+    assert found(tmp_path / "in") == expected
+
+
+def test_a_series_by_itself(write_series: Callable) -> None:
+    folder = write_series("series")
+    assert found(folder, output_format="dicom") == {"series": folder}
+
+
+def test_equal_names_are_told_apart_by_their_folders(write_volume: Callable, tmp_path: Path) -> None:
+    files = [write_volume(f"in/{patient}/{name}.nii.gz") for patient in ("p1", "p2") for name in ("t1", patient)]
+    names = ("p1_t1", "p1", "p2_t1", "p2")
+    assert found(tmp_path / "in") == dict(zip(names, files, strict=True))
+
+
+def test_equal_names_without_a_common_folder(write_volume: Callable) -> None:
+    files = [write_volume(f"{patient}/t1.nii.gz") for patient in ("p1", "p2")]
+    assert found([files[0], files[0]]) == {"t1": files[0]}
+    with pytest.raises(ValueError, match=r"p2/t1\.nii\.gz: expected files whose names differ.*found .*p1/t1"):
+        inference_inputs(files)
+
+
+def test_default_is_a_held_out_subject(brats_folder: Callable) -> None:
+    root = brats_folder(dict.fromkeys("abc", ("t2", "flair")))
+    held_out = Path(load_datalist(root, "test")[0]["t2"])
+    assert found(dataset_dir=root) == {held_out.name.removesuffix(".nii.gz"): held_out}
+
+
+def test_nothing_is_named() -> None:
+    with pytest.raises(ValueError, match="found an empty list"):
+        inference_inputs([])
+    with pytest.raises(ValueError, match="Add --image"):
+        inference_inputs()
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.nii\.gz: expected an image or a folder"):
+        inference_inputs(tmp_path / "gone.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [((), "found none"), (("a_seg.nii.gz", "a_t2_synthetic.nii.gz"), "only 2 segmentations and translations")],
+)
+def test_nothing_to_translate(write_volume: Callable, tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    (tmp_path / "in").mkdir()
+    for name in names:
+        write_volume(f"in/{name}")
+    with pytest.raises(ValueError, match=message):
+        inference_inputs(tmp_path / "in")
+
+
+def test_dicom_output_of_another_format(write_volume: Callable) -> None:
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: expected a DICOM series"):
+        inference_inputs(write_volume("a.nii.gz"), output_format="dicom")

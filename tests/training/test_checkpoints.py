@@ -1,0 +1,354 @@
+"""Tests of custom.training.checkpoints and custom.training.random_state."""
+
+from __future__ import annotations
+
+import copy
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import CacheDataset, DataLoader
+from monai.handlers import LrScheduleHandler
+from monai.networks.nets import PatchDiscriminator
+from monai.optimizers import WarmupCosineSchedule
+from monai.transforms import Compose, RandFlipd, RandSpatialCropSamplesd
+
+from custom.networks import LatentTranslator
+from custom.training.checkpoints import Checkpoints, load_stage, write_atomically
+from custom.training.handlers import MovingAverage
+from custom.training.latents.sampling import RandModalityd
+from custom.training.objectives import AutoencoderObjective
+from custom.training.random_state import random_state, restore_random_state
+from custom.training.trainer import StageTrainer
+
+MODALITIES = ("t1", "t2")
+EPOCHS = 4
+
+
+class Run(NamedTuple):
+    trainer: StageTrainer
+    losses: list[dict[str, float]]
+    average: torch.nn.Module
+
+
+@pytest.fixture(autouse=True)
+def global_generators() -> Iterator[None]:
+    state = random_state()
+    yield
+    restore_random_state(state)
+
+
+def dataset() -> CacheDataset:
+    generator = torch.Generator().manual_seed(0)
+    subjects = [{m: torch.rand((1, 18, 17, 16), generator=generator) * 2 - 1 for m in MODALITIES} for _ in range(2)]
+    transforms = [
+        RandModalityd(MODALITIES),
+        RandSpatialCropSamplesd("image", roi_size=(16, 16, 16), num_samples=2, random_size=False),
+        RandFlipd("image", prob=0.5, spatial_axis=0),
+    ]
+    return CacheDataset(subjects, Compose(transforms), progress=False)
+
+
+def make_run(
+    folder: Path,
+    translator: LatentTranslator,
+    *,
+    max_epochs: int = EPOCHS,
+    stop_after: int | None = None,
+    **kwargs: Any,
+) -> Run:
+    """A first stage like that of the config: random crops, two optimisers, a schedule, moving averages."""
+    torch.manual_seed(0)
+    network = copy.deepcopy(translator)
+    objective = AutoencoderObjective(network)
+    discriminator = PatchDiscriminator(spatial_dims=3, in_channels=1, channels=4, num_layers_d=1, norm="INSTANCE")
+    optimizer = torch.optim.AdamW(objective.trained_parameters(), lr=1e-3)
+    discriminator_optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)
+    loader = DataLoader(dataset(), batch_size=1, shuffle=True)
+    schedule = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=max_epochs * len(loader), warmup_multiplier=0.1)
+    average = MovingAverage(network, momentum=0.1, momentum_warmup=0.5, warmup_iters=6)
+    state = {
+        "optimizer": optimizer, "discriminator": discriminator, "lr_scheduler": schedule,
+        "discriminator_optimizer": discriminator_optimizer,
+    }  # fmt: skip
+    trainer = StageTrainer(
+        objective=objective, discriminator=discriminator, discriminator_optimizer=discriminator_optimizer,
+        adversarial_start=2, device=torch.device("cpu"), max_epochs=max_epochs, train_data_loader=loader,
+        optimizer=optimizer, train_handlers=[
+            average,
+            LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
+            Checkpoints(str(folder), network, state, best_network=average.ema_model, **kwargs),
+        ],
+    )  # fmt: skip
+    losses: list[dict[str, float]] = []
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def record() -> None:
+        terms = {name: value.item() for name, value in trainer.state.output["terms"].items()}
+        losses.append({**terms, "lr": optimizer.param_groups[0]["lr"]})
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def interrupt() -> None:
+        if stop_after is not None and trainer.state.epoch > stop_after:
+            raise KeyboardInterrupt
+
+    return Run(trainer, losses, average.ema_model)
+
+
+def start(run: Run) -> Run:
+    run.trainer.run()
+    return run
+
+
+def interrupted(folder: Path, translator: LatentTranslator, stop_after: int, **kwargs: Any) -> Run:
+    run = make_run(folder, translator, stop_after=stop_after, **kwargs)
+    with pytest.raises(KeyboardInterrupt):
+        run.trainer.run()
+    return run
+
+
+def test_resumed_run_equals_one_that_never_stopped(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+    whole = start(make_run(tmp_path / "whole", tiny_translator))
+    first = interrupted(tmp_path / "half", tiny_translator, stop_after=EPOCHS // 2)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    second = start(make_run(tmp_path / "half", tiny_translator, resume="true"))
+    assert len(first.losses) == len(second.losses) == len(whole.losses) // 2
+    for found, expected in zip(first.losses + second.losses, whole.losses, strict=True):
+        # the same sums in the same order: only what threads reorder may differ
+        assert found == pytest.approx(expected, rel=1e-5)
+    resumed, expected = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("half", "whole"))
+    for part in ("network", "best_network", "discriminator"):
+        torch.testing.assert_close(resumed[part], expected[part], rtol=1e-4, atol=1e-6, msg=part)
+    assert resumed["epoch"] == EPOCHS
+    torch.testing.assert_close(second.average.state_dict(), expected["best_network"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tiny_translator: LatentTranslator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of one epoch; do not change it in a test."""
+    folder = tmp_path_factory.mktemp("one_epoch")
+    start(make_run(folder, tiny_translator, max_epochs=1))
+    return folder
+
+
+def test_last_checkpoint_holds_tensors_and_numbers_only(one_epoch: Path) -> None:
+    state = torch.load(one_epoch / "last.pt", weights_only=True)
+    assert set(state) == {
+        "network", "best_network", "optimizer", "discriminator", "discriminator_optimizer", "lr_scheduler",
+        "epoch", "epoch_length", "best", "random_state",
+    }  # fmt: skip
+    assert sorted(p.name for p in one_epoch.iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_raised_max_epochs_take_the_new_schedule(
+    tiny_translator: LatentTranslator, one_epoch: Path, tmp_path: Path
+) -> None:
+    shutil.copy(one_epoch / "last.pt", tmp_path)
+    run = start(make_run(tmp_path, tiny_translator, max_epochs=3, resume=True))
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule = WarmupCosineSchedule(reference, warmup_steps=2, t_total=6, warmup_multiplier=0.1)
+    rates = []
+    for _ in range(6):
+        reference.step()
+        schedule.step()
+        rates.append(reference.param_groups[0]["lr"])
+    assert [loss["lr"] for loss in run.losses] == pytest.approx(rates[2:])
+
+
+def test_finished_run_has_nothing_to_resume(tiny_translator: LatentTranslator, one_epoch: Path, tmp_path: Path) -> None:
+    shutil.copy(one_epoch / "last.pt", tmp_path)
+    assert start(make_run(tmp_path, tiny_translator, max_epochs=1, resume=True)).losses == []
+
+
+def test_nothing_to_resume_is_an_error(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"last.pt: expected the checkpoint of an earlier run; found no file"):
+        start(make_run(tmp_path, tiny_translator, resume=True))
+
+
+def _drop(name: str) -> Callable[[dict], Any]:
+    return lambda state: {k: v for k, v in state.items() if k != name}
+
+
+def _replace(name: str, value: Any) -> Callable[[dict], Any]:
+    return lambda state: {**state, name: value}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_drop("discriminator"), r"expected a checkpoint with .*discriminator.*; found .*own run"),
+        (lambda state: state["network"], r"expected a checkpoint with best, .*; found .*own run"),
+        (_replace("network", {"weight": torch.zeros(1)}), r"expected the network of this config; found .*overrides"),
+        (_replace("optimizer", {"state": {}, "param_groups": []}), r"expected the optimizer of this config; found"),
+        (_replace("lr_scheduler", {}), r"expected the lr_scheduler of this config; found"),
+        (_replace("epoch_length", 7), r"expected 7 steps an epoch.*; found 2\. Resume with its data set"),
+    ],
+)
+def test_checkpoint_of_another_training_is_an_error(
+    tiny_translator: LatentTranslator,
+    one_epoch: Path,
+    tmp_path: Path,
+    change: Callable[[dict], Any],
+    message: str,
+) -> None:
+    state = torch.load(one_epoch / "last.pt", weights_only=True)
+    torch.save(change(state), tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last.pt: " + message):
+        start(make_run(tmp_path, tiny_translator, resume=True))
+
+
+def test_file_that_is_no_checkpoint_is_an_error(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"last.pt: expected tensors and numbers; found"):
+        start(make_run(tmp_path, tiny_translator, resume=True))
+
+
+class Stage:
+    """A run of ``Checkpoints`` alone: one weight that counts the epochs, validated by given scores."""
+
+    def __init__(self, folder: Path, scores: list[float | None], **kwargs: Any) -> None:
+        self.network = torch.nn.Linear(1, 1, bias=False)
+        self.evaluator = Engine(lambda engine, batch: None)
+        self.evaluator.state.key_metric_name = "score"
+        self.trainer = Engine(self.step)
+        self.scores = scores
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
+        Checkpoints(str(folder), self.network, {}, evaluator=self.evaluator, **kwargs).attach(self.trainer)
+
+    def step(self, engine: Engine, batch: Any) -> None:
+        self.network.weight.data.fill_(float(engine.state.epoch))
+
+    def validate(self, engine: Engine) -> None:
+        score = self.scores[engine.state.epoch - 1]
+        if score is not None:
+            self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.score, score)
+            self.evaluator.run([0])
+
+    @staticmethod
+    def score(evaluator: Engine, score: float) -> None:
+        evaluator.state.metrics["score"] = score
+
+    def run(self) -> None:
+        self.trainer.run([0], max_epochs=len(self.scores))
+
+
+def weight(path: Path) -> float:
+    state = torch.load(path, weights_only=True)
+    return state["weight"].item()
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [([1.0, 3.0, 2.0], 2), ([3.0, 3.0, 1.0], 1), ([None, 0.5, None], 2), ([None, None], 2), ([float("nan")] * 2, 2)],
+)
+def test_best_is_of_the_epoch_with_the_highest_score(tmp_path: Path, scores: list[float | None], best: int) -> None:
+    Stage(tmp_path, scores, final_path=str(tmp_path / "models" / "model.pt")).run()
+    assert weight(tmp_path / "best.pt") == best
+    assert weight(tmp_path / "models" / "model.pt") == best
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["network"]["weight"].item() == len(scores)
+
+
+def test_best_of_an_earlier_run_is_not_taken_for_the_result_of_this_one(tmp_path: Path) -> None:
+    write_atomically({"weight": torch.full((1, 1), 99.0)}, tmp_path / "best.pt")
+    Stage(tmp_path, [None], final_path=str(tmp_path / "model.pt")).run()
+    assert weight(tmp_path / "model.pt") == 1
+
+
+def test_final_weights_are_compact(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [None], final_path=str(tmp_path / "model.pt"))
+    stage.network.register_buffer("kernel", torch.ones(1, 1, 1))
+    stage.run()
+    kernels = [torch.load(tmp_path / f, weights_only=True)["kernel"].dtype for f in ("best.pt", "model.pt")]
+    assert kernels == [torch.float32, torch.float16]
+
+
+def test_final_weights_are_written_only_when_the_stage_is_complete(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [1.0, 2.0, 3.0], final_path=str(tmp_path / "model.pt"))
+
+    @stage.trainer.on(Events.EPOCH_STARTED(once=3))
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    assert weight(tmp_path / "best.pt") == 2
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_interval_of_last(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [None] * 5, interval=2)
+    seen = []
+
+    @stage.trainer.on(Events.EPOCH_COMPLETED)
+    def look() -> None:
+        last = tmp_path / "last.pt"
+        seen.append(torch.load(last, weights_only=True)["epoch"] if last.exists() else 0)
+
+    stage.run()
+    assert seen == [0, 2, 2, 4, 5]
+
+
+def test_resume_as_text() -> None:
+    with pytest.raises(ValueError, match="resume: expected true or false; found 'maybe'"):
+        Checkpoints("", torch.nn.Linear(1, 1), {}, resume="maybe")
+
+
+def test_writing_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    write_atomically({"a": torch.ones(1)}, path)
+    with pytest.raises(AttributeError, match="pickle"):
+        write_atomically({"a": lambda: None}, path)
+    assert torch.load(path, weights_only=True)["a"].item() == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_stage_names_the_training_to_run_first(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"best.pt: expected.*Run the training of train_spade.json first"):
+        load_stage(torch.nn.Linear(1, 1), tmp_path / "best.pt", parts=["x"], trained_by="train_spade.json")
+
+
+def test_stage_takes_the_trained_parts_and_leaves_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    network = torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1), "second": torch.nn.Linear(1, 1)})
+    before = network["second"].weight.clone()
+    other = torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1), "second": torch.nn.Linear(3, 3)})
+    write_atomically(other.state_dict(), path)
+    assert load_stage(network, path, parts=["first"], trained_by="x") is network
+    assert torch.equal(network["first"].weight, other["first"].weight)
+    assert torch.equal(network["second"].weight, before)
+    with pytest.raises(ValueError, match="2 tensors of another shape"):
+        load_stage(network, path, parts=["first", "second"], trained_by="x")
+    network["second"] = torch.nn.Identity()
+    load_stage(network, path, parts=["first", "second"], trained_by="x")
+    write_atomically({"first.weight": torch.ones(1, 1)}, path)
+    with pytest.raises(ValueError, match=r"1 missing tensors \(first.bias\)"):
+        load_stage(network, path, parts=["first"], trained_by="x")
+
+
+def test_random_state_covers_every_generator(tmp_path: Path) -> None:
+    data = dataset()
+    DataLoader(data)  # seeds the transforms
+
+    def draw() -> list[float]:
+        crops = [crop["image"].mean().item() for crop in data[0]]
+        return [*crops, torch.rand(()).item(), np.random.rand(), random.random()]
+
+    torch.save(random_state(data), tmp_path / "state.pt")
+    first = draw()
+    assert draw() != first
+    restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True), data)
+    assert draw() == first
+
+
+def test_random_state_of_other_transforms_is_an_error() -> None:
+    data = dataset()
+    DataLoader(data)
+    with pytest.raises(ValueError, match=r"expected a random transform at data.transform.*; found none"):
+        restore_random_state(random_state(data))

@@ -1,0 +1,133 @@
+"""A local round of federated learning by MONAI's client, on the packaged bundle, without the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from custom.commands.package import BUNDLE_NAME, package
+from custom.data.datalist import write_datalist
+from custom.utils.modalities import BRATS_MODALITIES
+
+CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
+
+# the client as a federation's server would drive it; two rounds, since the second must go on from the first
+CLIENT = """
+import json, sys
+import torch
+import custom
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems, ModelType
+from monai.fl.utils.exchange_object import ExchangeObject
+
+root, overrides, report = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+assert custom.__file__.startswith(root), custom.__file__
+algo = MonaiAlgo(root, send_weight_diff=False, train_kwargs=dict(overrides), eval_kwargs=dict(overrides))
+algo.initialize({ExtraItems.CLIENT_NAME: "site"})
+given = torch.load(root + "/models/model.pt", weights_only=True)
+weights, scores, steps = given, [], []
+for _ in range(2):
+    algo.train(ExchangeObject(weights=weights))
+    returned = algo.get_weights()
+    weights = {name: value.clone() for name, value in returned.weights.items()}
+    steps.append(int(returned.statistics["num_executed_iterations"]))
+    scores.append(algo.evaluate(ExchangeObject(weights=weights)).metrics["brain_psnr"])
+scores.append(algo.evaluate(ExchangeObject(weights=given)).metrics["brain_psnr"])
+best = algo.get_weights({ExtraItems.MODEL_TYPE: ModelType.BEST_MODEL}).weights
+algo.finalize()
+torch.save({"given": given, "returned": weights, "best": best, "scores": scores, "steps": steps}, report)
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked artifact with untrained weights."""
+    folder = tmp_path_factory.mktemp("artifact")
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "inference.json"))
+    torch.manual_seed(0)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "untrained.pt")
+    with zipfile.ZipFile(package(folder, weights=folder / "untrained.pt")) as archive:
+        archive.extractall(folder)
+    return folder / BUNDLE_NAME
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    grid = np.meshgrid(*[np.linspace(-1.2, 1.2, 24)] * 3, indexing="ij")
+    inside, random = sum(g**2 for g in grid) < 1, np.random.default_rng(0)
+    split = {}
+    for section in ("training", "validation"):
+        entry = {"subject": section}
+        for name in ("t1", "t2"):
+            image = np.where(inside, random.uniform(100, 900, inside.shape), 0).astype(np.float32)
+            nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"{section}_{name}.nii.gz")
+            entry[name] = str(folder / f"{section}_{name}.nii.gz")
+        split[section] = [entry]
+    write_datalist(folder / "datalist.json", split, BRATS_MODALITIES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rounds(bundle: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Two rounds of one epoch each on the full-size network."""
+    folder = tmp_path_factory.mktemp("federated")
+    overrides = {
+        "dataset_dir": str(data),
+        "output_dir": str(folder / "output"),
+        # a federation starts from weights that it hands out: the earlier stages come from there too
+        "spade_path": str(bundle / "models" / "model.pt"),
+        "device": "$torch.device('cpu')",
+        "latent_crop": [4, 4, 4],
+        "part_size": 4,
+        "pairs_per_subject": 1,
+        "cache_workers": 0,
+        "learning_rate": 0.001,
+        "warmup_steps": 1,
+    }
+    command = [sys.executable, "-P", "-W", "ignore", "-c", CLIENT, str(bundle), json.dumps(overrides)]
+    result = subprocess.run(
+        [*command, str(folder / "report.pt")], cwd="/", capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(bundle)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-4000:]
+    return torch.load(folder / "report.pt", weights_only=True)
+
+
+def test_weights_are_named_as_in_the_model(rounds: dict) -> None:
+    assert set(rounds["returned"]) == set(rounds["given"])
+
+
+def test_each_round_trains_an_epoch(rounds: dict) -> None:
+    assert rounds["steps"] == [1, 1]
+    moved = {
+        name.split(".")[0]
+        for name, value in rounds["given"].items()
+        if not torch.equal(value, rounds["returned"][name])
+    }
+    assert moved == {"unet", "detail"}
+
+
+def test_returned_weights_load_and_are_what_is_evaluated(rounds: dict) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "inference.json"))
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(rounds["returned"])
+    assert all(np.isfinite(rounds["scores"]))
+    after_one, after_two, before = rounds["scores"]
+    assert len({after_one, after_two, before}) == 3
+
+
+def test_the_best_model_can_be_asked_for(rounds: dict) -> None:
+    assert set(rounds["best"]) == set(rounds["given"])
