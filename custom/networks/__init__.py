@@ -15,6 +15,7 @@ from custom.networks.ms_spade import (
     StyleTransfer,
     SwitchableConv3d,
 )
+from custom.networks.no_denoiser import NoDenoiser
 from custom.networks.quantizer import Quantized, VectorQuantizer
 from custom.networks.translator import LatentTranslator
 from custom.networks.vqgan import VQGAN, KLBottleneck
@@ -31,6 +32,7 @@ __all__ = [
     "KLBottleneck",
     "LatentTranslator",
     "MSSPADEBlock",
+    "NoDenoiser",
     "NoiseSchedule",
     "PreActivationBlock",
     "Quantized",

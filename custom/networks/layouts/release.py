@@ -40,13 +40,14 @@ def autoencoder(source: Tensors) -> Part:
         "_target_": "custom.networks.VQGAN",
         "channels": channels,
         "embedding_dim": int(codes.shape[1]),
-        "encoder_channels": int(_need(source, "encoder.conv_out.weight").shape[0]),
         "num_embeddings": int(codes.shape[0]),
         "num_res_blocks": _depths(weights, "encoder.down"),
         "decoder_num_res_blocks": _depths(weights, "decoder.up"),
         "norm_num_groups": GROUPS,
         "final_activation": True,
     }
+    if (encoder_channels := int(_need(source, "encoder.conv_out.weight").shape[0])) != definition["embedding_dim"]:
+        definition["encoder_channels"] = encoder_channels
     rules = {name: _rule(name, blocks, int(codes.shape[0])) for name in tensors_of(definition, source.file)}
     known = tuple(name for name in weights if name.startswith((DISCRIMINATOR, SPADE)))
     return Part(definition, rules, source, known)
