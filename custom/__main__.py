@@ -91,6 +91,24 @@ def package(out: str = "dist", weights: str | None = None) -> None:
     print(run(out, weights))
 
 
+def export_weights(part: str, out: str, weights: str | None = None, config: Any = ()) -> None:
+    """Turn a part of a trained model into weights of MONAI core's class, with a config that defines it.
+
+    Args:
+        part: ``autoencoder`` (AutoencoderKL) or ``unet`` (DiffusionModelUNet).
+        out: file of weights to write; the config goes beside it.
+        weights: of this project; by default the config's ``ckpt_path``.
+        config: files that define the network, ``"['inference.json','preset_paper.json']"``; by default the bundle's.
+    """
+    from custom.commands.export_weights import export_weights as run
+
+    for label, path in zip(
+        ("Weights", "Config", "Codebook"), run(part, out, weights=weights, config=config), strict=True
+    ):
+        if path is not None:
+            print(f"{label}: {path}")
+
+
 def import_weights(
     source: str,
     checkpoint: str,
@@ -235,6 +253,7 @@ def main() -> None:
         ablation,
         compare,
         demo,
+        export_weights,
         import_weights,
         package,
         phantom,
