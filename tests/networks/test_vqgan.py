@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from torch import Tensor
@@ -170,66 +168,3 @@ def test_kl_divergence(mean: float, log_var: float, divergence: float) -> None:
     moments = torch.cat([torch.full((1, 2, 2, 2, 2), mean), torch.full((1, 2, 2, 2, 2), log_var)], dim=1)
     found = KLBottleneck(2, kl_weight=0.5).eval()(moments).loss
     torch.testing.assert_close(found, torch.tensor(0.5 * divergence))
-
-
-# the release's names of the blocks that MONAI numbers in the order of the forward pass; the release's residual block
-# in the middle stands at the bottom level: after the encoder's last, before the decoder's first
-RELEASE_BLOCKS = {
-    "encoder": [
-        *("conv_in", "down.0.block.0", "down.0.downsample", "down.1.block.0", "down.1.downsample", "down.2.block.0"),
-        *("mid.block_1", "norm_out", "activation", "conv_out"),
-    ],
-    "decoder": [
-        *("conv_in", "mid.block_1", "up.2.block.0", "up.2.block.1", "up.2.upsample"),
-        *("up.1.block.0", "up.1.block.1", "up.1.upsample", "up.0.block.0", "up.0.block.1"),
-        *("norm_out", "activation", "conv_out"),
-    ],
-}
-
-
-def release_name(name: str) -> str:
-    """The release's name of a parameter of ``VQGAN``."""
-    name = name.replace("bottleneck.", "quantize.").replace(".postconv.", ".conv.")
-    if match := re.match(r"(encoder|decoder)\.blocks\.(\d+)", name):
-        half, number = match.groups()
-        name = name.replace(match.group(), f"{half}.{RELEASE_BLOCKS[half][int(number)]}", 1)
-    # MONAI wraps every convolution in a module of its own
-    return re.sub(r"\.conv\.(weight|bias)$", r".\1", name)
-
-
-@pytest.fixture(scope="module")
-def release(release_layout) -> VQGAN:
-    config = release_layout["config"]
-    channels = [config["ch"] * m for m in config["ch_mult"]]
-    network = VQGAN(
-        channels,
-        config["embed_dim"],
-        config["n_embed"],
-        num_res_blocks=[1, 1, 2],
-        decoder_num_res_blocks=[2, 2, 3],
-        norm_num_groups=config["num_groups"],
-        haar_levels=0,
-        final_activation=True,
-    ).eval()
-    weights, state = release_layout["state_dict"], network.state_dict()
-    names = {name: release_name(name) for name in state}
-    for name, theirs in names.items():
-        if theirs in weights:
-            state[name] = weights[theirs]
-    unused = {name for name in weights if not name.startswith("spade.")} - set(names.values())
-    assert not unused
-    network.load_state_dict(state, strict=True)
-    return network
-
-
-def test_release_encodes(release: VQGAN, release_layout) -> None:
-    latent = release.encode(release_layout["image"])
-    torch.testing.assert_close(latent, release_layout["latent"], rtol=0, atol=1e-4)
-    quantized = release.quantize(latent)
-    assert torch.equal(quantized.indices, release_layout["indices"])
-    torch.testing.assert_close(quantized.latent, release_layout["quantized"], rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(("latent", "image"), [("quantized", "reconstruction"), ("target_like", "translation")])
-def test_release_decodes(release: VQGAN, release_layout, latent: str, image: str) -> None:
-    torch.testing.assert_close(release.decode(release_layout[latent]), release_layout[image], rtol=0, atol=1e-4)

@@ -23,8 +23,6 @@ LAYOUTS = {
     "encoder.conv_in.weight": "an autoencoder of the release (--source release)",
     "encoder.blocks.0.conv.weight": "an AutoencoderKL (--source monai or monai-generative)",
     "time_embed.0.weight": "a DiffusionModelUNet (--source monai or monai-generative, --unet_checkpoint)",
-    "encoder.blocks.0.0.conv.weight": "a VQVAE",
-    "autoencoder.encoder.blocks.0.conv.weight": "this project's own weights, which need no import",
 }
 DTYPES = {
     "DoubleStorage": torch.float64,
