@@ -88,7 +88,8 @@ def _arguments(parser: ConfigParser, part: str, network: LatentTranslator) -> di
     if not isinstance(network.get_submodule(part), kind):
         found = type(network.get_submodule(part)).__name__
         raise ValueError(f"{part}: expected a {kind.__name__}; found a {found}, which has no weights to export.")
-    given = parser.get_parsed_content(f"network_def#{part}", instantiate=False).get_config()
+    place = f"network_def#{part}"
+    given = {name: parser.get_parsed_content(f"{place}#{name}") for name in parser[place] if not name.startswith("_")}
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
