@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-label lint format phantoms train evaluate ablation bench clean
+.PHONY: help install demo test clients lint format phantoms train evaluate ablation bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,8 +26,8 @@ demo: $(INSTALLED)  ## translate a held-out phantom (and IMAGE=path), print scor
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest
 
-test-label:  ## compare MONAI Label's server with the command line (WEIGHTS=file, SCAN=file); several GB
-	$(PYTHON) tests/label $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(SCAN),--scan '$(SCAN)')
+clients: $(INSTALLED)  ## run every real client on the packaged zip (ARGS="--only label"); several GB
+	$(BIN)/python tests/clients $(ARGS)
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .

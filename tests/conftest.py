@@ -8,20 +8,27 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
+from custom.inference.dicom_writer import write_dicom
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
 from custom.utils.modalities import BRATS_MODALITIES
 
-pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.foreign", "tests.fixtures.toy")
+pytest_plugins = (
+    "tests.fixtures.brains",
+    "tests.fixtures.foreign",
+    "tests.fixtures.near",
+    "tests.fixtures.skips",
+    "tests.fixtures.toy",
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -40,6 +47,22 @@ def make_head(shape: tuple[int, int, int] = (30, 34, 26), seed: int = 0) -> np.n
 def head() -> Callable[..., np.ndarray]:
     """See :func:`make_head`."""
     return make_head
+
+
+class HTTPException(Exception):
+    """As FastAPI's: the only one whose text the server of MONAI Label sends to its client."""
+
+    def __init__(self, status_code: int, detail: str) -> None:
+        super().__init__(status_code, detail)
+        self.status_code, self.detail = status_code, detail
+
+
+@pytest.fixture
+def label_server(monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    """Makes this process pass for the server of MONAI Label; the exception that such a server answers with."""
+    monkeypatch.setitem(sys.modules, "monailabel.app", ModuleType("monailabel.app"))
+    monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=HTTPException))
+    return HTTPException
 
 
 @pytest.fixture
@@ -162,7 +185,7 @@ def write_series(tmp_path: Path) -> Callable[..., Path]:
             dataset.PixelData = _dicom_pixels(volume[..., index])
             if edit is not None:
                 edit(dataset, index)
-            pydicom.dcmwrite(folder / f"{(7 * index) % 97:03d}_{index}.dcm", dataset, enforce_file_format=True)
+            write_dicom(folder / f"{(7 * index) % 97:03d}_{index}.dcm", dataset)
         return folder
 
     return write
@@ -203,7 +226,7 @@ def write_enhanced(tmp_path: Path) -> Callable[..., Path]:
         dataset.PixelData = b"".join(_dicom_pixels(volume[..., index]) for index in frames)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        pydicom.dcmwrite(path, dataset, enforce_file_format=True)
+        write_dicom(path, dataset)
         return path
 
     return write

@@ -279,9 +279,23 @@ def user_error_of(workflow: ConfigWorkflow, part: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "first"), [("train_spade", "train_autoencoder.json"), ("train", "train_spade.json")])
-def test_missing_stage_names_the_training_to_run_first(phantoms: Path, tmp_path: Path, name: str, first: str) -> None:
+def test_a_run_without_the_stage_before_names_the_training_to_run_first(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: str
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # a run replaces it
+    workflow = make_workflow(name, phantoms, tmp_path)
+    workflow.initialize()
+    with pytest.raises((RuntimeError, OSError)) as caught:
+        workflow.run()
+    assert f"Run the training of {first} first" in str(find_user_error(caught.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["train_spade", "train"])
+def test_a_set_up_takes_shipped_weights_that_fit_only(phantoms: Path, tmp_path: Path, name: str) -> None:
     message = user_error_of(make_workflow(name, phantoms, tmp_path), "network")
-    assert f"Run the training of {first} first" in message
+    assert "found no file, and those of the bundle do not fit" in message
+    assert "Run the training of the stage before first" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,19 +13,23 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.data.utils import orientation_ras_lps
 from monai.transforms import EnsureChannelFirst
 from monai.transforms.io.array import switch_endianness
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 
 from custom.data.dicom import DicomReader
 from custom.utils.errors import find_user_error
 
-__all__ = ["IMAGE_SUFFIXES", "read_volume"]
+__all__ = ["IMAGE_SUFFIXES", "read_volume", "volume_of_client"]
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+SPATIAL_DIMS = 3
+SDK_AFFINE = "nifti_affine_transform"  # in RAS, of the operator of MONAI Deploy that makes a volume of a DICOM series
 FORMATS = "NIfTI, NRRD, MetaImage, a folder with one DICOM series, multi-frame DICOM"
 
 
@@ -52,6 +56,8 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
         ValueError: if it cannot be read as an image, or its grid is not known: see ``custom.data.dicom.read_geometry``.
     """
     file = Path(path).expanduser()
+    if os.fspath(path) == "":  # MONAI Label's for an id that it does not know; Path takes it as the working directory
+        raise FileNotFoundError("image: expected a scan; found no file of that name. Correct the name or path.")
     if not file.exists():
         raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
     try:
@@ -73,17 +79,56 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
     return image
 
 
+def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
+    """A volume that a client has read by itself (MONAI Deploy), as :func:`read_volume` gives it.
+
+    Args:
+        image: (H, W, D), or with a channel where the metadata's ``original_channel_dim`` says it is. Its ``affine`` is
+            voxel → mm in the ``space`` of the metadata, RAS or LPS.
+
+    Returns:
+        (1, H, W, D) float32 with an RAS ``affine``, and the other metadata as they were.
+
+    Raises:
+        ValueError: for a grid that is no grid.
+    """
+    given = MetaTensor(image)
+    meta, name = dict(given.meta), str(given.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the client's image"))
+    values = given.as_tensor().float()
+    says = MetaKeys.ORIGINAL_AFFINE in meta or not torch.equal(given.affine, torch.eye(4, dtype=given.affine.dtype))
+    affine = np.asarray(given.affine, dtype=np.float64)
+    if SDK_AFFINE in meta:  # whatever its space is said to be: the SDK leaves that at what its operator was asked for
+        affine = np.asarray(meta[SDK_AFFINE], dtype=np.float64)
+    elif meta[MetaKeys.SPACE] == SpaceKeys.LPS:
+        affine = orientation_ras_lps(affine)
+    meta |= {MetaKeys.SPACE: SpaceKeys.RAS, MetaKeys.AFFINE: affine, MetaKeys.ORIGINAL_AFFINE: affine}
+    if values.ndim == SPATIAL_DIMS:
+        meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = "no_channel"
+    volume = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(values, meta))
+    _check_affine(affine, name)
+    if not says:
+        _warn_of_axes(affine, name, "Hand over an image with an affine")
+    return volume
+
+
 def _check_grid(affine: np.ndarray, meta: Mapping[str, Any], name: str) -> None:
-    axes = affine[:3, :3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) < 1e-9:
+    _check_affine(affine, name)
+    if _lacks_orientation(meta, name):
+        _warn_of_axes(affine, name, "Correct its header")
+
+
+def _check_affine(affine: np.ndarray, name: str) -> None:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ValueError(
             f"{name}: expected an affine with three axes of some length; found {affine.tolist()}. Restore its header."
         )
-    if _lacks_orientation(meta, name):
-        logger.warning(
-            "%s: the file does not say how its axes lie in the patient; they are taken as %s. Correct its header if "
-            "left and right, or up and down, are exchanged.", name, axes.round(3).tolist(),
-        )  # fmt: skip
+
+
+def _warn_of_axes(affine: np.ndarray, name: str, advice: str) -> None:
+    logger.warning(
+        "%s: it does not say how its axes lie in the patient; they are taken as %s. %s if left and right, or up and "
+        "down, are exchanged.", name, affine[:3, :3].round(3).tolist(), advice,
+    )  # fmt: skip
 
 
 def _lacks_orientation(meta: Mapping[str, Any], name: str) -> bool:

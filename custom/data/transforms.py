@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd
+from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd, Transform
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 from scipy import ndimage
 
-from custom.data.readers import read_volume
+from custom.data.readers import read_volume, volume_of_client
+from custom.utils.arguments import whole_number
+from custom.utils.errors import telling_label_clients
 
 __all__ = [
     "VOLUME_SIZES",
@@ -29,6 +31,8 @@ __all__ = [
 # Of the paper's experiments, in the order of the axes here: left-right, back-front, bottom-top. IXI's published
 # 256×160×224 counts back-front first: 150 sagittal slices of 1.2 mm are the second of its axes.
 VOLUME_SIZES = {"brats": (192, 192, 144), "ixi": (160, 256, 224)}
+
+MAX_SIZE = 4096  # voxels along an axis
 
 ZERO_BACKGROUND_SHARE = 0.05
 SIGNED_SHARE = 0.05
@@ -79,10 +83,25 @@ def source_name(image: Any, key: Hashable) -> str:
     return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, key))
 
 
+class _VolumeLoader(Transform):
+    """:func:`custom.data.readers.read_volume` in the place of MONAI's ``LoadImage``, also of what is read already.
+
+    Attributes:
+        image_only: clients (MONAI Label) set it; it changes nothing, as a ``MetaTensor`` has its metadata with it.
+    """
+
+    def __init__(self) -> None:
+        self.image_only = True
+
+    def __call__(self, given: str | torch.Tensor | np.ndarray) -> MetaTensor:
+        return volume_of_client(given) if isinstance(given, (torch.Tensor, np.ndarray)) else read_volume(given)
+
+
 class LoadVolumed(LoadImaged):
     """:func:`custom.data.readers.read_volume` as a dictionary transform.
 
-    It is a ``LoadImaged``, so that clients that hand over arrays instead of paths (MONAI Label) know it.
+    It is a ``LoadImaged``, so that clients know it (MONAI Label). An image that a client hands over in the place of a
+    path (MONAI Deploy) is brought to the same form.
 
     Args:
         keys: keys of paths.
@@ -92,11 +111,13 @@ class LoadVolumed(LoadImaged):
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         # LoadImaged's own would set up every reader of MONAI, which warns of decoders that are not installed
         MapTransform.__init__(self, keys, allow_missing_keys)
+        self._loader = _VolumeLoader()
 
+    @telling_label_clients
     def __call__(self, data: Mapping[Hashable, Any], reader: None = None) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = read_volume(d[key])
+            d[key] = self._loader(d[key])
         return d
 
 
@@ -119,6 +140,7 @@ class ValidateVolumed(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.min_size = min_size
 
+    @telling_label_clients
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
@@ -187,6 +209,7 @@ class CropForegroundUniond(CropForegroundd):
             allow_missing_keys=allow_missing_keys,
         )
 
+    @telling_label_clients
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         d = dict(data)
         d[self.source_key] = self._union({k: d[k] for k in self.source_keys if k in d})
@@ -256,12 +279,12 @@ class _PadAtLeast(DivisiblePad):
 def _volume_size(size: str | Sequence[int] | None) -> tuple[int, ...] | None:
     if size is None:
         return None
-    found = VOLUME_SIZES.get(size.lower()) if isinstance(size, str) else tuple(int(n) for n in size)
-    if found is None or len(found) != 3 or min(found) < 1:
+    found = VOLUME_SIZES.get(size.lower()) if isinstance(size, str) else size
+    if not isinstance(found, Sequence) or len(found) != 3:
         raise ValueError(
             f"volume_size: expected {', '.join(VOLUME_SIZES)} or three numbers of voxels; found {size!r}. Correct it."
         )
-    return found
+    return tuple(whole_number("volume_size", n, smallest=1, largest=MAX_SIZE) for n in found)
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from custom.evaluation.baselines import BACKGROUND, IntensityLookup, TrainingMean, brain_mask, copy_source
 from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, METHODS, SPADE_ONLY, TRAINING_MEAN
 from custom.inference.cost import Cost, Meter
+from custom.inference.inferer import MAX_SAMPLES, MAX_STEPS
+from custom.utils.arguments import whole_number
 from custom.utils.modalities import target_indices
 from custom.utils.precision import amp_choice, uses_bfloat16
 
@@ -78,16 +80,14 @@ class PairwiseInferer(Inferer):
         unknown = [m for m in methods if m not in METHODS]
         if unknown:
             raise ValueError(f"methods: expected some of {', '.join(METHODS)}; found {', '.join(unknown)}.")
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1; found {num_samples}.")
         self.modalities = tuple(modalities)
         self.lookup = lookup
         self.mean = mean
         self.methods = tuple(methods)
         self.sources = tuple(self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities))
         self.seed = seed
-        self.num_steps = num_steps
-        self.num_samples = num_samples
+        self.num_steps = whole_number("num_steps", num_steps, smallest=0, largest=MAX_STEPS)
+        self.num_samples = whole_number("num_samples", num_samples, smallest=1, largest=MAX_SAMPLES)
         self.amp = amp_choice(amp)
         self._looked_up = set(lookup.pairs) if lookup is not None else set()
         self._averaged = set(mean.seen) if mean is not None else set()

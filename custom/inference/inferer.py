@@ -12,11 +12,16 @@ from monai.utils import convert_to_dst_type
 
 from custom.networks.diffusion import draw_noise
 from custom.networks.fast.workspace import shared_workspace
-from custom.utils.errors import for_label_client
+from custom.utils.arguments import whole_number
+from custom.utils.errors import in_label_server, telling_label_clients
 from custom.utils.modalities import BRATS_MODALITIES, canonical, target_indices
 from custom.utils.precision import amp_choice, uses_bfloat16
 
-__all__ = ["TranslationInferer"]
+__all__ = ["MAX_SAMPLES", "MAX_STEPS", "TranslationInferer"]
+
+MAX_SAMPLES = 1000  # far more than improve a mean
+MAX_STEPS = 1000  # those that the network is trained with
+MAX_SEED = 2**32 - 1
 
 
 class TranslationInferer(Inferer):
@@ -35,8 +40,9 @@ class TranslationInferer(Inferer):
             float32 in any case.
 
     Raises:
-        ValueError: for an unknown target, fewer than one sample, or a negative number of steps. In the server of MONAI
-            Label the call raises instead, an error whose text reaches the client: MONAI wraps what constructors raise.
+        ValueError: for an unknown target, or for samples, steps or a seed that are no whole number within bounds. In
+            the server of MONAI Label the call raises instead, an error whose text reaches the client: MONAI wraps what
+            constructors raise. There a list of targets is refused too, since an answer is one volume.
     """
 
     def __init__(
@@ -50,19 +56,23 @@ class TranslationInferer(Inferer):
         amp: bool | str = False,
     ) -> None:
         self.num_modalities = len(modalities)
-        self.seed = int(seed)
         self.amp = amp_choice(amp)
-        self.fault: Exception | None = None
+        self.fault: ValueError | None = None
         try:
+            if in_label_server() and not isinstance(targets, str):
+                raise ValueError(f"target: expected one modality; found {targets!r}. Ask for one after the other.")
             self.indices = target_indices(targets, modalities)
             self.targets = [canonical(modalities[i]) for i in self.indices]
-            self.num_samples = _whole("num_samples", num_samples, smallest=1)
-            self.num_steps = _whole("num_inference_steps", num_inference_steps or 0, smallest=0)
+            self.seed = whole_number("seed", seed, smallest=0, largest=MAX_SEED)
+            self.num_samples = whole_number("num_samples", num_samples, smallest=1, largest=MAX_SAMPLES)
+            steps = 0 if num_inference_steps in (None, "") else num_inference_steps
+            self.num_steps = whole_number("num_inference_steps", steps, smallest=0, largest=MAX_STEPS)
         except ValueError as error:
-            self.fault = for_label_client(error)
-            if self.fault is None:
+            if not in_label_server():
                 raise
+            self.fault = error
 
+    @telling_label_clients
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -129,14 +139,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         if devices:
             torch.cuda.manual_seed_all(seed)
         yield
-
-
-def _whole(name: str, value: int | str, *, smallest: int) -> int:
-    """``value``, which clients may send as text, as a number."""
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = smallest - 1
-    if number < smallest:
-        raise ValueError(f"{name}: expected a whole number of at least {smallest}; found {value}. Correct it.")
-    return number

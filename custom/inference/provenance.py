@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from custom.data.names import NAME_KEY, image_stem, translation_name
+from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, rank, world_size
 from custom.utils.identity import content_digest
@@ -87,6 +88,7 @@ def pending_inputs(
     targets: Sequence[str] | str,
     *,
     skip_done: bool | str = True,
+    output_format: str = "nifti",
 ) -> list[dict[str, str]]:
     """The inputs that this process has to translate.
 
@@ -100,8 +102,9 @@ def pending_inputs(
         output_dir: where the translations go.
         targets: modalities that are asked for.
         skip_done: translate all anew otherwise.
+        output_format: in which the translations will be written; DICOM series hold no record, and are made anew.
     """
-    skip = as_bool("skip_done", skip_done)
+    skip = as_bool("skip_done", skip_done) and check_output_format(output_format) == "nifti"
     names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
 
     def done(item: Mapping[str, str]) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-__all__ = ["find_user_error", "for_label_client", "report_plainly", "user_message"]
+__all__ = ["find_user_error", "in_label_server", "report_plainly", "telling_label_clients", "user_message"]
 
 USER_ERRORS = (ValueError, OSError)
 
@@ -29,16 +32,38 @@ def user_message(error: BaseException, default: str) -> str:
     return f"{default}: {type(cause).__name__}: {cause}"
 
 
-def for_label_client(error: ValueError) -> Exception | None:
-    """``error`` as the exception whose text the server of MONAI Label sends to its client; None outside of that server.
+def in_label_server() -> bool:
+    """Whether this process is the server of MONAI Label."""
+    return "monailabel.app" in sys.modules
 
-    To any other exception it answers "Internal Server Error" and nothing else.
+
+def telling_label_clients(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A transform's or inferer's ``__call__`` whose user errors reach a client of MONAI Label's server.
+
+    The server sends on the text of FastAPI's own exception only, to any other it answers "Internal Server Error". A
+    scan that is not there gets status 404, all else 400. The scan is named without its folder on the server. Outside
+    of the server nothing changes.
     """
-    if "monailabel.app" not in sys.modules:
-        return None
+
+    @wraps(call)
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(self, *args, **kwargs)
+        except Exception as error:
+            known = find_user_error(error) if in_label_server() else None
+            if known is None:
+                raise
+            path = args[0].get("image_path") if args and isinstance(args[0], Mapping) else None
+            raise _http_error(known, Path(path).parent if path else None) from error
+
+    return told
+
+
+def _http_error(error: BaseException, folder: Path | None) -> Exception:
     from fastapi import HTTPException
 
-    return HTTPException(status_code=400, detail=str(error))
+    text = str(error) if folder is None else str(error).replace(f"{folder}/", "")
+    return HTTPException(status_code=404 if isinstance(error, FileNotFoundError) else 400, detail=text)
 
 
 def report_plainly() -> None:

@@ -15,6 +15,7 @@ from monai.inferers import LatentDiffusionInferer
 from custom.commands.export_weights import export_weights
 from custom.commands.summary import config_folder
 from tests.fixtures.foreign import randomized
+from tests.fixtures.near import near
 
 TINY = {
     "network_def#autoencoder": {
@@ -78,7 +79,7 @@ def test_autoencoder(model, tmp_path: Path) -> None:
         indices = quantizer.quantize(theirs.encode(image)[0])[2]
         torch.testing.assert_close(quantizer.embed(indices), latent)
         expected = (network.decode(latent) + 1) / 2
-        torch.testing.assert_close(theirs.decode(latent), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        near(theirs.decode(latent), expected)
 
 
 def test_unet_in_monais_inferer(model, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_unet_in_monais_inferer(model, tmp_path: Path) -> None:
         found = inferer(clean, Encoded(), conditioned, **inputs)
         noisy = network.schedule.add_noise(2.5 * clean, noise, timesteps)
         expected = network.predict(noisy, clean, condition, timesteps, target)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    near(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from custom.data.datalist import ensure_phantom
 from custom.networks.weights import load_weights, read_weights
 from custom.utils.errors import find_user_error
 from tests.fixtures.foreign import PACKAGES, Foreign
+from tests.fixtures.near import near
 from tests.fixtures.release_model import ReleaseModel, made
 
 MODALITIES = ["t1", "t1ce", "t2", "flair"]
@@ -130,7 +131,7 @@ class TestRelease:
         script = torch.jit.script(network)  # as the zoo exports it
         with torch.no_grad(), torch.jit.optimized_execution(False):
             for found in (network(image, target), script(image, target)):
-                torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+                near(found, expected)
 
     def test_inference_translates_at_once(self, tmp_path: Path, write_volume) -> None:
         done = import_release(tmp_path)
@@ -202,7 +203,7 @@ class TestMONAI:
             expected = autoencoder.reconstruct(image)
             network = load_weights(network_of(done.preset), done.weights)
             found = (network(2 * image - 1) + 1) / 2
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        near(found, expected)
 
         common = {**QUICK, **SMALL_STYLE, **SMALL_UNET, "dataset_dir": str(phantoms), "output_dir": str(tmp_path / "o")}
         model = tmp_path / "o" / "model.pt"
@@ -237,7 +238,7 @@ class TestMONAI:
         with torch.no_grad():
             expected = made_.unet(x, t)
             found = network.predict(x, x, torch.randn_like(x), t, torch.tensor([3]))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        near(found, expected)
         run.run()
         assert not torch.equal(network.unet.conv_in.weight.detach(), imported["unet.conv_in.weight"])
 

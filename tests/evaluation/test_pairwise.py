@@ -103,5 +103,5 @@ def test_clear_errors():
     assert PairwiseInferer(MODALITIES, amp="True").amp is True
     with pytest.raises(ValueError, match="found 'pd'"):
         PairwiseInferer(MODALITIES, sources=["pd"])
-    with pytest.raises(ValueError, match="num_samples: expected at least 1; found 0"):
+    with pytest.raises(ValueError, match="num_samples: expected a whole number from 1 to 1000; found 0"):
         PairwiseInferer(MODALITIES, num_samples=0)

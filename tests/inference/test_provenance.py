@@ -88,6 +88,8 @@ def test_what_is_done_is_passed_over(translated, tmp_path: Path) -> None:
     assert pending_inputs(inputs, provenance, tmp_path / "out", ["t2", "flair"]) == inputs
     assert pending_inputs(inputs, provenance, tmp_path / "elsewhere", "t2") == inputs
     assert pending_inputs(inputs, provenance, tmp_path / "out", "t2", skip_done="false") == inputs
+    # what lies there is NIfTI
+    assert pending_inputs(inputs, provenance, tmp_path / "out", "t2", output_format="dicom") == inputs
 
 
 def test_what_is_stale_is_redone(translated, files, tmp_path: Path) -> None:

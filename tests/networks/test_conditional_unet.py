@@ -96,11 +96,11 @@ def test_class_embedding_replaces_cross_attention() -> None:
     assert not any("class_embedding" in name for name in unet().state_dict())
 
 
-def test_shortcut_equals_full_cross_attention(randomize, monkeypatch) -> None:
+def test_shortcut_equals_full_cross_attention(randomize, monkeypatch, assert_near) -> None:
     network = randomize(unet())
     short = network(noisy_ := noisy(), TIMES, TARGETS)
     monkeypatch.setattr(Attention, "forward", Attention.attend)
-    torch.testing.assert_close(network(noisy_, TIMES, TARGETS), short, rtol=1e-4, atol=1e-4)
+    assert_near(network(noisy_, TIMES, TARGETS), short)
 
 
 @every_variant

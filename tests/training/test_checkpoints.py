@@ -20,7 +20,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandSpatialCropSamplesd
 
 from custom.networks import LatentTranslator
-from custom.training.checkpoints import Checkpoints, load_stage, write_atomically
+from custom.training.checkpoints import Checkpoints, load_stage, require_stage, write_atomically
 from custom.training.handlers import MovingAverage
 from custom.training.latents.sampling import RandModalityd
 from custom.training.objectives import AutoencoderObjective
@@ -113,7 +113,9 @@ def interrupted(folder: Path, translator: LatentTranslator, stop_after: int, **k
     return run
 
 
-def test_resumed_run_equals_one_that_never_stopped(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+def test_resumed_run_equals_one_that_never_stopped(
+    tiny_translator: LatentTranslator, tmp_path: Path, assert_near
+) -> None:
     whole = start(make_run(tmp_path / "whole", tiny_translator))
     first = interrupted(tmp_path / "half", tiny_translator, stop_after=EPOCHS // 2)
     torch.manual_seed(99)
@@ -125,9 +127,9 @@ def test_resumed_run_equals_one_that_never_stopped(tiny_translator: LatentTransl
         assert found == pytest.approx(expected, rel=1e-5)
     resumed, expected = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("half", "whole"))
     for part in ("network", "best_network", "discriminator"):
-        torch.testing.assert_close(resumed[part], expected[part], rtol=1e-4, atol=1e-6, msg=part)
+        assert_near(resumed[part], expected[part], msg=part)
     assert resumed["epoch"] == EPOCHS
-    torch.testing.assert_close(second.average.state_dict(), expected["best_network"], rtol=1e-4, atol=1e-6)
+    assert_near(second.average.state_dict(), expected["best_network"])
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +332,51 @@ def test_stage_takes_the_trained_parts_and_leaves_the_rest(tmp_path: Path) -> No
     write_atomically({"first.weight": torch.ones(1, 1)}, path)
     with pytest.raises(ValueError, match=r"1 missing tensors \(first.bias\)"):
         load_stage(network, path, parts=["first"], trained_by="x")
+
+
+def test_shipped_weights_stand_in_for_a_missing_stage_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, shipped = tmp_path / "spade" / "best.pt", tmp_path / "model.pt"
+    given, network = (torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1)}) for _ in range(2))
+    write_atomically(given.state_dict(), shipped)
+    load_stage(network, path, parts=["first"], trained_by="train_spade.json", shipped=shipped)
+    assert torch.equal(network["first"].weight, given["first"].weight)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"{path}: expected the weights of the stage before; found no file" in record.getMessage()
+    assert f"train_spade.json has been run, or another file is named, the network takes its first from {shipped}" in (
+        record.getMessage()
+    )
+    path.parent.mkdir()
+    write_atomically({"first.weight": torch.full((1, 1), 3.0), "first.bias": torch.zeros(1)}, path)
+    load_stage(network, path, parts=["first"], trained_by="train_spade.json", shipped=shipped)
+    assert network["first"].weight.item() == 3
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("modalities", [("t1", "t2", "pd"), ("t1", "t2", "t1ce", "flair")])
+def test_shipped_weights_of_another_vocabulary_are_refused(tmp_path: Path, modalities: tuple[str, ...]) -> None:
+    network, shipped = torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1)}), tmp_path / "model.pt"
+    write_atomically(network.state_dict(), shipped)
+    settings = {"parts": ["first"], "trained_by": "train_spade.json", "shipped": shipped}
+    with pytest.raises(ValueError, match=f"those of the bundle are for t1, t1ce, t2, flair, not for {modalities[0]}"):
+        load_stage(network, tmp_path / "best.pt", modalities=modalities, **settings)
+    load_stage(network, tmp_path / "best.pt", modalities=("T1w", "T1Gd", "T2", "FLAIR"), **settings)
+
+
+def test_shipped_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    write_atomically(torch.nn.ModuleDict({"first": torch.nn.Linear(2, 2)}).state_dict(), tmp_path / "model.pt")
+    network = torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match=r"spade.pt: expected.*found no file, and those of the bundle do not fit"):
+        load_stage(network, tmp_path / "spade.pt", parts=["first"], trained_by="x", shipped=tmp_path / "model.pt")
+
+
+def test_a_run_requires_the_stage_before(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"best.pt: expected.*Run the training of train_spade.json first"):
+        require_stage(tmp_path / "best.pt", "train_spade.json")
+    (tmp_path / "best.pt").touch()
+    require_stage(tmp_path / "best.pt", "train_spade.json")
 
 
 def test_random_state_covers_every_generator(tmp_path: Path) -> None:

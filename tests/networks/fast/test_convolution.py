@@ -32,15 +32,12 @@ def tiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return heights
 
 
-def assert_near(found: Tensor, expected: Tensor) -> None:
-    # float32 by another way: about four times the rounding of the plain sum, a few in a million of the largest value
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-
-
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("height", [4, 8, 9, 11])
-def test_convolution_by_tiles(tiled: list[int], memory_format: torch.memory_format, bias: bool, height: int) -> None:
+def test_convolution_by_tiles(
+    tiled: list[int], memory_format: torch.memory_format, bias: bool, height: int, assert_near
+) -> None:
     conv = Conv3d(16, 5, bias=bias)
     x = torch.randn(2, 16, height, 6, 5).contiguous(memory_format=memory_format)
     with torch.no_grad():
@@ -51,7 +48,7 @@ def test_convolution_by_tiles(tiled: list[int], memory_format: torch.memory_form
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("channels", [1, 4, 40])
-def test_small_maps(memory_format: torch.memory_format, channels: int) -> None:
+def test_small_maps(memory_format: torch.memory_format, channels: int, assert_near) -> None:
     conv, x = Conv3d(channels, 8), torch.randn(1, channels, 6, 5, 4).contiguous(memory_format=memory_format)
     with torch.no_grad():
         assert_near(conv(x), F.conv3d(x, conv.weight, conv.bias, padding=1))
@@ -91,13 +88,14 @@ def style_transfer() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 @pytest.mark.parametrize("make", [unet, style_transfer])
-def test_networks_are_the_same_without_gradients(make: Callable, tiled: list[int], randomize) -> None:
+def test_networks_are_the_same_without_gradients(make: Callable, tiled: list[int], randomize, assert_near) -> None:
     network, inputs = make()
     randomize(network)
     expected = network(*inputs).detach()
     assert not tiled
     with torch.no_grad():
-        assert_near(network(*inputs), expected)
+        # of random weights: from layer to layer the values grow, to 3e17, and the roundings with them
+        assert_near(network(*inputs), expected, tolerance=5e-5)
     assert tiled
 
 
@@ -115,10 +113,9 @@ def test_replaced_in_a_block() -> None:
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_upsampling_and_convolution_in_one(memory_format: torch.memory_format) -> None:
+def test_upsampling_and_convolution_in_one(memory_format: torch.memory_format, assert_near) -> None:
     modules = nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv3d(6, 4, 3, padding=1))
     x = torch.randn(2, 6, 3, 5, 4).contiguous(memory_format=memory_format)
     with torch.no_grad():
-        # sums of at most eight kernel values each, in another order
-        torch.testing.assert_close(upsample(modules, x), modules(x), rtol=1e-5, atol=1e-5)
+        assert_near(upsample(modules, x), modules(x))
     assert upsample(modules, x).requires_grad

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from custom.networks.layouts import monai, monai_generative
 from custom.networks.layouts.mapping import build, map_tensors
 from custom.networks.layouts.reader import Tensors, find_tensors, read_checkpoint
 from tests.fixtures.foreign import Foreign
+from tests.fixtures.near import near
 
 LAYOUTS = {"monai": (monai, str), "monai-generative": (monai_generative, monai_generative.generative_name)}
 M, L = 4, 3
@@ -50,10 +51,6 @@ def import_unet(source: str, made: Foreign, conditioning: str | None = None) -> 
     return network, conditioning
 
 
-def check_equal(result: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-
-
 @each_source
 @pytest.mark.parametrize(
     "arguments",
@@ -67,10 +64,10 @@ def test_autoencoder(source: str, arguments: dict[str, Any], foreign: Callable[.
     with torch.no_grad():
         mean, _ = made.autoencoder.encode(image)
         decoded = made.autoencoder.decode(mean)
-        check_equal(network.quantize(network.encode(2 * image - 1)).latent, mean)
-        check_equal((network.decode(mean) + 1) / 2, decoded)
+        near(network.quantize(network.encode(2 * image - 1)).latent, mean)
+        near((network.decode(mean) + 1) / 2, decoded)
     with torch.enable_grad():
-        check_equal((network.decode(mean) + 1) / 2, decoded)
+        near((network.decode(mean) + 1) / 2, decoded)
 
 
 @pytest.mark.parametrize("include_fc", [False, True])
@@ -80,7 +77,7 @@ def test_projections_of_monai(include_fc: bool, use_combined_linear: bool, forei
     made = foreign("monai", {**ATTENTION, **settings}, {**CROSS, **settings})
     image = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
-        check_equal(import_autoencoder("monai", made).encode(2 * image - 1)[:, :L], made.autoencoder.encode(image)[0])
+        near(import_autoencoder("monai", made).encode(2 * image - 1)[:, :L], made.autoencoder.encode(image)[0])
     check_unet("monai", made)
 
 
@@ -95,7 +92,7 @@ def check_unet(source: str, made: Foreign, conditioning: str | None = None) -> N
     if made.unet.num_class_embeds is not None:
         given["class_labels"] = target
     with torch.no_grad():
-        check_equal(network(torch.cat([x, condition], dim=1), timesteps, target), made.unet(x, timesteps, **given))
+        near(network(torch.cat([x, condition], dim=1), timesteps, target), made.unet(x, timesteps, **given))
 
 
 @each_source

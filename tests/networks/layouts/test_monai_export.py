@@ -9,12 +9,13 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
-from torch import Tensor, nn
+from torch import nn
 
 from custom.networks import VQGAN, ConditionalUNet, KLBottleneck
 from custom.networks.layouts import monai_export
 from custom.networks.layouts.monai_export import Exported
 from tests.fixtures.foreign import randomized
+from tests.fixtures.near import near
 
 M = 4
 VQ = {"channels": [8, 8, 16], "embedding_dim": 4, "num_embeddings": 32, "norm_num_groups": 4}
@@ -40,10 +41,6 @@ def loaded(exported: Exported, kind: type[nn.Module]) -> nn.Module:
     return network
 
 
-def check_equal(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-
-
 @pytest.mark.parametrize(
     "given",
     [
@@ -67,12 +64,12 @@ def test_autoencoder(given: dict[str, Any]) -> None:
     with torch.no_grad():
         moments = network.encode(image)
         mean, spread = theirs.encode(image)
-        check_equal(mean, moments[:, :4])
+        near(mean, moments[:, :4])
         if "bottleneck" in given:
-            check_equal(spread, (0.5 * moments[:, 4:].clamp(-30, 20)).exp())
+            near(spread, (0.5 * moments[:, 4:].clamp(-30, 20)).exp())
         else:
             assert spread.max() < 1e-6
-        check_equal(theirs.decode(mean), network.decode(mean))
+        near(theirs.decode(mean), network.decode(mean))
 
 
 def test_codebook() -> None:
@@ -111,7 +108,7 @@ def test_unet(given: dict[str, Any]) -> None:
     if theirs.num_class_embeds is not None:
         inputs["class_labels"] = target
     with torch.no_grad():
-        check_equal(theirs(x, timesteps, **inputs), network(x, timesteps, target))
+        near(theirs(x, timesteps, **inputs), network(x, timesteps, target))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor
 from custom.networks.layouts import release
 from custom.networks.layouts.mapping import build, map_tensors
 from custom.networks.layouts.reader import Tensors
+from tests.fixtures.near import near
 from tests.fixtures.release_model import ReleaseModel, made
 
 FILE = Path("weights.ckpt")
@@ -45,8 +46,7 @@ def check(state: dict[str, Tensor], image: Tensor, target: Tensor, expected: dic
         }
     assert torch.equal(quantized.indices, expected["indices"])
     for name in OUTPUTS:
-        largest = expected[name].abs().max().item()
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5 * largest, msg=name)
+        near(found[name], expected[name], msg=name)
 
 
 def test_computes_what_the_release_recorded(release_layout: dict[str, Any]) -> None:
@@ -60,8 +60,7 @@ def test_the_model_of_the_other_tests_is_the_release(release_layout: dict[str, A
     found = model.outputs(release_layout["image"], release_layout["target"])
     assert torch.equal(found["indices"], release_layout["indices"])
     for name in OUTPUTS:
-        largest = release_layout[name].abs().max().item()
-        torch.testing.assert_close(found[name], release_layout[name], rtol=0, atol=1e-5 * largest)
+        near(found[name], release_layout[name])
 
 
 @pytest.mark.parametrize(
