@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -293,6 +294,23 @@ def phantom_crop(phantoms: Path, step: int) -> Tensor:
     image = (image / image.quantile(0.995)).clamp(0, 1)
     start = [(n - 32) // 2 for n in image.shape]
     return image[tuple(slice(s, s + 32) for s in start)][None, None]
+
+
+class Trap:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
+    checkpoint = save_release(tmp_path / "last.ckpt", made(), trap=Trap(tmp_path / "mark"))
+    done = import_weights("release", checkpoint, tmp_path / "theirs.pt", MODALITIES)
+    assert not (tmp_path / "mark").exists()
+    load_weights(network_of(done.preset), done.weights)
 
 
 @pytest.mark.parametrize(
