@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.measure import ConvolutionRate, Measured, autocast, measured
 from custom.commands.summary import count_flops
+from custom.compat import FakeTensorMode
 from custom.networks import LatentTranslator
 from custom.networks.diffusion import draw_noise
+from custom.networks.fast import accelerate
 
 __all__ = ["NETWORK_PARTS", "Part", "arithmetic", "measure_parts", "total_seconds"]
 
@@ -79,7 +79,7 @@ def measure_parts(
         del parts["detail"]
     rows, rate = [], ConvolutionRate(device, amp=amp)
     for name, part in parts.items():
-        with autocast(device, amp):
+        with accelerate(network), autocast(device, amp):
             kept[name], cost = measured(part, device, rate=rate)
         if name == "preprocess":
             kept["image"] = kept[name]["image"].as_tensor()[None].to(device)
@@ -114,11 +114,9 @@ def arithmetic(
     """
     device = next(network.parameters()).device
     with FakeTensorMode(allow_non_fake_inputs=True), autocast(device, amp):
-        executed = _count(network, name, size)
-    if name == "quantise":
-        return executed, executed
-    # shortcuts are not taken where operations are recorded, as on this device
-    return _count(_without_data(network), name, size), executed
+        plain = _count(network, name, size)
+        with accelerate(network):
+            return plain, _count(network, name, size)
 
 
 def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> float:
@@ -135,9 +133,3 @@ def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> float
         "detail": lambda: network.detail(image, image, index),
     }
     return count_flops(parts[name]) / 1e12
-
-
-def _without_data(network: LatentTranslator) -> LatentTranslator:
-    """A copy on the meta device; the network itself stays where it is."""
-    memo = {id(t): t.to("meta") for t in (*network.parameters(), *network.buffers())}
-    return deepcopy(network, memo)

@@ -32,12 +32,6 @@ READ_BY_NAME = {
     "imports", "initialize", "run", "finalize", "_meta_", "displayable_configs", "channel_def", *RUN_IDS.values(),
     *(p["id"].replace("::", "#") for p in (TrainProperties | InferProperties).values()),
 }  # fmt: skip
-PREPROCESSING = (
-    "Orientationd",
-    "ScaleIntensityRangePercentilesd",
-    "custom.data.transforms.PadVolumed",
-    "custom.data.transforms.ValidateVolumed",
-)
 TINY = {
     "network_def#autoencoder#channels": [8],
     "network_def#style_transfer#width": 8,
@@ -98,18 +92,18 @@ def test_what_every_config_declares_is_the_same(key: str) -> None:
         assert content(name)[key] == first, name
 
 
-MASKS = ("seg", "foreground")  # their background is 0
-
-
-@pytest.mark.parametrize("target", PREPROCESSING)
-def test_preprocessing_has_the_same_constants_everywhere(target: str) -> None:
-    found = {}
-    for name in WORKFLOWS:
-        for node in walk(content(name)):
-            if isinstance(node, dict) and node.get("_target_") == target and node["keys"] not in MASKS:
-                constants = {k: v for k, v in node.items() if k not in ("keys", "allow_missing_keys")}
-                found[json.dumps(constants, sort_keys=True)] = name
-    assert len(found) == 1, found
+def test_preprocessing_is_the_same_everywhere() -> None:
+    """All configs have it from one factory, with the same divisor and size."""
+    found = [
+        (name, node["preprocessing"])
+        for name in WORKFLOWS
+        for node in walk(content(name))
+        if isinstance(node, dict) and isinstance(node.get("preprocessing"), dict)
+    ]
+    assert [name for name, _ in found] == [*(name for name in STAGES for _ in range(2)), "inference", "evaluate"]
+    for _, node in found:
+        assert node["_target_"] == "custom.data.preprocessing.preprocessing"
+        assert (node["divisor"], node["volume_size"]) == ("@spatial_divisor", "@volume_size")
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

@@ -167,7 +167,8 @@ class Clone:
 
     def place(self, block: Block) -> Path:
         """Where the block's paths start: the documents of the bundle also name them from the bundle's folder."""
-        return self.bundle if re.search(r"(?<![\w/])configs/", block.text) else self.root
+        named = block.language == "bash" and re.search(r"(?<![\w/])configs/", block.text)
+        return self.bundle if named else self.root
 
     def run(self, block: Block) -> None:
         """Run a block, after those that it needs."""
@@ -192,7 +193,7 @@ class Clone:
         if key in self.ran and len(options(command)) == 1:  # the config alone: the same from wherever it is called
             return
         self.ran.add(key)
-        argv = [os.path.expandvars(word) for word in command[2:]]
+        argv = [os.path.expandvars(word.replace("file:///path/to/the.zip", "$ZIP")) for word in command[2:]]
         for name, value in extra(command).items():
             argv += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
         started = time.time()
@@ -265,8 +266,7 @@ def test_block_runs_as_it_stands(block: Block, clones, artifact: Path, write_ser
     clone = trained if "run training" in block.text or "prune-latents" in block.text else shipped
     place = clone.place(block)
     monkeypatch.setenv("BUNDLE", str(clone.bundle))
-    if "/path/to/the.zip" in block.text:
-        block = block._replace(text=block.text.replace("file:///path/to/the.zip", artifact.as_uri()))
+    monkeypatch.setenv("ZIP", artifact.as_uri())
     if "series_folder" in block.text and not (place / "series_folder").exists():
         shutil.copytree(write_series("series"), place / "series_folder")
     if "custom compare" in block.text and not (place / "theirs").exists():

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from custom.commands.summary import config_folder
 from custom.commands.workflows import bundle_workflow
 from custom.data.datalist import ensure_phantom
 from custom.evaluation.pictures import TRUTH, Slices
@@ -27,6 +26,7 @@ from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, rea
 from custom.reports.figures import method_panel
 from custom.reports.render import to_text, write_table
 from custom.reports.tables import Ablation, ablation_table, summaries, task_name
+from custom.utils.bundle import config_folder
 from custom.utils.errors import user_message
 from custom.utils.files import appearing_whole
 from custom.utils.precision import AUTO, amp_choice

@@ -20,7 +20,7 @@ from custom.commands.workflows import bundle_workflow
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY
 from custom.data.readers import read_volume
 from custom.evaluation import slices
-from custom.evaluation.baselines import brain_mask, copy_source
+from custom.evaluation.baselines import copy_source
 from custom.evaluation.evaluator import NativeGrid, make_reference, unit
 from custom.evaluation.metrics import Reference, bounding_box
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp
@@ -58,14 +58,17 @@ class Truth(NamedTuple):
         image: as it was read, (1, H, W, D).
         reference: what predictions are scored against.
         low, high: intensities that become 0 and 1.
-        brain: mask (H, W, D).
     """
 
     image: MetaTensor
     reference: Reference
     low: float
     high: float
-    brain: Tensor
+
+    @property
+    def brain(self) -> Tensor:
+        """Mask (H, W, D)."""
+        return self.reference.masks["brain"]
 
 
 def compare(
@@ -193,8 +196,7 @@ class _Subject:
         if name not in self.truths:
             image, scaled = read_volume(self.files[name]), self.to_native(unit(self.item[name]), name)
             low, high = _scale_of(image[0].as_tensor(), scaled)
-            brain = self.to_native(brain_mask(self.item[name]).float(), name) > 0.5
-            self.truths[name] = Truth(image, make_reference(self.item, name, self.to_native), low, high, brain)
+            self.truths[name] = Truth(image, make_reference(self.item, name, self.to_native), low, high)
         return self.truths[name]
 
     def _draw(self, key: tuple[str, str, str], values: Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
 from monai.data.utils import orientation_ras_lps
 from monai.transforms import EnsureChannelFirst
 from monai.transforms.io.array import switch_endianness
@@ -23,7 +23,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from custom.data.dicom import DicomReader
 from custom.utils.errors import find_user_error
 
-__all__ = ["IMAGE_SUFFIXES", "read_volume", "volume_of_client"]
+__all__ = ["IMAGE_SUFFIXES", "read_volume", "volume_of_client", "volume_of_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +62,7 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
         raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
     try:
         reader = next(r for r in (DicomReader(), NiftiReader(), ITKReader()) if r.verify_suffix(str(file)))
-        values, meta = reader.get_data(reader.read(str(file)))
-        meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: str(file)}
-        image = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
-        image = EnsureChannelFirst()(image)
+        return _volume(reader, reader.read(str(file)), str(file))
     except Exception as error:
         known = find_user_error(error)
         if known is not None:
@@ -75,16 +72,46 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
             f"{file}: expected a readable 3D image ({FORMATS}); found {type(error).__name__}: "
             f"{detail.rstrip('.')}. Check or replace the file."
         ) from error
-    _check_grid(image.affine.numpy(), image.meta, str(file))
-    return image
+
+
+def volume_of_image(image: Any) -> MetaTensor:
+    """An image in memory as :func:`read_volume` gives it: of nibabel, of ITK, or a tensor that knows its affine.
+
+    Args:
+        image: a nibabel or ITK image; or a ``MetaTensor`` (H, W, D) or (1, H, W, D), as for :func:`volume_of_client`.
+
+    Raises:
+        ValueError: for anything else, such as an array, which does not say where its voxels lie, and for no grid.
+    """
+    if isinstance(image, MetaTensor):
+        return volume_of_client(image)
+    if isinstance(image, nib.spatialimages.SpatialImage):
+        reader = NiftiReader()
+        reader.filenames = ("a nibabel image",)
+        return _volume(reader, image, "a nibabel image")
+    if hasattr(image, "GetLargestPossibleRegion"):
+        return _volume(ITKReader(), image, "an ITK image")
+    raise ValueError(
+        f"image: expected a path, a nibabel or ITK image, or a MetaTensor; found {type(image).__name__}. "
+        "An array alone does not say how its axes lie in the patient."
+    )
+
+
+def _volume(reader: ImageReader, image: Any, name: str) -> MetaTensor:
+    values, meta = reader.get_data(image)
+    meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: name}
+    tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
+    volume = EnsureChannelFirst()(tensor)
+    _check_grid(volume.affine.numpy(), volume.meta, name)
+    return volume
 
 
 def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
     """A volume that a client has read by itself (MONAI Deploy), as :func:`read_volume` gives it.
 
     Args:
-        image: (H, W, D), or with a channel where the metadata's ``original_channel_dim`` says it is. Its ``affine`` is
-            voxel → mm in the ``space`` of the metadata, RAS or LPS.
+        image: (H, W, D), (1, H, W, D), or with a channel where the metadata's ``original_channel_dim`` says it is. Its
+            ``affine`` is voxel → mm in the ``space`` of the metadata, RAS or LPS.
 
     Returns:
         (1, H, W, D) float32 with an RAS ``affine``, and the other metadata as they were.
@@ -95,6 +122,8 @@ def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
     given = MetaTensor(image)
     meta, name = dict(given.meta), str(given.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the client's image"))
     values = given.as_tensor().float()
+    if values.ndim == SPATIAL_DIMS + 1 and values.shape[0] == 1:
+        values = values[0]
     says = MetaKeys.ORIGINAL_AFFINE in meta or not torch.equal(given.affine, torch.eye(4, dtype=given.affine.dtype))
     affine = np.asarray(given.affine, dtype=np.float64)
     if SDK_AFFINE in meta:  # whatever its space is said to be: the SDK leaves that at what its operator was asked for

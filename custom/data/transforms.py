@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,9 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd, Transform
-from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
-from scipy import ndimage
 
+from custom.data.foreground import foreground, foreground_key, solid
 from custom.data.readers import read_volume, volume_of_client
 from custom.utils.arguments import whole_number
 from custom.utils.errors import telling_label_clients
@@ -24,8 +24,6 @@ __all__ = [
     "LoadVolumed",
     "PadVolumed",
     "ValidateVolumed",
-    "foreground",
-    "solid",
 ]
 
 # Of the paper's experiments, in the order of the axes here: left-right, back-front, bottom-top. IXI's published
@@ -33,48 +31,6 @@ __all__ = [
 VOLUME_SIZES = {"brats": (192, 192, 144), "ixi": (160, 256, 224)}
 
 MAX_SIZE = 4096  # voxels along an axis
-
-ZERO_BACKGROUND_SHARE = 0.05
-SIGNED_SHARE = 0.05
-NOISE_FLOOR = 0.05
-
-
-def foreground(image: torch.Tensor) -> torch.Tensor:
-    """Voxels that show tissue.
-
-    Where a good part of the volume (5 %) is exactly zero, zero is the background: the foreground is what is positive,
-    so that the slightly negative voxels that interpolation leaves around a brain do not count; in signed data (such as
-    z-scores) it is what is not zero. Otherwise the background is noise or an offset, and the foreground is what lies
-    above 5 % of the range between the percentiles 0.5 and 99.5.
-
-    Args:
-        image: a volume of any shape, in the scanner's units.
-
-    Returns:
-        Boolean mask of the same shape.
-    """
-    values = image.as_tensor() if isinstance(image, MetaTensor) else image
-    zeros = values == 0
-    if zeros.float().mean() >= ZERO_BACKGROUND_SHARE:
-        negative = values < 0
-        signed = negative.sum() > SIGNED_SHARE * (~zeros).sum()
-        return ~zeros if signed else values > 0
-    low, high = percentile(values, 0.5), percentile(values, 99.5)
-    return values > low + NOISE_FLOOR * (high - low)
-
-
-def solid(mask: torch.Tensor) -> torch.Tensor:
-    """``mask`` (1, H, W, D) with its cavities filled: all but the background that reaches a face of the volume.
-
-    Voxels inside a brain that are zero or slightly negative belong to it; the air around it does not.
-    """
-    background, _ = ndimage.label(~mask[0].cpu().numpy())
-    faces = [background.take(i, axis=axis) for axis in range(background.ndim) for i in (0, -1)]
-    outside = np.zeros(background.max() + 1, dtype=bool)
-    for face in faces:
-        outside[np.unique(face)] = True
-    outside[0] = False  # label 0 is the foreground itself
-    return torch.from_numpy(~outside[background])[None].to(mask.device)
 
 
 def source_name(image: Any, key: Hashable) -> str:
@@ -93,8 +49,8 @@ class _VolumeLoader(Transform):
     def __init__(self) -> None:
         self.image_only = True
 
-    def __call__(self, given: str | torch.Tensor | np.ndarray) -> MetaTensor:
-        return volume_of_client(given) if isinstance(given, (torch.Tensor, np.ndarray)) else read_volume(given)
+    def __call__(self, given: Any) -> MetaTensor:
+        return volume_of_client(given) if isinstance(given, torch.Tensor | np.ndarray) else read_volume(given)
 
 
 class LoadVolumed(LoadImaged):
@@ -180,7 +136,8 @@ class CropForegroundUniond(CropForegroundd):
         keys: images (1, H, W, D) on one grid, and whatever is cropped with them.
         source_keys: the images whose foregrounds count; all ``keys`` where not given.
         margin: voxels around the foreground; the box stays inside the volume.
-        mask_key: where given, the union with its cavities filled is stored here, cropped like the images.
+        keep_masks: keep the foreground of each of ``source_keys``, cropped like the image, its cavities filled, under
+            ``custom.data.foreground.foreground_key``.
         allow_missing_keys: subjects may lack some of the ``keys``.
 
     Raises:
@@ -193,15 +150,15 @@ class CropForegroundUniond(CropForegroundd):
         source_keys: KeysCollection | None = None,
         *,
         margin: int | Sequence[int] = 2,
-        mask_key: str | None = None,
+        keep_masks: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         keys = ensure_tuple(keys)
         self.source_keys = keys if source_keys is None else ensure_tuple(source_keys)
-        self.mask_key = mask_key
+        self.keep_masks = keep_masks
         super().__init__(
-            (*keys, *([mask_key] if mask_key else [])),
-            source_key=mask_key or "_foreground",
+            (*keys, *(foreground_key(key) for key in self.source_keys if keep_masks)),
+            source_key="_foreground",
             margin=margin,
             allow_smaller=True,
             start_coord_key=None,
@@ -212,26 +169,35 @@ class CropForegroundUniond(CropForegroundd):
     @telling_label_clients
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         d = dict(data)
-        d[self.source_key] = self._union({k: d[k] for k in self.source_keys if k in d})
-        d = super().__call__(d, lazy)
-        if self.mask_key is None:
-            del d[self.source_key]
-        else:
-            d[self.mask_key] = convert_to_dst_type(solid(d[self.mask_key]), dst=d[self.mask_key])[0]
+        images = {key: d[key] for key in self.source_keys if key in d}
+        self._check_grids(images)
+        masks = {foreground_key(key): _mask_of(image) for key, image in images.items()}
+        d[self.source_key] = self._union(images, masks)
+        d = super().__call__(d | masks if self.keep_masks else d, lazy)
+        del d[self.source_key]
+        for key in masks if self.keep_masks else ():
+            d[key] = convert_to_dst_type(solid(d[key]), dst=d[key])[0]
         return d
 
-    def _union(self, images: Mapping[Hashable, torch.Tensor]) -> torch.Tensor:
+    def _check_grids(self, images: Mapping[Hashable, torch.Tensor]) -> None:
         if not images:
             raise KeyError(f"expected at least one of the keys {', '.join(map(str, self.source_keys))}; found none.")
         names = {source_name(image, key): tuple(image.shape[1:]) for key, image in images.items()}
         if len(set(names.values())) > 1:
             found = "; ".join(f"{name} {_times(shape)}" for name, shape in names.items())
             raise ValueError(f"expected a subject's images on one grid; found {found}. Register and resample them.")
-        union = torch.stack([foreground(image) for image in images.values()]).any(dim=0)
+
+    def _union(self, images: Mapping[Hashable, torch.Tensor], masks: Mapping[Hashable, torch.Tensor]) -> torch.Tensor:
+        union = reduce(torch.logical_or, masks.values())
         if not union.any():
-            raise ValueError(f"{', '.join(names)}: expected some foreground; found none. Check the intensities.")
-        first = next(iter(images.values()))
-        return MetaTensor(union, meta=dict(first.meta)) if isinstance(first, MetaTensor) else union
+            names = ", ".join(source_name(image, key) for key, image in images.items())
+            raise ValueError(f"{names}: expected some foreground; found none. Check the intensities.")
+        return union
+
+
+def _mask_of(image: torch.Tensor) -> torch.Tensor:
+    mask = foreground(image)
+    return MetaTensor(mask, meta=dict(image.meta)) if isinstance(image, MetaTensor) else mask
 
 
 class PadVolumed(Padd):

@@ -18,9 +18,9 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, Invertd
 from torch import Tensor, nn
 
+from custom.data.foreground import foreground_key
 from custom.data.tolerant import FAULT_KEY, TolerantDataset
 from custom.evaluation import slices
-from custom.evaluation.baselines import brain_mask
 from custom.evaluation.metrics import Reference
 from custom.evaluation.pairwise import PairwiseInferer, Prediction, plain
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp
@@ -137,7 +137,7 @@ def make_reference(item: Mapping[str, Tensor], target: str, to_native: NativeGri
         target: the modality.
         to_native: of the same item.
     """
-    masks = {"brain": brain_mask(item[target])}
+    masks = {"brain": item[foreground_key(target)]}
     label = item.get(SEGMENTATION)
     if label is not None and bool((label > 0).any()):
         masks["lesion"] = label > 0
@@ -235,7 +235,7 @@ class TranslationEvaluator(SupervisedEvaluator):
             if prediction.cost is not None:
                 result.costs.append([method, source, target, *prediction.cost])
             if prediction.spread is not None:
-                result.uncertainty.append([source, target, _error_and_spread(prediction, item[target])])
+                result.uncertainty.append([source, target, _error_and_spread(prediction, item)])
             if check is not None and method == FULL_MODEL:
                 result.dice += check.replaced(source, target, native)
             pictures.add((method, source, target), slices.volume(unit(prediction.image)), scroll=method in SCROLLED)
@@ -272,7 +272,7 @@ def _pictures(item: Mapping[str, Tensor], names: Sequence[str]) -> Pictures:
     """The truths' pictures, where the lesion is largest or in the middle of the brain."""
     label = item.get(SEGMENTATION)
     lesion = None if label is None else slices.volume(label) > 0
-    position = slices.slice_position(slices.volume(brain_mask(item[names[0]])) > 0, lesion)
+    position = slices.slice_position(slices.volume(item[foreground_key(names[0])]) > 0, lesion)
     pictures = Pictures(Stamp(position, slices.spacing_of(item[names[0]])))
     for name in names:
         pictures.add((TRUTH, name, name), slices.volume(unit(item[name])), scroll=True)
@@ -281,10 +281,10 @@ def _pictures(item: Mapping[str, Tensor], names: Sequence[str]) -> Pictures:
     return pictures
 
 
-def _error_and_spread(prediction: Prediction, truth: Tensor) -> float:
+def _error_and_spread(prediction: Prediction, item: Mapping[str, Tensor]) -> float:
     """Rank correlation of absolute error and spread over every second voxel of the brain along each axis."""
-    inside = brain_mask(truth)[EVERY_SECOND].reshape(-1)
-    error = (unit(prediction.image) - unit(truth)).abs()[EVERY_SECOND].reshape(-1)[inside]
+    inside = plain(item[foreground_key(prediction.target)])[EVERY_SECOND].reshape(-1)
+    error = (unit(prediction.image) - unit(item[prediction.target])).abs()[EVERY_SECOND].reshape(-1)[inside]
     return correlation(error.cpu().numpy(), prediction.spread[EVERY_SECOND].reshape(-1)[inside].cpu().numpy())
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
-from custom.networks.diffusion import draw_noise
-from custom.networks.fast.workspace import shared_workspace
+from custom.compat import in_label_server
+from custom.inference.translation import Sampling, Translation
+from custom.networks.fast import accelerate
 from custom.utils.arguments import whole_number
-from custom.utils.errors import in_label_server, telling_label_clients
+from custom.utils.errors import telling_label_clients
 from custom.utils.modalities import BRATS_MODALITIES, canonical, target_indices
-from custom.utils.precision import amp_choice, uses_bfloat16
+from custom.utils.precision import amp_choice
 
 __all__ = ["MAX_SAMPLES", "MAX_STEPS", "TranslationInferer"]
 
@@ -27,8 +27,8 @@ MAX_SEED = 2**32 - 1
 class TranslationInferer(Inferer):
     """Translate sources into one target modality or several; each source is encoded once for all of them.
 
-    The noise comes from ``seed`` alone and is the same for every item of a batch, so that a volume's translation does
-    not depend on the batch, the device or the order of files.
+    The noise comes from ``seed`` alone and is the same for every item of a batch and every target, so that a volume's
+    translation does not depend on the batch, the other targets, the device or the order of files.
 
     Args:
         targets: one modality or several, aliases allowed.
@@ -100,42 +100,13 @@ class TranslationInferer(Inferer):
                 "vocabulary that the weights were trained with."
             )
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        total: torch.Tensor | None = None
-        amp = uses_bfloat16(self.amp, image.device)
-        autocast = torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=amp)
-        with torch.no_grad(), autocast, shared_workspace():
-            for seed in range(self.seed, self.seed + self.num_samples):
-                with _seeded(seed, image.device):
-                    sample = self._translate(image, network, seed)
-                total = sample if total is None else total + sample
-        prediction = (total / self.num_samples).clamp(-1.0, 1.0)
-        return convert_to_dst_type(prediction, dst=inputs, dtype=torch.float32)[0]
-
-    def _translate(self, image: torch.Tensor, network: Callable[..., torch.Tensor], seed: int) -> torch.Tensor:
-        """One draw for all targets; rendered one after the other, which bounds the memory of the full resolution."""
-        targets = [torch.full((image.shape[0],), i, dtype=torch.long, device=image.device) for i in self.indices]
-        if not all(hasattr(network, part) for part in ("encode", "transfer", "sample", "render")):
-            if self.num_steps:
-                raise ValueError(
-                    f"num_inference_steps: the network ({type(network).__name__}) has a fixed number of steps; "
-                    f"found {self.num_steps}. Leave it out."
-                )
-            return torch.cat([network(image, target).float() for target in targets], dim=1)
-        latent = network.encode(image)
-        noise = draw_noise(latent, seed)
-        channels = []
-        for target in targets:
-            sampled = network.sample(latent, network.transfer(latent, target), target, noise, self.num_steps)
-            channels.append(network.render(sampled, image, target).float())
-        return torch.cat(channels, dim=1)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators for what a network draws by itself, and leave them as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.random.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed_all(seed)
-        yield
+        translation = Translation(network, image, amp=self.amp)
+        # rendered one after the other, which bounds the memory of the full resolution
+        with accelerate(network):
+            images = [
+                translation.translate(
+                    index, Sampling(self.num_steps), seed=self.seed, num_samples=self.num_samples
+                ).image
+                for index in self.indices
+            ]
+        return convert_to_dst_type(torch.cat(images, dim=1), dst=inputs, dtype=torch.float32)[0]

@@ -16,11 +16,11 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
 
+from custom.compat import in_label_server
 from custom.data.names import NAME_KEY, PROVENANCE_KEY, image_stem, image_suffix, translation_name
 from custom.inference.dicom_writer import save_synthetic_series
 from custom.inference.inputs import check_output_format
 from custom.inference.provenance import write_provenance
-from custom.utils.errors import in_label_server
 from custom.utils.files import appearing_whole
 from custom.utils.modalities import canonical
 

@@ -11,7 +11,6 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, g
 from torch import Tensor, nn
 
 from custom.networks.attention import SelfAttentionBlock, SpatialTransformerBlock
-from custom.networks.fast.convolution import Conv3d, upsample, with_fast_convolutions
 
 __all__ = ["ATTENTIONS", "ConditionalUNet"]
 
@@ -23,8 +22,7 @@ class _Block(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, emb: int, groups: int, attention: nn.Module | None) -> None:
         super().__init__()
-        res = DiffusionUNetResnetBlock(3, in_channels, emb, channels, norm_num_groups=groups)
-        self.res = with_fast_convolutions(res)
+        self.res = DiffusionUNetResnetBlock(3, in_channels, emb, channels, norm_num_groups=groups)
         self.transformer = attention
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
@@ -64,10 +62,7 @@ class _UpLevel(nn.Module):
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), emb, context)
         if self.upsampler is not None:
-            if torch.jit.is_scripting():  # noqa: SIM108, TorchScript would compile both sides of an expression
-                x = self.upsampler(x)
-            else:
-                x = upsample(self.upsampler, x)
+            x = self.upsampler(x)
         return x
 
 
@@ -121,7 +116,7 @@ class ConditionalUNet(nn.Module):
         self.time_embedding = nn.Sequential(nn.Linear(channels[0], emb), nn.SiLU(), nn.Linear(emb, emb))
         self.class_embedding: nn.Embedding | None = nn.Embedding(num_modalities, emb) if class_embedding else None
         context = 0 if class_embedding else num_modalities
-        self.conv_in = Conv3d(in_channels, channels[0])
+        self.conv_in = nn.Conv3d(in_channels, channels[0], 3, padding=1)
 
         def attend(c: int, level: int) -> nn.Module:
             if attention == "self":
@@ -150,7 +145,7 @@ class ConditionalUNet(nn.Module):
             self.up_levels.append(_UpLevel(blocks, upsampler))
             width = c
         self.norm_out = nn.GroupNorm(norm_num_groups, width, eps=1e-6)
-        self.conv_out = Conv3d(width, out_channels)
+        self.conv_out = nn.Conv3d(width, out_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 

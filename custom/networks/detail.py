@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from custom.networks.fast.convolution import Conv3d
 from custom.networks.ms_spade import PreActivationBlock
 from custom.networks.wavelet import HaarTransform
 
@@ -30,7 +29,7 @@ class DetailTransfer(nn.Module):
     def __init__(self, num_modalities: int, *, width: int = 32, num_blocks: int = 1, hidden_channels: int = 16) -> None:
         super().__init__()
         self.haar = HaarTransform(1)
-        self.conv_in = Conv3d(16, width)
+        self.conv_in = nn.Conv3d(16, width, 3, padding=1)
         self.blocks = nn.ModuleList(
             PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
         )

@@ -10,8 +10,6 @@ from monai.networks.nets.autoencoderkl import Decoder, Encoder
 from torch import Tensor, nn
 
 from custom.networks.attention import SelfAttentionBlock
-from custom.networks.fast.convolution import forward_alone
-from custom.networks.fast.slabs import run_blocks
 from custom.networks.quantizer import Quantized, VectorQuantizer
 from custom.networks.wavelet import HaarTransform
 
@@ -137,10 +135,7 @@ class VQGAN(nn.Module):
         """Latent before the bottleneck, (B, L, h, w, d), of ``image`` (B, 1, H, W, D) in [-1, 1]."""
         if self.scale != 1.0 or self.shift != 0.0:
             image = image * self.scale + self.shift
-        x = self.haar(image)
-        if torch.jit.is_scripting():
-            return self.quant_conv(self.encoder(x))
-        return self.quant_conv(run_blocks(self.encoder.blocks, x) if forward_alone(x) else self.encoder(x))
+        return self.quant_conv(self.encoder(self.haar(image)))
 
     def quantize(self, latent: Tensor) -> Quantized:
         """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent."""
@@ -148,12 +143,7 @@ class VQGAN(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, 1, H, W, D) of a latent (B, L, h, w, d)."""
-        x = self.post_quant_conv(latent)
-        if torch.jit.is_scripting():
-            x = self.decoder(x)
-        else:
-            x = run_blocks(self.decoder.blocks, x) if forward_alone(x) else self.decoder(x)
-        image = self.haar.inverse(x)
+        image = self.haar.inverse(self.decoder(self.post_quant_conv(latent)))
         if self.scale != 1.0 or self.shift != 0.0:
             image = (image - self.shift) / self.scale
         return image

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from custom.data.dicom import is_dicom
+from custom.data.foreground import foreground
 from custom.data.readers import read_volume
-from custom.data.transforms import foreground
 from custom.utils.errors import user_message
 
 __all__ = ["PATTERN_GRID", "Checked", "check_file"]

@@ -81,7 +81,8 @@ class StageTrainer(SupervisedTrainer):
             raise ValueError(f"accumulation_steps: expected 1 or more, found {accumulation_steps}. Correct it.")
         # MONAI's own amp would set up a scaler of float16 gradients
         super().__init__(network=objective, loss_function=None, prepare_batch=prepare_tensors, amp=False, **kwargs)
-        objective.to(self.state.device)
+        if any(tensor.device != self.state.device for tensor in (*objective.parameters(), *objective.buffers())):
+            objective.to(self.state.device)
         self.objective = objective
         self.accumulation_steps = accumulation_steps
         if as_bool("gradient_checkpointing", gradient_checkpointing):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-__all__ = ["find_user_error", "in_label_server", "report_plainly", "telling_label_clients", "user_message"]
+from custom.compat import in_label_server, label_error, on_uncaught
+
+__all__ = ["find_user_error", "report_plainly", "telling_label_clients", "user_errors", "user_message"]
 
 USER_ERRORS = (ValueError, OSError)
 
@@ -23,6 +25,18 @@ def find_user_error(error: BaseException) -> BaseException | None:
     return next((e for e in _chain(error) if isinstance(e, USER_ERRORS) and _raised_here(e)), None)
 
 
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """What fails inside raises the error that this package wrote for its user, without MONAI's layers around it."""
+    try:
+        yield
+    except Exception as error:
+        known = find_user_error(error)
+        if known is None or known is error:
+            raise
+        raise known from None
+
+
 def user_message(error: BaseException, default: str) -> str:
     """Message for a user: the one written for them, or ``default`` (a file's name) with the innermost cause."""
     known = find_user_error(error)
@@ -30,11 +44,6 @@ def user_message(error: BaseException, default: str) -> str:
         return str(known)
     *_, cause = _chain(error)
     return f"{default}: {type(cause).__name__}: {cause}"
-
-
-def in_label_server() -> bool:
-    """Whether this process is the server of MONAI Label."""
-    return "monailabel.app" in sys.modules
 
 
 def telling_label_clients(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,16 +63,9 @@ def telling_label_clients(call: Callable[..., Any]) -> Callable[..., Any]:
             if known is None:
                 raise
             path = args[0].get("image_path") if args and isinstance(args[0], Mapping) else None
-            raise _http_error(known, Path(path).parent if path else None) from error
+            raise label_error(known, Path(path).parent if path else None) from error
 
     return told
-
-
-def _http_error(error: BaseException, folder: Path | None) -> Exception:
-    from fastapi import HTTPException
-
-    text = str(error) if folder is None else str(error).replace(f"{folder}/", "")
-    return HTTPException(status_code=404 if isinstance(error, FileNotFoundError) else 400, detail=text)
 
 
 def report_plainly() -> None:
@@ -71,16 +73,14 @@ def report_plainly() -> None:
 
     Other errors keep their traceback. Configs call this first in a program's run; importing changes nothing.
     """
-    if sys.excepthook is not _hook:
-        sys.excepthook = _hook
+    on_uncaught(_print_user_error)
 
 
-def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_user_error(error: BaseException) -> bool:
     known = find_user_error(error)
-    if known is None:
-        sys.__excepthook__(kind, error, trace)
-    else:
+    if known is not None:
         print(f"error: {known}", file=sys.stderr)
+    return known is not None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -20,6 +20,7 @@ from benchmarks.subject import make_network, read_config, write_head
 from custom.commands.summary import count_flops
 from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
+from custom.networks.fast import accelerate
 
 CPU = torch.device("cpu")
 SIZE = (16, 32, 16)
@@ -85,7 +86,7 @@ def test_executed_arithmetic_is_that_of_a_run(network, name: str) -> None:
     latent = torch.zeros(1, network.autoencoder.embedding_dim, *(n // network.autoencoder.downsampling for n in size))
     target = torch.zeros(1, dtype=torch.long)
     run = {"MS-SPADE": lambda: network.transfer(latent, target), "decode": lambda: network.decode(latent)}[name]
-    with torch.no_grad():
+    with torch.no_grad(), accelerate(network):
         assert executed == pytest.approx(count_flops(run) / 1e12)
     assert executed < 0.9 * plain
     assert plain == pytest.approx(count_flops(lambda: torch.enable_grad()(run)()) / 1e12)

@@ -21,7 +21,7 @@ __all__ = ["Check", "Context", "expect", "variables_of_a_client"]
 
 RUN_SECONDS = 900
 PHANTOM_SPACING = 3.0  # mm: a translation takes seconds
-PHANTOM_COUNTS = (2, 2, 1)
+PHANTOM_COUNTS = (2, 2, 2)  # each of two processes has a subject
 SHOWN = 3000  # characters of what a failed command printed
 
 
@@ -77,7 +77,7 @@ class Context:
 
     @cached_property
     def phantoms(self) -> Path:
-        """A data set of small phantoms with its datalist: two to train with, two for validation, one for test."""
+        """A data set of small phantoms with its datalist: two to train with, two for validation, two for test."""
         return ensure_phantom(self.folder / "phantoms", counts=PHANTOM_COUNTS, spacing=PHANTOM_SPACING)
 
     @cached_property

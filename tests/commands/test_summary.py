@@ -10,8 +10,10 @@ from torch import nn
 
 import custom.commands.summary
 import custom.training.memory
-from custom.commands.summary import Row, config_folder, count_flops, preset_network, summarize, summary, training_memory
+import custom.utils.bundle
+from custom.commands.summary import Row, count_flops, preset_network, summarize, summary, training_memory
 from custom.networks.weights import compact
+from custom.utils.bundle import config_folder
 
 
 def named(rows: list[Row]) -> dict[tuple[str, str], Row]:
@@ -127,7 +129,7 @@ def test_unknown_preset() -> None:
 
 @pytest.mark.parametrize("layout", ["bundle/configs", "configs"])
 def test_configs_in_the_tree_or_in_a_packaged_bundle(tmp_path: Path, monkeypatch, layout: str) -> None:
-    monkeypatch.setattr(custom.commands.summary, "ROOT", tmp_path)
+    monkeypatch.setattr(custom.utils.bundle, "ROOT", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"expected bundle/configs/inference\.json or configs/inference\.json"):
         config_folder()
     (tmp_path / layout).mkdir(parents=True)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader
-from monai.transforms import Compose, DivisiblePadd, Orientationd, ScaleIntensityRangePercentilesd
+from monai.transforms import Compose
 from torch import nn
 
 from custom.data.datalist import write_datalist
-from custom.data.transforms import CropForegroundUniond, LoadVolumed
+from custom.data.preprocessing import preprocessing
 from custom.evaluation.evaluator import (
     NativeGrid,
     SubjectDataset,
@@ -35,19 +35,8 @@ MODALITIES = ("t1", "t2", "flair")
 SHAPE = (26, 30, 22)
 
 
-def preprocessing() -> Compose:
-    keys = (*MODALITIES, "seg")
-    some = {"allow_missing_keys": True}
-    return Compose(
-        [
-            LoadVolumed(keys, **some),
-            Orientationd(keys, axcodes="RAS", labels=None, **some),
-            CropForegroundUniond(keys, MODALITIES, **some),
-            ScaleIntensityRangePercentilesd(MODALITIES, 0.5, 99.5, -1.0, 1.0, clip=True, **some),
-            DivisiblePadd(MODALITIES, 8, value=-1.0, **some),
-            DivisiblePadd("seg", 8, **some),
-        ]
-    )
+def transforms() -> Compose:
+    return preprocessing(MODALITIES, labels="seg", divisor=8)
 
 
 def write_subject(folder: Path, subject: str, modalities: tuple[str, ...] = MODALITIES, *, lesion: bool = True) -> dict:
@@ -69,7 +58,7 @@ def write_subject(folder: Path, subject: str, modalities: tuple[str, ...] = MODA
 
 def test_native_grid_equals_the_scan_and_scores_equal_those_in_the_box(tmp_path):
     entry = write_subject(tmp_path, "case")
-    transform = preprocessing()
+    transform = transforms()
     item = transform(entry)
     to_native = NativeGrid(item, transform)
     scan = torch.from_numpy(nib.load(entry["t1"]).get_fdata(dtype=np.float32))
@@ -80,7 +69,9 @@ def test_native_grid_equals_the_scan_and_scores_equal_those_in_the_box(tmp_path)
     assert ratio == pytest.approx(1.0, abs=1e-5)
     assert torch.equal(truth > 0, scan > 0)
     native = make_reference(item, "t1", to_native).score(to_native(unit(item["t2"]), "t1"))
-    boxed = Reference(unit(item["t1"])[0], lesion=item["seg"][0] > 0).score(unit(item["t2"])[0])
+    boxed = Reference(unit(item["t1"])[0], brain=item["t1_foreground"][0], lesion=item["seg"][0] > 0).score(
+        unit(item["t2"])[0]
+    )
     for region in ("brain", "lesion"):
         assert native[region] == pytest.approx(boxed[region], rel=1e-4, abs=1e-5)
 
@@ -99,7 +90,7 @@ def run(
     **settings: object,
 ) -> TranslationEvaluator:
     """An evaluation that keeps its results in ``folder``; the evaluator afterwards."""
-    kept, transform = store(folder, network, **settings), preprocessing()
+    kept, transform = store(folder, network, **settings), transforms()
     loader = DataLoader(SubjectDataset(entries, transform, store=kept), batch_size=1)
     handlers = [ProgressHandler(), ReportHandler(folder, modalities=MODALITIES, pairs=[("t1", "t2")], num_figures=1)]
     engine = TranslationEvaluator(
@@ -161,7 +152,7 @@ def test_what_has_changed_is_evaluated_anew(tmp_path):
     assert store(tmp_path, network, inferer=inferer).fingerprint(entry) == same
     assert store(tmp_path, network.eval(), inferer=inferer).fingerprint(entry) == same
     assert store(tmp_path, network, inferer=PairwiseInferer(MODALITIES, seed=1)).fingerprint(entry) != same
-    assert store(tmp_path, network, inferer=inferer, preprocessing=preprocessing()).fingerprint(entry) != same
+    assert store(tmp_path, network, inferer=inferer, preprocessing=transforms()).fingerprint(entry) != same
     network.num_inference_steps = 3
     assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same
     del network.num_inference_steps

@@ -7,6 +7,7 @@ import torch
 from monai.data import MetaTensor
 
 from custom.inference.inferer import TranslationInferer
+from custom.networks.diffusion import draw_noise
 from custom.networks.fast import slabs
 from custom.networks.fast.workspace import current_workspace
 
@@ -73,7 +74,7 @@ def test_channels_follow_the_targets(tiny_translator) -> None:
 def test_equals_the_network_itself(tiny_translator, assert_near) -> None:
     image = images(1)
     with torch.no_grad():
-        noise = tiny_translator.draw_noise(tiny_translator.encode(image), 5)
+        noise = draw_noise(tiny_translator.encode(image), 5)
         expected = tiny_translator(image, torch.tensor([2]), noise).clamp(-1, 1)
     assert_near(TranslationInferer("t2", seed=5)(image, tiny_translator), expected)
 

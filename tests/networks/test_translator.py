@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from custom.networks import (
     RectifiedFlow,
     StyleTransfer,
 )
-from custom.networks.diffusion import PREDICTION_TYPES
+from custom.networks.diffusion import PREDICTION_TYPES, draw_noise
 from custom.networks.translator import CONDITIONINGS
 
 M, L = 3, 2
@@ -93,7 +95,6 @@ def test_shapes_and_attributes(tiny_translator) -> None:
     assert tiny_translator.transfer(z, torch.tensor([3, 1])).shape == z.shape
     assert tiny_translator.decode(z).shape == x.shape
     assert tiny_translator(x).shape == x.shape
-    assert tiny_translator.translate(x[:1], torch.tensor([0, 1, 3])).shape == (3, 1, 16, 16, 32)
 
 
 def test_forward_is_the_chain_of_its_parts(trained, assert_near) -> None:
@@ -111,28 +112,13 @@ def test_batch_equals_items(trained, check_batch) -> None:
 def test_same_seed_same_volume_in_batch_or_single(trained, assert_near) -> None:
     network, x = trained(), image(3)
     targets = torch.tensor([2, 0, 1])
-    noise = network.draw_noise(network.encode(x), seed=5)
+    noise = draw_noise(network.encode(x), 5)
     assert noise.shape == (1, L, 4, 2, 4)
-    assert torch.equal(noise, network.draw_noise(network.encode(x[:1]), seed=5))
-    assert not torch.equal(noise, network.draw_noise(network.encode(x), seed=6))
+    assert torch.equal(noise, draw_noise(network.encode(x[:1]), 5))
+    assert not torch.equal(noise, draw_noise(network.encode(x), 6))
     batch = network(x, targets, noise)
     for i in range(3):
         assert_near(batch[i : i + 1], network(x[i : i + 1], targets[i : i + 1], noise))
-
-
-def test_translate_equals_forward_for_each_target(trained, assert_near) -> None:
-    network, x, noise = trained(), image(1), latent(1)
-    found = network.translate(x, torch.tensor([1, 2, 0]), noise)
-    for row, target in zip(found.split(1), (1, 2, 0), strict=True):
-        assert_near(row, network(x, torch.tensor([target]), noise))
-
-
-def test_translate_encodes_once(trained, monkeypatch) -> None:
-    network, calls = trained(), []
-    encode = network.autoencoder.encode
-    monkeypatch.setattr(network.autoencoder, "encode", lambda x: calls.append(len(x)) or encode(x))
-    network.translate(image(1), torch.tensor([0, 1, 2]))
-    assert calls == [1]
 
 
 def test_default_target(trained) -> None:
@@ -238,6 +224,29 @@ def test_stochastic_sampler_follows_its_start_alone(trained, schedule: str, asse
     assert_near(pair[:1], first)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"eta": 1.0}, {"strength": 0.4}, {"requantize": True}], ids=lambda s: next(iter(s))
+)
+def test_settings_of_a_call_stand_for_the_network_s_own(trained, settings: dict) -> None:
+    network, args = trained(), (latent(), latent(), TARGETS, latent())
+    before, own = dict(vars(network)), network.sample(*args)
+    found = network.sample(*args, **settings)
+    assert torch.equal(found, trained_alike(network, settings).sample(*args))
+    assert not torch.equal(found, own)
+    assert {name: getattr(network, name) for name in ("eta", "strength", "requantize")} == {
+        name: before[name] for name in ("eta", "strength", "requantize")
+    }
+    assert torch.equal(network.sample(*args), own)
+
+
+def trained_alike(network: LatentTranslator, settings: dict) -> LatentTranslator:
+    """A copy of the network with these settings as its own."""
+    other = deepcopy(network)
+    for name, value in settings.items():
+        setattr(other, name, value)
+    return other
+
+
 def test_number_of_steps(trained) -> None:
     network, args = trained(), (latent(), latent(), TARGETS, latent())
     assert torch.equal(network.sample(*args), network.sample(*args, 2))
@@ -262,8 +271,7 @@ def test_script_equals_eager(trained, settings: dict, assert_near) -> None:
     with torch.no_grad(), torch.jit.optimized_execution(False):
         for name, args in {
             "forward": (x, TARGETS, noise),
-            "translate": (x[:1], torch.tensor([0, 1, 2]), noise[:1]),
-            "sample": (z, target_like, TARGETS, noise, 3),
+            "sample": (z, target_like, TARGETS, noise, 3, 1.0, 0.5, True),
             "encode": (x,),
             "transfer": (z, TARGETS),
             "decode": (z,),

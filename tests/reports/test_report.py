@@ -50,7 +50,8 @@ def one_subject(results: Results, subject: str, seed: int, *, labelled: bool) ->
         methods = [CEILING] if source == target else [COPY_SOURCE, FULL_MODEL]
         for method in methods:
             values = truths[source] if method == COPY_SOURCE else 0.9 * truths[target]
-            scores = Reference(torch.from_numpy(truths[target])).score(torch.from_numpy(values))
+            truth = torch.from_numpy(truths[target])
+            scores = Reference(truth, brain=truth > 0).score(torch.from_numpy(values))
             result.rows += rows_of(subject, source, target, method, scores)
             pictures.add((method, source, target), values, scroll=method != COPY_SOURCE)
         result.costs.append([methods[-1], source, target, 1.5, 4, 100.0])

@@ -29,7 +29,9 @@ from custom.networks.fast.convolution import (
 )
 from custom.networks.fast.workspace import Workspace, current_workspace
 
-__all__ = ["run_blocks"]
+__all__ = ["BLOCKS", "run_blocks"]
+
+BLOCKS = (Convolution, UpSample, AEKLDownsample, AEKLResBlock, SelfAttentionBlock, nn.GroupNorm, nn.SiLU)
 
 # on a CPU 16 MB in float32 (64 channels of 192 × 144 voxels: 2 planes): what is larger than 32 MB the C library returns
 # to the system when it is freed, and has to fetch anew for the next slab; a GPU prefers few slabs
@@ -74,8 +76,8 @@ def run_blocks(blocks: Sequence[nn.Module], x: Tensor, *, slab_elements: int | N
     """What ``for block in blocks: x = block(x)`` gives, within rounding.
 
     Args:
-        blocks: those of MONAI's ``Encoder`` or ``Decoder``, ``SiLU`` allowed between the last normalisation and the
-            last convolution.
+        blocks: those of a ``VQGAN``'s ``Encoder`` or ``Decoder`` (``BLOCKS``), ``SiLU`` allowed between the last
+            normalisation and the last convolution.
         x: input (B, C, h, w, d); items are computed one after the other.
         slab_elements: bound on the elements of a slab; a slab has one plane at least. By default what suits the device.
 

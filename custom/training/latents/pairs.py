@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from custom.networks import LatentTranslator
+from custom.networks.fast import accelerate
 from custom.training.latents.cache import LatentCache
 from custom.training.latents.sampling import RandModalityPaird, check_pairable
 from custom.training.latents.target_like import pair_number, translate_subjects
@@ -113,7 +114,7 @@ def _encode(network: LatentTranslator, images: Tensor, device: torch.device, amp
     """Indices of codes (m, h, w, d), or latents (m, L, h, w, d) without a codebook, of ``images`` (m, 1, H, W, D)."""
     parts = []
     for image in images.unsqueeze(1):  # one at a time: a subject's images together may not fit the device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+        with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
             quantized = network.autoencoder.quantize(network.autoencoder.encode(image.to(device)))
         parts.append(quantized.indices if quantized.indices.numel() else quantized.latent)
     return torch.cat(parts)
