@@ -32,23 +32,25 @@ def image() -> Tensor:
     return torch.rand((2, 1, 16, 16, 32), generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+@torch.no_grad()
 def by_hand(network: LatentTranslator, image: Tensor, seed: int, **settings) -> Tensor:
-    with torch.no_grad(), accelerate(network):
-        latent = network.encode(image)
-        target_like = network.transfer(latent, INDEX)
-        sampled = network.sample(latent, target_like, INDEX, draw_noise(latent, seed), **settings)
-        return network.render(sampled, image, INDEX)
+    latent = network.encode(image)
+    target_like = network.transfer(latent, INDEX)
+    sampled = network.sample(latent, target_like, INDEX, draw_noise(latent, seed), **settings)
+    return network.render(sampled, image, INDEX)
 
 
+@torch.no_grad()
 def test_results_are_those_of_the_network_s_parts(network, image) -> None:
     translation = Translation(network, image)
-    with torch.no_grad(), accelerate(network):
+    with accelerate(network):  # as a translation computes
         latent = network.encode(image)
-        decoded = network.decode(latent)
-        styled = network.render(network.transfer(latent, INDEX), image, INDEX)
-    assert torch.equal(translation.reconstruct().image, decoded.clamp(-1, 1))
-    assert torch.equal(translation.spade_only(TARGET).image, styled.clamp(-1, 1))
-    assert torch.equal(translation.translate(TARGET, seed=3).image, by_hand(network, image, 3).clamp(-1, 1))
+        reconstruction = network.decode(latent)
+        by_style = network.render(network.transfer(latent, INDEX), image, INDEX)
+        whole = by_hand(network, image, 3)
+    assert torch.equal(translation.reconstruct().image, reconstruction.clamp(-1, 1))
+    assert torch.equal(translation.spade_only(TARGET).image, by_style.clamp(-1, 1))
+    assert torch.equal(translation.translate(TARGET, seed=3).image, whole.clamp(-1, 1))
 
 
 @pytest.mark.parametrize("scripted", [False, True], ids=["eager", "scripted"])
