@@ -20,7 +20,9 @@ from custom.inference.dicom_writer import write_dicom
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
 from custom.utils.modalities import BRATS_MODALITIES
 
-pytest_plugins = tuple(f"tests.fixtures.{name}" for name in ("brains", "elsewhere", "near", "order", "skips", "toy"))
+pytest_plugins = tuple(
+    f"tests.fixtures.{name}" for name in ("brains", "elsewhere", "foreign", "near", "order", "skips", "toy")
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -13,14 +13,14 @@ import torch
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler
 
-from custom.networks.weights import compact, load_weights
+from custom.networks.weights import compact, load_weights, read_weights
 from custom.training.random_state import random_state, restore_random_state
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main
 from custom.utils.files import appearing_whole
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
-__all__ = ["Checkpoints", "load_stage", "require_stage", "write_atomically"]
+__all__ = ["Checkpoints", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,29 @@ def require_stage(path: str | os.PathLike, trained_by: str) -> None:
             f"{path}: expected {STAGE_BEFORE}; found no file. Run the training of {trained_by} first, "
             "with the same output_dir, or name other weights."
         )
+
+
+def load_pretrained(network: Network, path: str | os.PathLike | None) -> Network:
+    """``network`` with every part that a file of weights holds, strictly; the others keep their weights.
+
+    Args:
+        network: the translator.
+        path: of a flat state dict, such as ``import-weights`` writes; None leaves the network as it is.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if the weights do not fit, or belong to no part of the network.
+    """
+    if path is None:
+        return network
+    held = {name.partition(".")[0] for name in read_weights(path)}
+    parts = [name for name, part in network.named_children() if name in held and any(True for _ in part.parameters())]
+    if not parts:
+        raise ValueError(
+            f"{path}: expected weights of {', '.join(name for name, _ in network.named_children())}; found "
+            f"{', '.join(sorted(held)[:4])}. Import weights from elsewhere first: python -m custom import-weights."
+        )
+    return load_weights(network, path, parts)
 
 
 class Checkpoints:

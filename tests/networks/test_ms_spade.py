@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.spade_norm import SPADE
-from torch import Tensor, nn
+from torch import nn
 
 from custom.networks import (
     MSSPADE,
@@ -188,27 +188,3 @@ def test_channel_norm_does_not_depend_on_the_rest_of_the_volume(assert_near) -> 
 def test_unknown_norm() -> None:
     with pytest.raises(ValueError, match=r"norm: expected one of .*instance.*channel.*found 'batch'"):
         MSSPADE(M, 4, norm="batch")
-
-
-def release_state(state: dict[str, Tensor], num_modalities: int) -> dict[str, Tensor]:
-    """The release's ``spade.block.*`` as a state dict of ``ReleaseStyleTransfer``: kernels stacked by modality."""
-    mapped: dict[str, Tensor] = {}
-    for i in range(4):
-        for kind in ("weight", "bias"):
-            for n in (0, 1):
-                mapped[f"blocks.{i}.conv{n + 1}.{kind}"] = state[f"spade.block.{i}.conv_{n}.{kind}"]
-                spades = [f"spade.block.{i}.norm_{n}.spades.{m}" for m in range(num_modalities)]
-                shared = [state[f"{s}.mlp_shared.0.{kind}"] for s in spades]
-                maps = [torch.cat([state[f"{s}.mlp_{part}.{kind}"] for part in ("gamma", "beta")]) for s in spades]
-                mapped[f"blocks.{i}.norm{n + 1}.shared.{kind}"] = torch.stack(shared)
-                mapped[f"blocks.{i}.norm{n + 1}.gamma_beta.{kind}"] = torch.stack(maps)
-        mapped[f"blocks.{i}.shortcut.weight"] = state[f"spade.block.{i}.conv_s.weight"]
-    return mapped
-
-
-def test_release_style_transfer_computes_what_the_release_does(release_layout, assert_near) -> None:
-    config = release_layout["config"]
-    network = ReleaseStyleTransfer(config["num_classes"], config["embed_dim"], width=config["spade_width"])
-    network.load_state_dict(release_state(release_layout["state_dict"], config["num_classes"]), strict=True)
-    found = network(release_layout["quantized"], release_layout["target"])
-    assert_near(found, release_layout["target_like"], tolerance=5e-5)

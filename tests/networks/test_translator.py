@@ -13,6 +13,7 @@ from custom.networks import (
     ConditionalUNet,
     IdentityTransfer,
     LatentTranslator,
+    NoDenoiser,
     NoiseSchedule,
     RectifiedFlow,
     StyleTransfer,
@@ -331,3 +332,14 @@ def test_every_trained_parameter_gets_a_gradient(trained) -> None:
 def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         translator(**settings)
+
+
+def test_without_a_denoiser_it_is_ms_spade_alone(check_script) -> None:
+    image, target = torch.rand(2, 1, 8, 8, 8) * 2 - 1, TARGETS
+    network = translator(unet=NoDenoiser(), num_inference_steps=0)
+    latent = network.encode(image)
+    assert torch.equal(network(image, target), network.decode(network.transfer(latent, target)))
+    check_script(network, image, target)
+    noise = torch.randn_like(latent)
+    with pytest.raises(ValueError, match="num_inference_steps: expected 0, as these weights hold no diffusion"):
+        network.sample(latent, latent, target, noise, 2)

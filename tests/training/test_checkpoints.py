@@ -20,7 +20,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandSpatialCropSamplesd
 
 from custom.networks import LatentTranslator
-from custom.training.checkpoints import Checkpoints, load_stage, require_stage, write_atomically
+from custom.training.checkpoints import Checkpoints, load_pretrained, load_stage, require_stage, write_atomically
 from custom.training.handlers import MovingAverage
 from custom.training.latents.sampling import RandModalityd
 from custom.training.objectives import AutoencoderObjective
@@ -399,3 +399,43 @@ def test_random_state_of_other_transforms_is_an_error() -> None:
     DataLoader(data)
     with pytest.raises(ValueError, match=r"expected a random transform at data.transform.*; found none"):
         restore_random_state(random_state(data))
+
+
+def test_training_starts_from_what_a_file_holds(tmp_path: Path) -> None:
+    def make() -> torch.nn.ModuleDict:
+        parts = {"first": torch.nn.Linear(2, 2), "second": torch.nn.Linear(2, 2), "bare": torch.nn.Identity()}
+        return torch.nn.ModuleDict(parts)
+
+    network, given = make(), make()
+    kept = network["second"].weight.clone()
+    write_atomically({k: v for k, v in given.state_dict().items() if k.startswith("first")}, tmp_path / "first.pt")
+    assert load_pretrained(network, tmp_path / "first.pt") is network
+    assert torch.equal(network["first"].weight, given["first"].weight)
+    assert torch.equal(network["second"].weight, kept)
+
+
+def test_training_starts_anew_without_a_file() -> None:
+    network = torch.nn.Linear(2, 2)
+    before = network.weight.clone()
+    assert load_pretrained(network, None) is network
+    assert torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"third.weight": torch.ones(2, 2)}, "start.pt: expected weights of first; found third. Import weights"),
+        ({"first.weight": torch.ones(3, 2), "first.bias": torch.ones(2)}, "1 tensors of another shape"),
+        ({"first.weight": torch.ones(2, 2)}, "1 missing tensors .first.bias."),
+    ],
+)
+def test_start_that_does_not_fit(state: dict[str, torch.Tensor], message: str, tmp_path: Path) -> None:
+    write_atomically(state, tmp_path / "start.pt")
+    network = torch.nn.ModuleDict({"first": torch.nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(network, tmp_path / "start.pt")
+
+
+def test_start_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="found no file"):
+        load_pretrained(torch.nn.Linear(2, 2), tmp_path / "start.pt")

@@ -18,6 +18,7 @@ from monai.networks.blocks import Convolution, UpSample
 from monai.networks.nets.autoencoderkl import AEKLDownsample, AEKLResBlock
 from torch import Tensor, nn
 
+from custom.networks.attention import SelfAttentionBlock
 from custom.networks.fast.convolution import (
     CHANNELS_LAST,
     SlabConvolution,
@@ -30,7 +31,7 @@ from custom.networks.fast.workspace import Workspace, current_workspace
 
 __all__ = ["BLOCKS", "run_blocks"]
 
-BLOCKS = (Convolution, UpSample, AEKLDownsample, AEKLResBlock, nn.GroupNorm, nn.SiLU)
+BLOCKS = (Convolution, UpSample, AEKLDownsample, AEKLResBlock, SelfAttentionBlock, nn.GroupNorm, nn.SiLU)
 
 # on a CPU 16 MB in float32 (64 channels of 192 × 144 voxels: 2 planes): what is larger than 32 MB the C library returns
 # to the system when it is freed, and has to fetch anew for the next slab; a GPU prefers few slabs
@@ -75,8 +76,8 @@ def run_blocks(blocks: Sequence[nn.Module], x: Tensor, *, slab_elements: int | N
     """What ``for block in blocks: x = block(x)`` gives, within rounding.
 
     Args:
-        blocks: those of MONAI's ``Encoder`` or ``Decoder`` without attention (``BLOCKS``), ``SiLU`` allowed between the
-            last normalisation and the last convolution.
+        blocks: those of a ``VQGAN``'s ``Encoder`` or ``Decoder`` (``BLOCKS``), ``SiLU`` allowed between the last
+            normalisation and the last convolution.
         x: input (B, C, h, w, d); items are computed one after the other.
         slab_elements: bound on the elements of a slab; a slab has one plane at least. By default what suits the device.
 
@@ -125,7 +126,9 @@ class _Run(NamedTuple):
             return self.downsample(values, _conv(block.conv))
         if isinstance(block, AEKLResBlock) and isinstance(x, _Map):
             return self.residual(block, x)
-        raise TypeError(f"expected a block of MONAI's Encoder or Decoder without attention; found {block}.")
+        if isinstance(block, SelfAttentionBlock):
+            return self.attention(block, values)
+        raise TypeError(f"expected a block of MONAI's Encoder or Decoder; found {block}.")
 
     def residual(self, block: AEKLResBlock, x: _Map) -> _Map:
         """The block's result; where the channels stay it overwrites ``x``."""
@@ -136,6 +139,13 @@ class _Run(NamedTuple):
         result = self.convolve(h.values, _conv(block.conv2), _Normalization.of(block.norm2, h, silu=True), into=into)
         self.memory.give(h.values)
         return result
+
+    def attention(self, block: SelfAttentionBlock, x: Tensor) -> _Map:
+        """The block's result: every voxel looks at all others, so there are no slabs."""
+        result, statistics = self.memory.take(x, x.shape[1], x.shape[2:]), _Statistics()
+        result.copy_(block(x.contiguous()))
+        statistics.add(result)
+        return statistics.of(result)
 
     def convolve(
         self, x: Tensor, conv: nn.Conv3d, prepare: _Normalization | None = None, *, into: Tensor | None = None

@@ -45,6 +45,14 @@ def test_equals_the_modules(autoencoder: VQGAN, half: str, shape: tuple[int, ...
     assert_near(found, expected)
 
 
+@pytest.mark.parametrize(("half", "shape"), [("encoder", IMAGE), ("decoder", LATENT)])
+def test_equals_the_modules_with_attention(half: str, shape: tuple[int, ...], randomize, assert_near) -> None:
+    sizes = {"num_res_blocks": [1, 1, 1], "norm_num_groups": 4, "attention_levels": [False, False, True]}
+    network = randomize(VQGAN([8, 8, 16], LATENT[1], 32, **sizes, nonlocal_attention=True)).eval()
+    module, x = getattr(network, half), torch.randn(shape)
+    assert_near(run_blocks(module.blocks, x, slab_elements=16 * x.shape[3] * x.shape[4]), reference(module, x))
+
+
 def test_statistics_are_those_of_the_whole_volume(autoencoder: VQGAN, assert_near) -> None:
     """One end of the volume is bright: slabs normalised by themselves would not show it."""
     x = torch.randn(1, 1, 32, 8, 8)
