@@ -92,7 +92,7 @@ def _arguments(parser: ConfigParser, part: str, network: LatentTranslator) -> di
     given = {name: parser.get_parsed_content(f"{place}#{name}") for name in parser[place] if not name.startswith("_")}
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        for name, parameter in inspect.signature(kind).parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
     return {**defaults, **given}

@@ -57,7 +57,8 @@ def training_preset(
     else:
         overlay = {"network_def#style_transfer#latent_channels": latent, **EPSILON_TRAINING, **_diffusion(schedule)}
         overlay |= {"network_def#conditioning": conditioning, "network_def#detail": None}
-    divisor = build(definitions["unet"]).spatial_divisor if "unet" in definitions else 4  # of the presets' UNets
+    unet: Any = build(definitions["unet"]) if "unet" in definitions else None
+    divisor = 4 if unet is None else unet.spatial_divisor  # 4 of the presets' UNets
     name = re.sub(r"[^\w.-]", "_", weights.stem)  # it stands in an expression
     overlay |= {
         "modalities": list(modalities),
@@ -84,7 +85,7 @@ def preset(
     With MS-SPADE they translate; an autoencoder alone gives reconstructions, under that name.
     """
     translates = "style_transfer" in definitions
-    overlay = {
+    overlay: dict[str, Any] = {
         "modalities": list(modalities) if translates else [RECONSTRUCTION],
         "spatial_divisor": _downsampling(definitions),
         "ckpt_path": str(weights),

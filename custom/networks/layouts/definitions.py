@@ -65,7 +65,7 @@ def find_definition(
         raise ValueError(f"{shown}: {places[0]}: {error!s:.200}. Give all files that it refers to.") from error
     given = {k: v for k, v in item.get_config().items() if not k.startswith("_")}
     arguments = {(renamed or {}).get(k, k): v for k, v in given.items()}
-    known = inspect.signature(signature.__init__).parameters
+    known = inspect.signature(signature).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for name, value in arguments.items():
         if not _is_plain(value):

@@ -69,7 +69,9 @@ def autoencoder(network: nn.Module, arguments: Mapping[str, Any]) -> Exported:
     activated = bool(arguments["final_activation"])
     if activated:
         for half in (built.encoder, built.decoder):
-            half.blocks.insert(len(half.blocks) - 1, nn.SiLU())
+            blocks = half.get_submodule("blocks")
+            assert isinstance(blocks, nn.ModuleList)
+            blocks.insert(len(blocks) - 1, nn.SiLU())
     own = {
         half: _labels(half, depth, attends, bool(arguments["nonlocal_attention"]), activated)
         for half, depth in (("encoder", encoder), ("decoder", decoder))
@@ -126,7 +128,7 @@ def _moments(network: nn.Module, latent: int) -> dict[str, Tensor]:
     """The two 1³ convolutions at the latent; of a quantised one the spread is none."""
     moments = {}
     for kind, spread in (("weight", 0.0), ("bias", NO_SPREAD)):
-        tensor = network.quant_conv.state_dict()[f"conv.{kind}"]
+        tensor = network.get_submodule("quant_conv").state_dict()[f"conv.{kind}"]
         moments[f"quant_conv_mu.conv.{kind}"] = tensor[:latent]
         whole = len(tensor) == 2 * latent
         moments[f"quant_conv_log_sigma.conv.{kind}"] = tensor[latent:] if whole else torch.full_like(tensor, spread)
@@ -141,7 +143,7 @@ def quantizer(network: nn.Module) -> Exported | None:
         "num_embeddings": network.bottleneck.num_embeddings,
         "embedding_dim": network.bottleneck.embedding_dim,
     }
-    names = EMAQuantizer(3, **sizes).state_dict()
+    names = EMAQuantizer(3, sizes["num_embeddings"], sizes["embedding_dim"]).state_dict()
     state = {name: network.bottleneck.state_dict()[name] for name in names}
     target = "monai.networks.layers.vector_quantizer.EMAQuantizer"
     return Exported({"quantizer_def": {"_target_": target, "spatial_dims": 3, **sizes}}, state)
