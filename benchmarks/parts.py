@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,11 +72,12 @@ def measure_parts(
         "MS-SPADE": lambda: network.transfer(kept["quantise"], target),
         "step": lambda: network.predict(kept["noise"], kept["quantise"], kept["MS-SPADE"], time, target),
         "decode": lambda: network.decode(kept["MS-SPADE"]),
-        "detail": lambda: network.detail(kept["decode"], kept["image"], target),
         "write": lambda: postprocess({**kept["preprocess"], "pred": kept["pred"]}),
     }
-    if network.detail is None:
-        del parts["detail"]
+    if (detail := network.detail) is not None:
+        writing = parts.pop("write")
+        parts["detail"] = lambda: detail(kept["decode"], kept["image"], target)
+        parts["write"] = writing
     rows, rate = [], ConvolutionRate(device, amp=amp)
     for name, part in parts.items():
         with accelerate(network), autocast(device, amp):
@@ -92,7 +93,7 @@ def measure_parts(
     return rows, kept
 
 
-def total_seconds(parts: list[Part], steps: int) -> float:
+def total_seconds(parts: Sequence[Part], steps: int) -> float:
     """Of a translation with that many sampler steps."""
     return sum(part.seconds * (steps if part.name == "step" else 1) for part in parts)
 
@@ -130,6 +131,7 @@ def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> float
         "MS-SPADE": lambda: network.transfer(latent, index),
         "step": lambda: network.predict(latent, latent, latent, index, index),
         "decode": lambda: network.decode(latent),
-        "detail": lambda: network.detail(image, image, index),
     }
+    if (detail := network.detail) is not None:
+        parts["detail"] = lambda: detail(image, image, index)
     return count_flops(parts[name]) / 1e12

@@ -8,16 +8,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-# tensors without content on any device: the only ones that autocast, indexing and optimisers take as they are; torch
-# 2.13 documents FakeTensorMode and TorchDispatchMode under these names, and has no others for them
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only  # visits the tensors in what an operation returns, as torch itself does
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_map_only
 
 __all__ = ["FakeTensorMode", "TorchDispatchMode", "in_label_server", "label_error", "on_uncaught", "tree_map_only"]
+
+# FakeTensorMode: tensors without content on any device, the only ones that autocast, indexing and optimisers take as
+# they are; torch 2.13 documents it and TorchDispatchMode under these names, and has no others for them. tree_map_only
+# visits the tensors in what an operation returns, as torch itself does.
+_OF_TORCH = {
+    "FakeTensorMode": "torch._subclasses.fake_tensor",
+    "TorchDispatchMode": "torch.utils._python_dispatch",
+    "tree_map_only": "torch.utils._pytree",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only where a name of it is asked for: the command line's help needs none."""
+    if name in _OF_TORCH:
+        return getattr(import_module(_OF_TORCH[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def in_label_server() -> bool:

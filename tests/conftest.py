@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,12 +20,8 @@ from custom.inference.dicom_writer import write_dicom
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
 from custom.utils.modalities import BRATS_MODALITIES
 
-pytest_plugins = (
-    "tests.fixtures.brains",
-    "tests.fixtures.foreign",
-    "tests.fixtures.near",
-    "tests.fixtures.skips",
-    "tests.fixtures.toy",
+pytest_plugins = tuple(
+    f"tests.fixtures.{name}" for name in ("brains", "elsewhere", "foreign", "near", "order", "skips", "toy")
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -270,39 +264,3 @@ def make_tiny_translator(num_modalities: int = len(BRATS_MODALITIES)) -> LatentT
 def tiny_translator() -> LatentTranslator:
     """See :func:`make_tiny_translator`; do not change it in a test."""
     return make_tiny_translator()
-
-
-# an editable install adds a finder for `custom`; without it only a bundle's own copy can be found
-_WITHOUT_REPOSITORY = f"""
-import runpy, sys
-marked = lambda finder: "__editable__" in getattr(finder, "__module__", "") + getattr(finder, "__name__", "")
-sys.meta_path[:] = [finder for finder in sys.meta_path if not marked(finder)]
-sys.path[:] = [path for path in sys.path if path not in ({str(REPOSITORY)!r}, "")]
-sys.argv[:] = sys.argv[1:]
-run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
-run(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.fixture(scope="session")
-def elsewhere() -> Callable[..., str]:
-    """``elsewhere("monai.bundle", "run", ...)`` or ``elsewhere("script.py", ...)`` → what it printed.
-
-    Python runs it from ``/`` and without the repository's ``custom``. ``expect`` is the exit status; where it is not 0
-    the result is the standard error. ``pythonpath`` is the one folder that is put on the path.
-    """
-
-    def run(*command: str | os.PathLike, expect: int = 0, pythonpath: str | os.PathLike = "") -> str:
-        result = subprocess.run(
-            [sys.executable, "-P", "-c", _WITHOUT_REPOSITORY, *map(str, command)],
-            cwd="/",
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "PYTHONPATH": str(pythonpath)},
-            check=False,
-        )
-        assert result.returncode == expect, result.stdout[-2000:] + result.stderr[-4000:]
-        return result.stdout if expect == 0 else result.stderr
-
-    return run

@@ -28,6 +28,7 @@ from custom.networks.weights import load_weights
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 SAME = 1e-4  # of the largest value: exported networks take the plain convolutions, whose sums have another order
+pytestmark = pytest.mark.slow
 WORKFLOWS = ("train_autoencoder", "train_spade", "train", "inference", "evaluate")
 TINY = {
     "autoencoder#channels": [8],

@@ -184,6 +184,7 @@ def chain(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("name", STAGES)
+@pytest.mark.slow
 def test_training_moves_its_own_part_only(chain: Chain, name: str) -> None:
     stage = chain.stages[name]
     state = stage.workflow.parser.get_parsed_content("network").state_dict()
@@ -192,6 +193,7 @@ def test_training_moves_its_own_part_only(chain: Chain, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
+@pytest.mark.slow
 def test_training_writes_its_files(chain: Chain, name: str) -> None:
     folder = chain.output / FOLDERS[name]
     assert {"best.pt", "last.pt", "losses.csv"} <= {p.name for p in folder.iterdir()}
@@ -203,10 +205,12 @@ def test_training_writes_its_files(chain: Chain, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
+@pytest.mark.slow
 def test_training_has_the_properties_that_monai_asks_for(chain: Chain, name: str) -> None:
     assert chain.stages[name].workflow.check_properties() == []
 
 
+@pytest.mark.slow
 def test_frozen_stages_reach_the_model_unchanged(chain: Chain) -> None:
     model = torch.load(chain.model, weights_only=True)
     first = compact(torch.load(chain.output / "autoencoder" / "best.pt", weights_only=True))
@@ -220,6 +224,7 @@ def test_frozen_stages_reach_the_model_unchanged(chain: Chain) -> None:
     assert [p.name for p in chain.model.parent.iterdir()] == ["model.pt"]
 
 
+@pytest.mark.slow
 def test_inference_loads_what_the_trainings_wrote(chain: Chain, phantoms: Path, tmp_path: Path) -> None:
     source = next(phantoms.glob("*/*_t1.nii.gz"))
     workflow = ConfigWorkflow(
@@ -235,6 +240,7 @@ def test_inference_loads_what_the_trainings_wrote(chain: Chain, phantoms: Path, 
     assert found == [f"{stem}_flair_synthetic.nii.gz", f"{stem}_t2_synthetic.nii.gz"]
 
 
+@pytest.mark.slow
 def test_training_resumes(chain: Chain, phantoms: Path, tmp_path: Path) -> None:
     (tmp_path / "spade").mkdir()
     for name in ("best.pt", "last.pt", "losses.csv"):
@@ -245,6 +251,7 @@ def test_training_resumes(chain: Chain, phantoms: Path, tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in log if ",latent," in line] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_joint_training(chain: Chain, phantoms: Path, tmp_path: Path) -> None:
     stage = run_stage(
         "train_spade", phantoms, tmp_path, joint="true", flip="true", image_crop=[16, 16, 16],

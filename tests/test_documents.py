@@ -29,6 +29,8 @@ from custom.data.layouts import discover
 from custom.data.phantom.dataset import write_dataset
 from custom.utils.modalities import BRATS_MODALITIES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "bundle" / "docs").glob("*.md")))
 

@@ -234,6 +234,7 @@ def measure(
     def point(model: str, sampler: str, count: int, samples: int, result: Translated) -> Point:
         scores = reference.score(to_native(unit(result.image[0]), target).cpu())["brain"]
         cost = result.cost
+        assert cost is not None
         return Point(
             item[SUBJECT], source, target, model, sampler, count, samples, cost.evaluations,
             cost.seconds, scores.psnr, scores.ssim,

@@ -163,8 +163,8 @@ def _arithmetic(network: LatentTranslator, size: tuple[int, ...], latent_shape: 
         "one UNet step": lambda: network.predict(latent, latent, latent, target, target),
         "decode": lambda: network.decode(latent),
     }
-    if network.detail is not None:
-        parts["detail transfer"] = lambda: network.detail(image, image, target)
+    if (detail := network.detail) is not None:
+        parts["detail transfer"] = lambda: detail(image, image, target)
     steps = network.num_inference_steps
     flops = {name: count_flops(part) for name, part in parts.items()}
     total = sum(flops.values()) + (steps - 1) * flops["one UNet step"]

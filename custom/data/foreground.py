@@ -48,7 +48,7 @@ def foreground(image: torch.Tensor) -> torch.Tensor:
         signed = negative.sum() > SIGNED_SHARE * (~zeros).sum()
         return ~zeros if signed else values > 0
     low, high = percentile(values, 0.5), percentile(values, 99.5)
-    return values > low + NOISE_FLOOR * (high - low)
+    return values > torch.as_tensor(low + NOISE_FLOOR * (high - low))
 
 
 def solid(mask: torch.Tensor) -> torch.Tensor:

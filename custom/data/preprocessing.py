@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from monai.config import KeysCollection
 from monai.transforms import Compose, Orientationd, ScaleIntensityRangePercentilesd, ToTensord
@@ -44,7 +45,7 @@ def preprocessing(
     """
     images, labels = ensure_tuple(keys), ensure_tuple(labels)
     masks = tuple(foreground_key(key) for key in images if keep_masks)
-    some = {"allow_missing_keys": True}
+    some: dict[str, Any] = {"allow_missing_keys": True}
     to_tensor = ToTensord((*images, *labels, *masks), track_meta=False, **some)
     return Compose(
         [

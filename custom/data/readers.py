@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
+from monai.config import PathLike
 from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
 from monai.data.utils import orientation_ras_lps
 from monai.transforms import EnsureChannelFirst
 from monai.transforms.io.array import switch_endianness
-from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
+from nibabel.spatialimages import SpatialImage
 
 from custom.data.dicom import DicomReader
 from custom.utils.errors import find_user_error
@@ -36,9 +38,10 @@ FORMATS = "NIfTI, NRRD, MetaImage, a folder with one DICOM series, multi-frame D
 class NiftiReader(NibabelReader):
     """MONAI's without its repair of headers, which puts a qform that may have no code in the place of an sform."""
 
-    def read(self, data: str | os.PathLike[str], **kwargs: Any) -> nib.Nifti1Image:
-        self.filenames = (data,)  # get_data looks here
-        return nib.load(data, **kwargs)
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        self.filenames = ensure_tuple(data)  # get_data looks here
+        images = [nib.load(name, **kwargs) for name in self.filenames]
+        return images if len(images) > 1 else images[0]
 
 
 def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
@@ -60,8 +63,9 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
         raise FileNotFoundError("image: expected a scan; found no file of that name. Correct the name or path.")
     if not file.exists():
         raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
+    readers: tuple[ImageReader, ...] = (DicomReader(), NiftiReader(), ITKReader())
     try:
-        reader = next(r for r in (DicomReader(), NiftiReader(), ITKReader()) if r.verify_suffix(str(file)))
+        reader = next(r for r in readers if r.verify_suffix(str(file)))
         return _volume(reader, reader.read(str(file)), str(file))
     except Exception as error:
         known = find_user_error(error)
@@ -85,7 +89,7 @@ def volume_of_image(image: Any) -> MetaTensor:
     """
     if isinstance(image, MetaTensor):
         return volume_of_client(image)
-    if isinstance(image, nib.spatialimages.SpatialImage):
+    if isinstance(image, SpatialImage):
         reader = NiftiReader()
         reader.filenames = ("a nibabel image",)
         return _volume(reader, image, "a nibabel image")
@@ -102,6 +106,7 @@ def _volume(reader: ImageReader, image: Any, name: str) -> MetaTensor:
     meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: name}
     tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
     volume = EnsureChannelFirst()(tensor)
+    assert isinstance(volume, MetaTensor)
     _check_grid(volume.affine.numpy(), volume.meta, name)
     return volume
 
@@ -134,6 +139,7 @@ def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
     if values.ndim == SPATIAL_DIMS:
         meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = "no_channel"
     volume = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(values, meta))
+    assert isinstance(volume, MetaTensor)
     _check_affine(affine, name)
     if not says:
         _warn_of_axes(affine, name, "Hand over an image with an affine")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import ImageReader, MetaTensor
 from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd, Transform
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 
@@ -67,10 +67,11 @@ class LoadVolumed(LoadImaged):
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         # LoadImaged's own would set up every reader of MONAI, which warns of decoders that are not installed
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self._loader = _VolumeLoader()
+        # clients set attributes of what is there in MONAI's
+        self._loader: Any = _VolumeLoader()
 
     @telling_label_clients
-    def __call__(self, data: Mapping[Hashable, Any], reader: None = None) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = self._loader(d[key])
@@ -169,9 +170,11 @@ class CropForegroundUniond(CropForegroundd):
     @telling_label_clients
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         d = dict(data)
-        images = {key: d[key] for key in self.source_keys if key in d}
+        images: dict[Hashable, torch.Tensor] = {key: d[key] for key in self.source_keys if key in d}
         self._check_grids(images)
-        masks = {foreground_key(key): _mask_of(image) for key, image in images.items()}
+        masks: dict[Hashable, torch.Tensor] = {
+            foreground_key(str(key)): _mask_of(image) for key, image in images.items()
+        }
         d[self.source_key] = self._union(images, masks)
         d = super().__call__(d | masks if self.keep_masks else d, lazy)
         del d[self.source_key]
@@ -235,7 +238,10 @@ class _PadAtLeast(DivisiblePad):
         super().__init__(**kwargs)
         self.size = size
 
-    def compute_pad_width(self, spatial_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    # MONAI's own annotation is a tuple of one axis
+    def compute_pad_width(  # type: ignore[override]
+        self, spatial_shape: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
         least = self.size or (0,) * len(spatial_shape)
         lengths = np.maximum(spatial_shape, least)
         spare = -(-lengths // self.k) * np.asarray(self.k) - np.asarray(spatial_shape)

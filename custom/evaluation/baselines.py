@@ -204,6 +204,7 @@ class TrainedBaselines(NamedTuple):
         with appearing_whole(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
+                allow_pickle=False,
                 modalities=np.array(self.lookup.modalities, dtype=np.str_),
                 subjects=np.array(self.subjects, dtype=np.str_),
                 fingerprint=np.array(fingerprint, dtype=np.str_),
@@ -260,7 +261,7 @@ def fit_or_load(
         return known
     fitted = TrainedBaselines(IntensityLookup(modalities), TrainingMean(modalities), [])
     dataset = TolerantDataset(chosen, transform)
-    for entry, images in zip(tqdm(chosen, desc="fitting baselines", unit="subject"), dataset, strict=True):
+    for entry, images in zip(tqdm(chosen, desc="fitting baselines", unit="subject"), iter(dataset), strict=True):
         if FAULT_KEY in images:
             logger.warning("baselines: %s is left out: %s", entry["subject"], images[FAULT_KEY])
             continue

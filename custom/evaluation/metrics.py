@@ -88,9 +88,10 @@ def bounding_box(mask: torch.Tensor, margin: int = 0) -> Box:
         others = [a for a in range(3) if a != axis]
         hits = torch.nonzero(mask.amax(dim=others)).flatten()
         if hits.numel() == 0:
-            return tuple(slice(0, n) for n in mask.shape)
+            height, width, depth = mask.shape
+            return slice(0, height), slice(0, width), slice(0, depth)
         slices.append(slice(max(int(hits[0]) - margin, 0), min(int(hits[-1]) + 1 + margin, size)))
-    return tuple(slices)
+    return slices[0], slices[1], slices[2]
 
 
 class Reference:
@@ -144,7 +145,8 @@ class Reference:
 
     def _cover(self, prediction: torch.Tensor) -> None:
         box = bounding_box(prediction != 0, margin=_RADIUS)
-        union = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, self._box, strict=True))
+        x, y, z = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, self._box, strict=True))
+        union = (x, y, z)
         if union != self._box:
             self._set_box(union)
 
@@ -183,10 +185,9 @@ class Reference:
         return scores
 
     def _volume_scores(self, absolute: torch.Tensor, ssim: torch.Tensor) -> Scores:
-        interior = [slice(max(_RADIUS - box.start, 0), None) for box in self._box]
         interior = tuple(
-            slice(low.start, min(box.stop, size - _RADIUS) - box.start)
-            for low, box, size in zip(interior, self._box, self.truth.shape, strict=True)
+            slice(max(_RADIUS - box.start, 0), min(box.stop, size - _RADIUS) - box.start)
+            for box, size in zip(self._box, self.truth.shape, strict=True)
         )
         inside = ssim[interior]
         windows = math.prod(size - 2 * _RADIUS for size in self.truth.shape)

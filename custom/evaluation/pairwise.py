@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch import Tensor, nn
+from torch import Tensor
 
 from custom.data.foreground import foreground_key
 from custom.evaluation.baselines import IntensityLookup, TrainingMean, copy_source
@@ -95,8 +95,9 @@ class PairwiseInferer(Inferer):
         counts = [sum(of_pair[m]) if m in of_pair else len(pairs) for m in methods]
         return (CEILING in self.methods) * len(names) + sum(counts)
 
-    def __call__(
-        self, inputs: Mapping[str, Tensor], network: nn.Module, *args: Any, **kwargs: Any
+    # MONAI's takes one tensor and gives one; a subject has several
+    def __call__(  # type: ignore[override]
+        self, inputs: Mapping[str, Tensor], network: Any, *args: Any, **kwargs: Any
     ) -> Iterator[Prediction]:
         """Yield the predictions, target by target.
 
@@ -112,17 +113,18 @@ class PairwiseInferer(Inferer):
                 yield from self._trivial(sources[source], source, target)
                 yield from self._translate(sources[source], source, target)
 
-    def _translation(self, inputs: Mapping[str, Tensor], name: str, network: nn.Module) -> Translation:
+    def _translation(self, inputs: Mapping[str, Tensor], name: str, network: Any) -> Translation:
         image, brain = plain(inputs[name]), plain(inputs[foreground_key(name)])
         return Translation(network, image, mask=brain, amp=self.amp, measured=True)
 
     def _trivial(self, given: Translation, source: str, target: str) -> Iterator[Prediction]:
         image, brain = given.image, given.mask
+        assert brain is not None
         if COPY_SOURCE in self.methods:
             yield Prediction(COPY_SOURCE, source, target, copy_source(image))
-        if TRAINING_MEAN in self.methods and target in self._averaged:
+        if self.mean is not None and TRAINING_MEAN in self.methods and target in self._averaged:
             yield Prediction(TRAINING_MEAN, source, target, self.mean.predict(image, target, brain=brain))
-        if LOOKUP in self.methods and (source, target) in self._looked_up:
+        if self.lookup is not None and LOOKUP in self.methods and (source, target) in self._looked_up:
             yield Prediction(LOOKUP, source, target, self.lookup.predict(image, source, target, brain=brain))
 
     def _translate(self, given: Translation, source: str, target: str) -> Iterator[Prediction]:

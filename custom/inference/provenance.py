@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import torch.distributed as dist
+from nibabel.filebasedimages import ImageFileError
 from torch import nn
 
 from custom.data.names import NAME_KEY, image_stem, translation_name
@@ -65,7 +66,7 @@ def read_provenance(path: str | os.PathLike) -> str | None:
     """The record in a file's header; None without one, or where there is no such file."""
     try:
         extensions = nib.load(path).header.extensions
-    except (OSError, nib.filebasedimages.ImageFileError, AttributeError, ValueError):
+    except (OSError, ImageFileError, AttributeError, ValueError):
         return None
     found = [e for e in extensions if _is_record(e)]
     return _text(found[0]) if found else None

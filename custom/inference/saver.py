@@ -15,6 +15,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
+from nibabel.filebasedimages import ImageFileError
 
 from custom.compat import in_label_server
 from custom.data.names import NAME_KEY, PROVENANCE_KEY, image_stem, image_suffix, translation_name
@@ -110,7 +111,7 @@ class SaveImageTranslationsd(SaveImaged):
         output_format: str = "nifti",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
+        super().__init__(keys, output_dir=Path(output_dir), allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir).expanduser()
         self.targets = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
         self.bundle, self.version = bundle, f"v{version}" if version else ""
@@ -171,7 +172,7 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
 def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> nib.Nifti1Image:
     try:
         original = nib.load(source)
-    except (nib.filebasedimages.ImageFileError, OSError):
+    except (ImageFileError, OSError):
         original = None
     if isinstance(original, NIFTI_IMAGES):
         if int(np.prod(original.shape)) != values.size or original.shape[:3] != values.shape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class Translation:
 
     def __init__(
         self,
-        network: Callable[..., Tensor],
+        network: Any,
         image: Tensor,
         *,
         mask: Tensor | None = None,
@@ -136,7 +136,9 @@ class Translation:
             ValueError: for settings of the sampler where the network is a plain callable, whose sampler is fixed.
         """
         index, sampling = self._index(target), sampling or Sampling()
-        total, cost, squares = None, self._styled(index)[1] if self.staged else Cost(), None
+        total: Tensor | None = None
+        squares: Tensor | None = None
+        cost = self._styled(index)[1] if self.staged else Cost()
         for k in range(num_samples):
             image, spent = self._sample(index, sampling, seed + k)
             if spread and total is not None:
@@ -144,6 +146,7 @@ class Translation:
                 squares = before * (image - (total + image) / (k + 1)) + (0 if squares is None else squares)
             total = image if total is None else total + image
             cost = cost.plus(spent)
+        assert total is not None  # there is at least one sample
         variance = None if squares is None else squares / (num_samples - 1)
         return self._result(total / num_samples, cost, variance)
 

@@ -53,7 +53,7 @@ class _DownLevel(nn.Module):
 class _UpLevel(nn.Module):
     """The blocks of one level of the expanding path; takes its skips from the end of the list."""
 
-    def __init__(self, blocks: Sequence[nn.Module], upsampler: nn.Module | None) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], upsampler: nn.Sequential | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.upsampler = upsampler
@@ -146,8 +146,8 @@ class ConditionalUNet(nn.Module):
             width = c
         self.norm_out = nn.GroupNorm(norm_num_groups, width, eps=1e-6)
         self.conv_out = nn.Conv3d(width, out_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, timesteps: Tensor, target: Tensor) -> Tensor:
         """Prediction (B, L, h, w, d).

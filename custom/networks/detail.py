@@ -30,14 +30,15 @@ class DetailTransfer(nn.Module):
         super().__init__()
         self.haar = HaarTransform(1)
         self.conv_in = nn.Conv3d(16, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
+        blocks = [
             PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         # a kernel of one voxel: from zero, a 3³ one takes its first steps far too wide
         self.conv_out = nn.Conv3d(width, 8, 1)
-        for last in [self.conv_out, *(block.conv2 for block in self.blocks)]:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for last in [self.conv_out, *(block.conv2 for block in blocks)]:
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, decoded: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Translation (B, 1, H, W, D), in about [-1, 1].

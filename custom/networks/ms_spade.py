@@ -322,13 +322,14 @@ class ResidualStyleTransfer(nn.Module):
             SourceSummary(latent_channels, width, hidden_channels=summary_channels) if summary_channels else None
         )
         self.conv_in = nn.Conv3d(latent_channels, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
+        blocks = [
             PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.conv_out = nn.Conv3d(width, latent_channels, 3, padding=1)
-        for last in [self.conv_out, *(block.conv2 for block in self.blocks)]:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for last in [self.conv_out, *(block.conv2 for block in blocks)]:
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
         """Target-like latent (B, L, h, w, d).

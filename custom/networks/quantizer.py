@@ -76,6 +76,9 @@ class VectorQuantizer(nn.Module):
 
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
         self.embedding.weight.requires_grad_(not self.ema)
+        self.ema_cluster_size: Tensor
+        self.ema_w: Tensor
+        self.initialized: Tensor
         self.register_buffer("ema_cluster_size", torch.zeros(num_embeddings))
         self.register_buffer("ema_w", self.embedding.weight.detach().clone())
         # a number, since federated learning subtracts and averages all that the state dict holds
@@ -178,7 +181,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.jit.unused
     def _revive(self, flat: Tensor) -> None:
-        dead = self.ema_cluster_size < self.revival_threshold
+        dead = self.ema_cluster_size.lt(self.revival_threshold)
         drawn = self._draw(flat, self.num_embeddings)
         # a revived code starts with the weight of a living one, or it would die again in the next step
         self.ema_w.copy_(torch.where(dead.unsqueeze(1), drawn, self.ema_w))

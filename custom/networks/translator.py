@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from custom.networks.conditional_unet import ConditionalUNet
 from custom.networks.diffusion import NoiseSchedule, draw_noise, path_seed
+from custom.networks.vqgan import VQGAN
 
 __all__ = ["CONDITIONINGS", "LatentTranslator"]
 
@@ -41,9 +43,9 @@ class LatentTranslator(nn.Module):
     def __init__(
         self,
         num_modalities: int,
-        autoencoder: nn.Module,
+        autoencoder: VQGAN,
         style_transfer: nn.Module,
-        unet: nn.Module,
+        unet: ConditionalUNet,
         schedule: NoiseSchedule,
         detail: nn.Module | None = None,
         *,
@@ -83,6 +85,7 @@ class LatentTranslator(nn.Module):
         self.default_target = default_target
         self.spatial_divisor: int = autoencoder.downsampling * unet.spatial_divisor
         # 1 / standard deviation of the training latents, measured at the start of the diffusion training
+        self.latent_scale: Tensor
         self.register_buffer("latent_scale", torch.ones(()))
 
     def forward(self, image: Tensor, target: Tensor | None = None, noise: Tensor | None = None) -> Tensor:

@@ -61,13 +61,14 @@ def load_stage(
         FileNotFoundError: if the stage before has not been trained, and nothing stands in for it.
         ValueError: if its weights do not fit, see ``load_weights``.
     """
-    stand_in = not Path(path).expanduser().is_file() and shipped is not None and Path(shipped).expanduser().is_file()
-    if not stand_in:
+    missing = not Path(path).expanduser().is_file()
+    stand_in = shipped if missing and shipped is not None and Path(shipped).expanduser().is_file() else None
+    if stand_in is None:
         require_stage(path, trained_by)
     weighty = [part for part in parts if network.get_submodule(part).state_dict()]
-    if not stand_in:
+    if stand_in is None:
         return load_weights(network, path, weighty)
-    _load_shipped(network, shipped, weighty, tuple(map(canonical, modalities)), f"{path}: expected {STAGE_BEFORE}")
+    _load_shipped(network, stand_in, weighty, tuple(map(canonical, modalities)), f"{path}: expected {STAGE_BEFORE}")
     logger.warning(
         "%s: expected %s; found no file. Until the training of %s has been run, or another file is named, the network "
         "takes its %s from %s.", path, STAGE_BEFORE, trained_by, " and ".join(weighty), shipped,

@@ -97,15 +97,15 @@ class StageProgress:
             self.averages[name] = torch.lerp(self.averages.get(name, value), value, self.smoothing)
         # numbers are fetched only when they are shown: each waits for the device
         if self.bar is not None and self.bar.update():
-            self._show(engine)
+            self._show(engine, self.bar)
 
-    def _show(self, engine: Engine) -> None:
+    def _show(self, engine: Engine, bar: tqdm) -> None:
         shown = {name: f"{float(value):.3g}" for name, value in self.averages.items()}
-        self.bar.set_postfix({"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", **shown})
+        bar.set_postfix({"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", **shown})
 
     def _close(self, engine: Engine) -> None:
         if self.bar is not None:
-            self._show(engine)
+            self._show(engine, self.bar)
             self.bar.close()
             self.bar = None
 
@@ -251,6 +251,7 @@ class LossLog:
     def _rows(self, epoch: int, tag: str, name: str, values: Mapping[str, float]) -> None:
         if not is_main():
             return
+        assert self.started is not None
         for key, value in values.items():
             self.events.writer.add_scalar(tag.format(key), value, epoch)
         self.events.writer.flush()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from custom.data.foreground import foreground_key
 from custom.inference.translation import Translation
-from custom.networks import LatentTranslator
 from custom.training.trainer import prepare_tensors
 from custom.utils.precision import amp_choice
 
@@ -51,11 +50,12 @@ class StageInferer(Inferer):
         self.amp = amp_choice(amp)
         self.seed = seed
 
-    def __call__(self, inputs: Tensor, network: LatentTranslator, target: Tensor | None = None) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Any, target: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Image (B, 1, H, W, D), float32 in [-1, 1], of ``inputs`` (B, 1, H, W, D) for ``target`` (B,)."""
         translation = Translation(network, inputs, amp=self.amp)
         if self.stage == "autoencoder":
             return translation.reconstruct().image
+        assert target is not None
         if self.stage == "style_transfer":
             return translation.spade_only(target).image
         return translation.translate(target, seed=self.seed).image

@@ -126,6 +126,7 @@ class TestZooChecks:
         for package_name, version in named.items():
             assert version in SpecifierSet(needed[package_name]), package_name
 
+    @pytest.mark.slow
     def test_network_in_and_out(self, artifact, elsewhere):
         elsewhere(
             "monai.bundle", "verify_net_in_out", "--net_id", "network_def",
@@ -133,6 +134,7 @@ class TestZooChecks:
             "--config_file", artifact / "configs/inference.json", pythonpath=artifact,
         )  # fmt: skip
 
+    @pytest.mark.slow
     def test_torchscript_export_loads_strictly(self, artifact, elsewhere, tmp_path, assert_near):
         elsewhere(
             "monai.bundle", "ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts",

@@ -167,6 +167,7 @@ def test_every_modality_is_a_source_and_a_target_once() -> None:
     assert sorted(s for s, _ in PAIRS) == sorted(t for _, t in PAIRS) == sorted(BRATS_MODALITIES)
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, capsys) -> None:
     data = ensure_phantom(tmp_path / "data", counts=(1, 2, 1), spacing=6.0)
     bad, good = read_datalist(data / "datalist.json")["validation"]

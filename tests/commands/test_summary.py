@@ -70,6 +70,7 @@ def test_translation_is_the_sum_of_its_steps(small) -> None:
     assert small["arithmetic", "one translation, 1 step"].value == pytest.approx(total)
 
 
+@pytest.mark.slow
 def test_convolutional_parts_grow_with_the_volume(small) -> None:
     larger = named(summarize("small", (64, 96, 128)))
     for name in ("encode", "quantise", "MS-SPADE", "decode", "detail transfer"):
@@ -77,6 +78,7 @@ def test_convolutional_parts_grow_with_the_volume(small) -> None:
         assert larger["arithmetic", name].value == pytest.approx(8 * small["arithmetic", name].value, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_release_at_its_own_size() -> None:
     """Counted on the authors' released network: 2.3, 0.85, 0.75 and 5.7 TFLOP."""
     rows = named(summarize("release", (144, 192, 144)))
@@ -90,6 +92,7 @@ def test_nothing_is_allocated() -> None:
     assert all(t.is_meta for t in network.state_dict().values())
 
 
+@pytest.mark.slow
 def test_table(capsys) -> None:
     summary("small", (32, 32, 32), training=False)
     printed = capsys.readouterr().out
@@ -98,6 +101,7 @@ def test_table(capsys) -> None:
     assert not any(line.endswith(" ") for line in printed.splitlines())
 
 
+@pytest.mark.slow
 def test_memory_of_each_stage_and_the_card_for_it(monkeypatch, capsys) -> None:
     asked = []
 

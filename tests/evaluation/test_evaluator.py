@@ -131,6 +131,7 @@ def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, 
     assert network.training  # its mode is as it was before
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(tmp_path, capsys, toy):
     entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three")]
     inferer, first = PairwiseInferer(MODALITIES), toy()
@@ -201,6 +202,7 @@ def test_an_empty_label_and_several_samples_are_said(tmp_path, capsys, toy):
     assert {r.region for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"volume", "brain"}
 
 
+@pytest.mark.slow
 def test_a_segmentation_model_is_given_real_and_synthetic_images(tmp_path, capsys, toy):
     class Threshold:
         modalities, structures = ("t2",), ("bright",)
@@ -261,6 +263,7 @@ def bundle_workflow(bundle_data: Path, tmp_path: Path, **overrides) -> ConfigWor
     return workflow
 
 
+@pytest.mark.slow
 def test_config_evaluates_every_pair(bundle_data, tmp_path, capsys):
     workflow = bundle_workflow(bundle_data, tmp_path, network="$@network_def.to(@device)", num_figures=1)
     workflow.run()

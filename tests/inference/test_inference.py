@@ -189,6 +189,7 @@ def test_folder_is_translated_in_spite_of_faulty_files(workflow, write_volume, h
     assert "c.nii.gz: expected an MRI contrast" in message
 
 
+@pytest.mark.slow
 def test_a_second_run_translates_only_what_is_new_or_changed(workflow, write_volume, head, tmp_path) -> None:
     def run() -> dict[str, int]:
         workflow(image=str(tmp_path / "in"), targets=["t2", "flair"]).run()
@@ -285,6 +286,7 @@ def test_failed_write_leaves_nothing(write_volume, head, tmp_path, monkeypatch) 
     assert written(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_one_line_on_the_terminal(tmp_path: Path) -> None:
     """A user's mistake ends with one line and a failure status, from a working directory that is not the bundle."""
     command = [sys.executable, "-m", "monai.bundle", "run", "inference", "--config_file", str(CONFIG)]

@@ -264,6 +264,7 @@ def test_number_of_steps(trained) -> None:
     ],
     ids=["default", "small preset", "other branches", "stochastic flow", "MS-SPADE alone"],
 )
+@pytest.mark.slow
 def test_script_equals_eager(trained, settings: dict, assert_near) -> None:
     network = trained(**settings)
     script = torch.jit.script(network)
@@ -282,6 +283,7 @@ def test_script_equals_eager(trained, settings: dict, assert_near) -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.slow
 def test_scripted_network_survives_saving(trained, tmp_path, eta: float, assert_near) -> None:
     network, x, noise = trained(eta=eta), image(), -latent().abs()
     script = torch.jit.script(network)

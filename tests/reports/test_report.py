@@ -107,6 +107,7 @@ def test_names_that_no_file_can_bear_do_not_meet(tmp_path):
     assert {results.load(s).subject for s in ("a/b", "a_b", "a b")} == {"a/b", "a_b", "a b"}
 
 
+@pytest.mark.slow
 def test_report_is_written_from_its_folder_alone(folder, capsys):
     page = report(str(folder))
     text = (folder / "report.txt").read_text()
@@ -123,6 +124,7 @@ def test_report_is_written_from_its_folder_alone(folder, capsys):
     assert page == folder / "report.html"
 
 
+@pytest.mark.slow
 def test_page_needs_no_network(folder, capsys):
     (folder / "extra").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "extra" / "quality_by_steps.png")
@@ -143,6 +145,7 @@ def test_page_needs_no_network(folder, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_viewer_keeps_to_its_budget_and_says_so(folder, capsys):
     results = Results(folder)
     setup = results.load_setup()
@@ -201,6 +204,7 @@ def test_clear_errors(tmp_path):
         report(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_viewer_runs_in_a_browser(folder, tmp_path, capsys):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:

@@ -20,6 +20,8 @@ from custom.commands.package import BUNDLE_NAME, package
 from custom.data.datalist import write_datalist
 from custom.utils.modalities import BRATS_MODALITIES
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
 
 # the client as a federation's server would drive it; two rounds, since the second must go on from the first

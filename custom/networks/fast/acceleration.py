@@ -119,10 +119,11 @@ def _fast_forward(module: nn.Module) -> Forward | None:
         return _run_half
     if isinstance(module, SwitchableConv3d) and module.padding == 1:
         return _convolve_switched
-    if type(module) is nn.Conv3d and _keeps_size(module):
+    if isinstance(module, nn.Conv3d) and type(module) is nn.Conv3d and _keeps_size(module):
         return _convolve
-    if type(module) is nn.Sequential and [type(m) for m in module] == [nn.Upsample, nn.Conv3d]:
+    if isinstance(module, nn.Sequential) and [type(m) for m in module] == [nn.Upsample, nn.Conv3d]:
         upsampling, conv = module
+        assert isinstance(conv, nn.Conv3d)
         if (upsampling.scale_factor, upsampling.mode) == (2.0, "nearest") and _keeps_size(conv):
             return upsample
     return None
@@ -135,7 +136,7 @@ def _keeps_size(conv: nn.Conv3d) -> bool:
 
 
 def _run_half(half: Encoder | Decoder, x: Tensor) -> Tensor:
-    return run_blocks(half.blocks, x)
+    return run_blocks([*half.blocks], x)
 
 
 def _convolve(conv: nn.Conv3d, input: Tensor) -> Tensor:

@@ -118,7 +118,9 @@ def _is_small(x: Tensor) -> bool:
 
 def upsample(modules: nn.Sequential, x: Tensor) -> Tensor:
     """``modules``, nearest upsampling by 2 and a 3³ convolution, as one transposed convolution."""
-    return F.conv_transpose3d(x, folded_kernel(modules[1].weight), modules[1].bias, stride=2, padding=1)
+    conv = modules[1]
+    assert isinstance(conv, nn.Conv3d)
+    return F.conv_transpose3d(x, folded_kernel(conv.weight), conv.bias, stride=2, padding=1)
 
 
 def folded_kernel(weight: Tensor) -> Tensor:

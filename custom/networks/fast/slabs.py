@@ -119,11 +119,11 @@ class _Run(NamedTuple):
     def block(self, block: nn.Module, x: Tensor | _Map, prepare: _Normalization | None) -> _Map:
         values = x.values if isinstance(x, _Map) else x
         if isinstance(block, Convolution):
-            return self.convolve(values, block.conv, prepare)
+            return self.convolve(values, _conv(block), prepare)
         if isinstance(block, UpSample):
-            return self.upsample(values, block.postconv.conv)
+            return self.upsample(values, _conv(block.get_submodule("postconv")))
         if isinstance(block, AEKLDownsample):
-            return self.downsample(values, block.conv.conv)
+            return self.downsample(values, _conv(block.conv))
         if isinstance(block, AEKLResBlock) and isinstance(x, _Map):
             return self.residual(block, x)
         if isinstance(block, SelfAttentionBlock):
@@ -132,11 +132,11 @@ class _Run(NamedTuple):
 
     def residual(self, block: AEKLResBlock, x: _Map) -> _Map:
         """The block's result; where the channels stay it overwrites ``x``."""
-        h = self.convolve(x.values, block.conv1.conv, _Normalization.of(block.norm1, x, silu=True))
+        h = self.convolve(x.values, _conv(block.conv1), _Normalization.of(block.norm1, x, silu=True))
         into = x.values
         if not isinstance(block.nin_shortcut, nn.Identity):
-            into = self.convolve(into, block.nin_shortcut.conv).values
-        result = self.convolve(h.values, block.conv2.conv, _Normalization.of(block.norm2, h, silu=True), into=into)
+            into = self.convolve(into, _conv(block.nin_shortcut)).values
+        result = self.convolve(h.values, _conv(block.conv2), _Normalization.of(block.norm2, h, silu=True), into=into)
         self.memory.give(h.values)
         return result
 
@@ -242,6 +242,12 @@ class _Statistics:
         sizes, means, variances = zip(*self.parts, strict=True)
         weight = torch.tensor(sizes, dtype=means[0].dtype, device=values.device).unsqueeze(1)
         weight = weight / weight.sum()
-        means, variances = torch.stack(means), torch.stack(variances)
-        mean = (weight * means).sum(dim=0)
-        return _Map(values, mean, (weight * (variances + (means - mean).square())).sum(dim=0))
+        stacked = torch.stack(means)
+        mean = (weight * stacked).sum(dim=0)
+        return _Map(values, mean, (weight * (torch.stack(variances) + (stacked - mean).square())).sum(dim=0))
+
+
+def _conv(block: nn.Module) -> nn.Conv3d:
+    conv = block.get_submodule("conv")
+    assert isinstance(conv, nn.Conv3d)
+    return conv

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 from custom.networks import VQGAN, VectorQuantizer
@@ -316,7 +317,7 @@ def _voxels(file: str, divisor: int) -> int:
         return 0
     try:
         shape = nib.load(path).shape[:3]
-    except (OSError, nib.filebasedimages.ImageFileError):
+    except (OSError, ImageFileError):
         header = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
         if header is None:
             return 0

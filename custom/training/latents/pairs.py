@@ -104,7 +104,7 @@ def encode_subjects(
                 cache.write_images(file, turned)
     present = [torch.tensor([k for k, m in enumerate(modalities) if m in entry]) for entry in data]
     stored = [(i, file) for i in range(len(data)) for file in copies[i]]
-    subjects = [{"latents": cache.find(file), "modality": present[i]} for i, file in stored]
+    subjects: list[dict[str, Any]] = [{"latents": cache.find(file), "modality": present[i]} for i, file in stored]
     if images:
         subjects = [{**s, "images": cache.find_images(f)} for s, (_, f) in zip(subjects, stored, strict=True)]
     return subjects
@@ -176,7 +176,7 @@ class LatentPairs(Dataset, Randomizable):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: Any) -> dict[str, Tensor]:
         """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,).
 
         With crops also ``source_context``, ``target_context`` (K, L, N): random voxels of the whole latents. Where the
@@ -268,7 +268,7 @@ def style_pairs(
     pair = ["image", "label"]
     mirror = RandFlipd(pair, prob=0.5 if as_bool("flip", flip) else 0.0, spatial_axis=0)
     crop = RandSpatialCropd(pair, roi_size=image_crop, random_size=False)
-    random_part = [RandModalityPaird(modalities), crop, mirror, Lambda(_as_batch)]
+    random_part: list[Callable[..., Any]] = [RandModalityPaird(modalities), crop, mirror, Lambda(_as_batch)]
     return CachedShare(data, Compose([*transform.transforms, *random_part]), progress=False)
 
 
