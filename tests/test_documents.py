@@ -41,6 +41,7 @@ LEFT_OUT = {
     "make ablation": "hours; tests/commands/test_ablation.py trains and evaluates variants",
     "ablation --variants": "an hour; test_ablation.py and test_steps.py of tests/commands run both on small sizes",
     "slicer.util": "it needs 3D Slicer; `make clients` sends the same requests",
+    "import-weights": "it needs weights from elsewhere; import_weights and export_weights of tests/commands make such",
 }
 # what `make clients` runs with the real programs: the words of a block, and the program
 CLIENTS = {

@@ -63,17 +63,24 @@ def find_definition(
         item = parser.get_parsed_content(places[0], instantiate=False, eval_expr=False)
     except Exception as error:
         raise ValueError(f"{shown}: {places[0]}: {error!s:.200}. Give all files that it refers to.") from error
-    given = {k: v for k, v in item.get_config().items() if not k.startswith("_")}
-    arguments = {(renamed or {}).get(k, k): v for k, v in given.items()}
+    place = f"{shown}: {places[0]}"
+    return Definition(place, _arguments(item.get_config(), signature, renamed or {}, place, wanted))
+
+
+def _arguments(
+    config: Mapping[str, Any], signature: type, renamed: Mapping[str, str], place: str, wanted: str
+) -> dict[str, Any]:
+    """Arguments of a definition, defaults too; each is one of the class and a plain value."""
+    arguments = {renamed.get(name, name): value for name, value in config.items() if not name.startswith("_")}
     known = inspect.signature(signature).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for name, value in arguments.items():
         if not _is_plain(value):
-            raise ValueError(f"{shown}: {places[0]}#{name}: expected a value; found an expression. Write its value.")
+            raise ValueError(f"{place}#{name}: expected a value; found an expression. Write its value.")
         if name not in known and not takes_all:
-            raise ValueError(f"{shown}: {places[0]}#{name}: {wanted} has no such argument. Remove or correct it.")
+            raise ValueError(f"{place}#{name}: {wanted} has no such argument. Remove or correct it.")
     defaults = {n: p.default for n, p in known.items() if p.default is not inspect.Parameter.empty}
-    return Definition(f"{shown}: {places[0]}", {**defaults, **arguments})
+    return {**defaults, **arguments}
 
 
 def _targets(config: Any, place: str = "") -> list[tuple[str, str]]:

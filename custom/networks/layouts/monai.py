@@ -212,36 +212,15 @@ def unet(
         ValueError: for arguments that ``ConditionalUNet`` cannot express, with the reason.
     """
     place, a = given
-    _only(place, a, "spatial_dims", 3, "volumes")
-    _only(place, a, "out_channels", latent_channels, "the channels of the autoencoder's latent")
-    _only(place, a, "norm_eps", NORM_EPS, "the normalisations have this one")
-    _only(place, a, "resblock_updown", False, "sizes are changed by convolutions")
-    _only(place, a, "transformer_num_layers", 1, "a block of attention has one layer")
-    crossed, classes = bool(a["with_conditioning"]), a["num_class_embeds"]
-    if crossed:
-        _only(place, a, "cross_attention_dim", num_modalities, "the context is the one-hot target modality")
-        _only(place, a, "num_class_embeds", None, "the target enters by cross-attention or by an embedding, not both")
-    elif classes is not None:
-        _only(place, a, "num_class_embeds", num_modalities, "one class a modality")
+    _check_unet(place, a, num_modalities, latent_channels)
     conditioning, extra = _conditioning(place, a, latent_channels, conditioning)
-    channels = list(a["channels"])
-    head_channels = _by_level(a["num_head_channels"], channels)
-    attends = [bool(level) for level in a["attention_levels"]]
-    used = [*attends[:-1], True]  # the bottom has the last level's heads, and always attends
-    heads = [c // h if attends else 1 for c, h, attends in zip(channels, head_channels, used, strict=True)]
     definition = {
-        "_target_": "custom.networks.ConditionalUNet",
+        **_unet_sizes(a),
         "in_channels": int(a["in_channels"]) + extra,
         "out_channels": latent_channels,
         "num_modalities": num_modalities,
-        "channels": channels,
-        "num_res_blocks": _by_level(a["num_res_blocks"], channels),
-        "attention_levels": attends,
-        "num_heads": heads,
-        "norm_num_groups": int(a["norm_num_groups"]),
-        "class_embedding": not crossed,
-        "attention": "gated_transformer" if crossed else "self",
     }
+    crossed = bool(a["with_conditioning"])
     rules = {
         name: _shared_rule(name, like, a, naming, transformer=crossed)
         for name, like in tensors_of(definition, place).items()
@@ -250,10 +229,44 @@ def unet(
         rules["conv_in.weight"] = Rule(
             rules["conv_in.weight"].names, lambda tensors: nn.functional.pad(tensors[0], (0, 0) * 3 + (0, extra))
         )
-    if not crossed and classes is None:
-        embedding = (num_modalities, 4 * channels[0])
+    if not crossed and a["num_class_embeds"] is None:
+        embedding = (num_modalities, 4 * definition["channels"][0])
         rules["class_embedding.weight"] = Rule((), lambda _: torch.zeros(embedding))
     return Part(definition, rules, source, _never_applied(source)), conditioning
+
+
+def _check_unet(place: str, arguments: Mapping[str, Any], num_modalities: int, latent_channels: int) -> None:
+    _only(place, arguments, "spatial_dims", 3, "volumes")
+    _only(place, arguments, "out_channels", latent_channels, "the channels of the autoencoder's latent")
+    _only(place, arguments, "norm_eps", NORM_EPS, "the normalisations have this one")
+    _only(place, arguments, "resblock_updown", False, "sizes are changed by convolutions")
+    _only(place, arguments, "transformer_num_layers", 1, "a block of attention has one layer")
+    if arguments["with_conditioning"]:
+        _only(place, arguments, "cross_attention_dim", num_modalities, "the context is the one-hot target modality")
+        _only(
+            place, arguments, "num_class_embeds", None, "the target enters by cross-attention or classes, not by both"
+        )
+    elif arguments["num_class_embeds"] is not None:
+        _only(place, arguments, "num_class_embeds", num_modalities, "one class a modality")
+
+
+def _unet_sizes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The definition of our UNet but for its channels in and out and the number of modalities."""
+    channels = list(arguments["channels"])
+    head_channels = _by_level(arguments["num_head_channels"], channels)
+    attends = [bool(level) for level in arguments["attention_levels"]]
+    used = [*attends[:-1], True]  # the bottom has the last level's heads, and always attends
+    crossed = bool(arguments["with_conditioning"])
+    return {
+        "_target_": "custom.networks.ConditionalUNet",
+        "channels": channels,
+        "num_res_blocks": _by_level(arguments["num_res_blocks"], channels),
+        "attention_levels": attends,
+        "num_heads": [c // h if on else 1 for c, h, on in zip(channels, head_channels, used, strict=True)],
+        "norm_num_groups": int(arguments["norm_num_groups"]),
+        "class_embedding": not crossed,
+        "attention": "gated_transformer" if crossed else "self",
+    }
 
 
 def _never_applied(source: Tensors) -> tuple[str, ...]:

@@ -65,29 +65,32 @@ def autoencoder(network: nn.Module, arguments: Mapping[str, Any]) -> Exported:
         "with_encoder_nonlocal_attn": bool(arguments["nonlocal_attention"]),
         "with_decoder_nonlocal_attn": bool(arguments["nonlocal_attention"]),
     }
-    built = AutoencoderKL(**theirs)
     activated = bool(arguments["final_activation"])
+    state = _autoencoder_state(network, theirs, {"encoder": encoder, "decoder": decoder}, activated)
+    definition = {"_target_": "monai.networks.nets.AutoencoderKL", **theirs}
+    if not activated:
+        return Exported({"network_def": definition}, state)
+    return Exported({"imports": ["$import torch"], "autoencoder": definition, "network_def": INSERT_ACTIVATION}, state)
+
+
+def _autoencoder_state(
+    network: nn.Module, theirs: Mapping[str, Any], depths: Mapping[str, Sequence[int]], activated: bool
+) -> dict[str, Tensor]:
+    """State dict of the ``AutoencoderKL`` of the arguments ``theirs``; ours has ``depths`` in its halves."""
+    built = AutoencoderKL(**theirs)
     if activated:
         for half in (built.encoder, built.decoder):
             blocks = half.get_submodule("blocks")
             assert isinstance(blocks, nn.ModuleList)
             blocks.insert(len(blocks) - 1, nn.SiLU())
-    own = {
-        half: _labels(half, depth, attends, bool(arguments["nonlocal_attention"]), activated)
-        for half, depth in (("encoder", encoder), ("decoder", decoder))
-    }
-    whole = {half: _labels(half, deepest, attends, bool(arguments["nonlocal_attention"]), activated) for half in own}
+    structure = (theirs["attention_levels"], theirs["with_encoder_nonlocal_attn"], activated)
+    own = {half: _labels(half, depth, *structure) for half, depth in depths.items()}
+    whole = {half: _labels(half, theirs["num_res_blocks"], *structure) for half in depths}
     state = _without_effect(built.state_dict(), own, whole)
     for name, tensor in network.state_dict().items():
         if name.startswith(("encoder.", "decoder.", "post_quant_conv.")):
             state[_renumbered(their_name(name, transformer=False), own, whole)] = tensor
-    state |= _moments(network, latent)
-    definition = {"_target_": "monai.networks.nets.AutoencoderKL", **theirs}
-    if activated:
-        return Exported(
-            {"imports": ["$import torch"], "autoencoder": definition, "network_def": INSERT_ACTIVATION}, state
-        )
-    return Exported({"network_def": definition}, state)
+    return state | _moments(network, int(theirs["latent_channels"]))
 
 
 def _labels(half: str, depths: Sequence[int], attends: Sequence[bool], bottom: bool, activated: bool) -> list[str]:
