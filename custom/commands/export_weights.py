@@ -92,7 +92,7 @@ def _arguments(parser: ConfigParser, part: str, network: LatentTranslator) -> di
     given = {name: parser.get_parsed_content(f"{place}#{name}") for name in parser[place] if not name.startswith("_")}
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        for name, parameter in inspect.signature(kind).parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
     return {**defaults, **given}
@@ -110,7 +110,7 @@ def _diffusion(parser: ConfigParser, network: LatentTranslator, path: str | os.P
             f"unet: expected a prediction that MONAI's DDIMScheduler takes; found {found}. It cannot be exported."
         )
     given = parser["network_def"]["schedule"]
-    default = {n: p.default for n, p in inspect.signature(NoiseSchedule.__init__).parameters.items()}
+    default = {n: p.default for n, p in inspect.signature(NoiseSchedule).parameters.items()}
     betas = {name: given.get(name, default[name]) for name in ("beta_start", "beta_end")}
     return {
         "conditioning": network.conditioning,

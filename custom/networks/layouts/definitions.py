@@ -72,7 +72,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """Arguments of a definition, defaults too; each is one of the class and a plain value."""
     arguments = {renamed.get(name, name): value for name, value in config.items() if not name.startswith("_")}
-    known = inspect.signature(signature.__init__).parameters
+    known = inspect.signature(signature).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for name, value in arguments.items():
         if not _is_plain(value):
