@@ -57,6 +57,7 @@ def tensor_of(scan: Path) -> MetaTensor:
     return MetaTensor(torch.from_numpy(image.get_fdata(dtype=np.float32)), affine=torch.from_numpy(image.affine))
 
 
+@pytest.mark.slow
 def test_voxels_of_the_command_line(translator, scan, written):
     found = translator(scan, TARGETS)
     assert list(found) == TARGETS
@@ -70,6 +71,7 @@ def test_voxels_of_the_command_line(translator, scan, written):
 
 
 @pytest.mark.parametrize("form", ["nibabel", "itk", "monai", "monai without channel"])
+@pytest.mark.slow
 def test_images_in_memory(translator, scan, written, form):
     image = {
         "nibabel": lambda: nib.load(scan),
@@ -82,6 +84,7 @@ def test_images_in_memory(translator, scan, written, form):
     np.testing.assert_array_equal(found[0].numpy(), written["t2"].get_fdata(dtype=np.float32))
 
 
+@pytest.mark.slow
 def test_saved_like_the_command_line(translator, scan, written, tmp_path):
     file = translator.save(translator(scan, "t2"), tmp_path / "new" / "t2.nii.gz")
     saved, like = nib.load(file), written["t2"]
@@ -94,6 +97,7 @@ def test_saved_like_the_command_line(translator, scan, written, tmp_path):
         translator.save(tensor_of(scan)[None], tmp_path / "t2.nii.gz")
 
 
+@pytest.mark.slow
 def test_the_artifact_serves_too(translator, scan, tmp_path):
     archive = package(tmp_path)
     of_zip = Translator.load(archive, device="cpu", amp=False)

@@ -262,6 +262,7 @@ def test_joint_training(chain: Chain, phantoms: Path, tmp_path: Path) -> None:
     assert moved == {"autoencoder", "style_transfer"}
 
 
+@pytest.mark.slow
 def test_volumes_smaller_than_the_crop_are_padded(phantoms: Path, tmp_path: Path) -> None:
     workflow = make_workflow("train_autoencoder", phantoms, tmp_path, crop_size=[80, 80, 80], crops_per_subject=1)
     workflow.initialize()

@@ -84,12 +84,14 @@ def test_parts_and_their_stock_twins(network, quick, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["encode", "quantise", "decode"])
+@pytest.mark.slow
 def test_arithmetic_grows_with_the_voxels(network, name: str) -> None:
     once, twice = (arithmetic(network, name, size)[0] for size in ((32, 32, 32), (64, 32, 32)))
     assert twice == pytest.approx(2 * once)
 
 
 @pytest.mark.parametrize("name", ["MS-SPADE", "decode"])
+@pytest.mark.slow
 def test_executed_arithmetic_is_that_of_a_run(network, name: str) -> None:
     size = (64, 64, 64)  # large enough for fewer multiplications
     plain, executed = arithmetic(network, name, size)

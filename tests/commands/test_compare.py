@@ -51,6 +51,7 @@ def run(tmp_path: Path, *models: str, **options) -> tuple[dict[tuple[str, str], 
     return scores(tmp_path / "out"), (tmp_path / "out" / "report.txt").read_text()
 
 
+@pytest.mark.slow
 def test_models_are_scored_on_the_truth_s_scale_whatever_their_own(tmp_path, truths, capsys):
     for subject, truth in truths.items():
         off = np.where(truth > 0, np.abs(truth - 0.1), 0)

@@ -177,6 +177,7 @@ def test_a_failing_subject_is_reported_and_the_others_go_on(tmp_path, caplog, ca
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_prediction_that_is_not_finite_fails_its_subject_only(tmp_path, capsys, toy):
     class Broken(toy):
         def render(self, latent: torch.Tensor, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -191,6 +192,7 @@ def test_a_prediction_that_is_not_finite_fails_its_subject_only(tmp_path, capsys
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_an_empty_label_and_several_samples_are_said(tmp_path, capsys, toy):
     entry = write_subject(tmp_path, "one")
     label = nib.load(entry["seg"])

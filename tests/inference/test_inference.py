@@ -213,6 +213,7 @@ def test_a_second_run_translates_only_what_is_new_or_changed(workflow, write_vol
     assert all(fourth[name] != third[name] for name in third)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(workflow, write_volume, head, tmp_path) -> None:
     for name in ("a", "b", "c"):
         write_volume(f"in/{name}.nii.gz", head(seed=ord(name)))
@@ -309,6 +310,7 @@ REAL = ["brats2021_layout/TCGA-DU-7294/TCGA-DU-7294_t1.nii.gz", "ms_mni/patient0
 
 
 @pytest.mark.parametrize("pattern", REAL, ids=["LPS", "LAS"])
+@pytest.mark.slow
 def test_real_scans_come_back_on_their_grid(workflow, shared_data: Path, tmp_path: Path, pattern: str) -> None:
     source = next(shared_data.glob(pattern))
     made = workflow(image=str(source), targets="t1")
