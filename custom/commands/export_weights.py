@@ -110,7 +110,7 @@ def _diffusion(parser: ConfigParser, network: LatentTranslator, path: str | os.P
             f"unet: expected a prediction that MONAI's DDIMScheduler takes; found {found}. It cannot be exported."
         )
     given = parser["network_def"]["schedule"]
-    default = {n: p.default for n, p in inspect.signature(NoiseSchedule.__init__).parameters.items()}
+    default = {n: p.default for n, p in inspect.signature(NoiseSchedule).parameters.items()}
     betas = {name: given.get(name, default[name]) for name in ("beta_start", "beta_end")}
     return {
         "conditioning": network.conditioning,

@@ -186,9 +186,9 @@ def _whole_state(
 def _write(
     target: Path, state: dict[str, Tensor], presets: Sequence[Mapping[str, Any]], mapped: dict[str, Mapped]
 ) -> Imported:
-    names = (f"preset_{target.stem}.json", f"preset_{target.stem}_training.json", f"{target.stem}_tensors.txt")
-    preset, training, report = (target.with_name(name) for name in names)
-    done = Imported(target, preset, training, report, mapped)
+    name = target.stem
+    preset, training = target.with_name(f"preset_{name}.json"), target.with_name(f"preset_{name}_training.json")
+    done = Imported(target, preset, training, target.with_name(f"{name}_tensors.txt"), mapped)
     with ExitStack() as files:  # all or none
         weights, *texts = (files.enter_context(appearing_whole(path)) for path in done[:4])
         torch.save(state, weights)

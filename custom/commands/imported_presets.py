@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from custom.commands.summary import config_folder
-from custom.networks.layouts.mapping import build
 
 __all__ = ["RECONSTRUCTION", "as_json", "preset", "training_preset"]
 
@@ -41,7 +40,7 @@ def training_preset(
         release: start from ``preset_release.json``; otherwise from the configs' own settings.
     """
     latent = definitions["autoencoder"]["embedding_dim"]
-    downsampling = _downsampling(definitions)
+    downsampling = _halvings(definitions["autoencoder"])
     overlay: dict[str, Any] = {}
     if release:
         overlay = json.loads((config_folder() / "preset_release.json").read_text(encoding="utf-8"))
@@ -57,8 +56,7 @@ def training_preset(
     else:
         overlay = {"network_def#style_transfer#latent_channels": latent, **EPSILON_TRAINING, **_diffusion(schedule)}
         overlay |= {"network_def#conditioning": conditioning, "network_def#detail": None}
-    unet: Any = build(definitions["unet"]) if "unet" in definitions else None
-    divisor = 4 if unet is None else unet.spatial_divisor  # 4 of the presets' UNets
+    divisor = _halvings(definitions["unet"]) if "unet" in definitions else 4  # of the presets' UNets
     name = re.sub(r"[^\w.-]", "_", weights.stem)  # it stands in an expression
     overlay |= {
         "modalities": list(modalities),
@@ -87,7 +85,7 @@ def preset(
     translates = "style_transfer" in definitions
     overlay: dict[str, Any] = {
         "modalities": list(modalities) if translates else [RECONSTRUCTION],
-        "spatial_divisor": _downsampling(definitions),
+        "spatial_divisor": _halvings(definitions["autoencoder"]),
         "ckpt_path": str(weights),
         "network_def#style_transfer": {"_target_": "custom.networks.IdentityTransfer"},
         "network_def#unet": {"_target_": "custom.networks.NoDenoiser"},
@@ -99,7 +97,7 @@ def preset(
         "network_def#detail": None,
     }
     if "unet" in definitions:
-        overlay["spatial_divisor"] *= build(definitions["unet"]).spatial_divisor
+        overlay["spatial_divisor"] *= _halvings(definitions["unet"])
     if "t2" not in overlay["modalities"]:  # the default target of inference.json
         overlay["targets"] = overlay["modalities"][0]
     return overlay
@@ -113,8 +111,9 @@ def _diffusion(schedule: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _downsampling(definitions: Definitions) -> int:
-    return 2 ** (len(definitions["autoencoder"]["channels"]) - 1)
+def _halvings(definition: Mapping[str, Any]) -> int:
+    """How many times smaller the lowest level of an autoencoder or UNet is along each axis."""
+    return 2 ** (len(definition["channels"]) - 1)
 
 
 def as_json(overlay: Mapping[str, Any]) -> str:

@@ -79,8 +79,7 @@ def _autoencoder_state(
     """State dict of the ``AutoencoderKL`` of the arguments ``theirs``; ours has ``depths`` in its halves."""
     built = AutoencoderKL(**theirs)
     if activated:
-        for half in (built.encoder, built.decoder):
-            blocks = half.get_submodule("blocks")
+        for blocks in (built.encoder.blocks, built.decoder.blocks):
             assert isinstance(blocks, nn.ModuleList)
             blocks.insert(len(blocks) - 1, nn.SiLU())
     structure = (theirs["attention_levels"], theirs["with_encoder_nonlocal_attn"], activated)
@@ -131,7 +130,7 @@ def _moments(network: nn.Module, latent: int) -> dict[str, Tensor]:
     """The two 1³ convolutions at the latent; of a quantised one the spread is none."""
     moments = {}
     for kind, spread in (("weight", 0.0), ("bias", NO_SPREAD)):
-        tensor = network.get_submodule("quant_conv").state_dict()[f"conv.{kind}"]
+        tensor = network.state_dict()[f"quant_conv.conv.{kind}"]
         moments[f"quant_conv_mu.conv.{kind}"] = tensor[:latent]
         whole = len(tensor) == 2 * latent
         moments[f"quant_conv_log_sigma.conv.{kind}"] = tensor[latent:] if whole else torch.full_like(tensor, spread)
@@ -142,11 +141,11 @@ def quantizer(network: nn.Module) -> Exported | None:
     """The codebook of a ``VQGAN`` as ``EMAQuantizer``; None for a latent that is not quantised."""
     if not isinstance(network.bottleneck, VectorQuantizer):
         return None
-    sizes = {
+    sizes: dict[str, Any] = {
         "num_embeddings": network.bottleneck.num_embeddings,
         "embedding_dim": network.bottleneck.embedding_dim,
     }
-    names = EMAQuantizer(3, sizes["num_embeddings"], sizes["embedding_dim"]).state_dict()
+    names = EMAQuantizer(3, **sizes).state_dict()
     state = {name: network.bottleneck.state_dict()[name] for name in names}
     target = "monai.networks.layers.vector_quantizer.EMAQuantizer"
     return Exported({"quantizer_def": {"_target_": target, "spatial_dims": 3, **sizes}}, state)
