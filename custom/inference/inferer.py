@@ -39,6 +39,9 @@ class TranslationInferer(Inferer):
             Label the call raises instead, an error whose text reaches the client: MONAI wraps what constructors raise.
     """
 
+    # a translation does not depend on the others that are asked for
+    not_in_identity = ("targets", "indices", "fault")
+
     def __init__(
         self,
         targets: str | Sequence[str],
@@ -49,7 +52,7 @@ class TranslationInferer(Inferer):
         num_inference_steps: int | None = 0,
         amp: bool | str = False,
     ) -> None:
-        self.num_modalities = len(modalities)
+        self.modalities = tuple(modalities)
         self.seed = int(seed)
         self.amp = amp_choice(amp)
         self.fault: Exception | None = None
@@ -83,10 +86,10 @@ class TranslationInferer(Inferer):
         """
         if self.fault is not None:
             raise self.fault
-        known = getattr(network, "num_modalities", self.num_modalities)
-        if known != self.num_modalities:
+        known = getattr(network, "num_modalities", len(self.modalities))
+        if known != len(self.modalities):
             raise ValueError(
-                f"modalities: expected the {known} of the network; found {self.num_modalities}. Give the inferer the "
+                f"modalities: expected the {known} of the network; found {len(self.modalities)}. Give the inferer the "
                 "vocabulary that the weights were trained with."
             )
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs

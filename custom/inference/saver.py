@@ -48,6 +48,9 @@ class SaveTranslationsd(SaveImaged):
         ValueError: if the number of channels, the shape or the format does not fit the source.
     """
 
+    # where and under which name, and MONAI's own saver, which is not used
+    not_in_identity = ("output_dir", "targets", "bundle", "version", "saver")
+
     def __init__(
         self,
         keys: KeysCollection,
