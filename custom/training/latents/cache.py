@@ -109,8 +109,8 @@ class LatentCache:
     Beside them the preprocessed images, ``<subject>[_mirrored]_images.npy``, where a training asks for these too.
 
     The encoding's name follows from the identity of what computes latents, its weights, the preprocessing and the
-    precision; the subject's from the contents of its files. So whatever changes is computed anew, nothing that is found needs to be
-    trusted, and stages, runs and processes can share a folder. Files appear whole or not at all.
+    precision; the subject's from the contents of its files. So whatever changes is computed anew, nothing that is found
+    needs to be trusted, and stages, runs and processes can share a folder. Files appear whole or not at all.
 
     Latents of a codebook are stored as the codes' indices: exact, and 2 bytes a latent voxel, where values in float32
     take 12 to 32. Those of a ``KLBottleneck`` are stored in float32.
