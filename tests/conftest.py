@@ -21,7 +21,7 @@ from pydicom.valuerep import DSfloat
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
 from custom.utils.modalities import BRATS_MODALITIES
 
-pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.toy")
+pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.segmenter", "tests.fixtures.toy")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
