@@ -79,7 +79,7 @@ CHANGES: dict[str, Change] = {
     "modalities": {"modalities": MODALITIES[::-1]},
     "num_inference_steps": {"num_inference_steps": 2},
     "num_samples": {"num_samples": 2},
-    "spatial_divisor": {"spatial_divisor": 32},
+    "spatial_divisor": {"spatial_divisor": 8},
     "volume_size": {"volume_size": [48, 32, 32]},
     "seed": {"seed": 7},
     "amp": {"amp": True},
@@ -316,6 +316,7 @@ def evaluated(made: Path) -> Path:
     return made / "evaluated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, *changed_keys("evaluate")])
 def test_no_score_is_stale(
     made: Path, evaluated: Path, segmenter_bundle: Path, tmp_path: Path, key: str | None

@@ -143,6 +143,14 @@ def test_dicom_comes_back_on_its_grid(workflow, write_series, tmp_path: Path, ou
     assert first[original > 0].any()
 
 
+@pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
+def test_dicom_is_written_where_there_is_nifti(workflow, write_series, tmp_path: Path) -> None:
+    source = write_series("in/series", affine=OBLIQUE)
+    for output_format in ("nifti", "dicom"):
+        workflow(image=str(source), targets="t2", output_format=output_format).run()
+    assert written(tmp_path) == ["series_t2_synthetic", "series_t2_synthetic.nii.gz"]
+
+
 def test_dicom_output_of_another_format_is_refused_before_work(workflow, write_volume, tmp_path: Path) -> None:
     source = write_volume("a.nii.gz")
     with pytest.raises(RuntimeError) as caught:
