@@ -4,34 +4,53 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOWEST := .venv-lowest
+# processes of the tests, each with one thread
+WORKERS ?= 2
+PYTEST = env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-label lint format phantoms train evaluate ablation bench clean
+.PHONY: help install demo test test-fast test-lowest clients lint format phantoms train evaluate ablation bench clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## build .venv with everything that the project needs
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)  ## translate a held-out phantom (and IMAGE=path), print scores, draw output/demo/demo.png
 	$(BIN)/python -m custom demo $(if $(IMAGE),--image $(IMAGE))
 
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-test-label:  ## compare MONAI Label's server with the command line (WEIGHTS=file, SCAN=file); several GB
-	$(PYTHON) tests/label $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(SCAN),--scan '$(SCAN)')
+test-fast: $(INSTALLED)  ## run the tests that take no process, training or large volume of their own: after every edit
+	$(PYTEST) -m 'not slow'
 
-lint: $(INSTALLED)  ## check style
+test-lowest: BIN := $(LOWEST)/bin
+test-lowest: $(LOWEST)/.installed  ## run the fast tests with the oldest versions that pyproject.toml allows
+	$(PYTEST) -m 'not slow' -W default::DeprecationWarning -W default::FutureWarning
+
+$(LOWEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LOWEST)
+	{ grep '^torch==' constraints.txt; sed -nE 's/^ *"([A-Za-z0-9-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml; \
+		cat constraints.txt; } | awk -F == '!seen[$$1]++' > $(LOWEST)/constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint $(LOWEST)/constraints.txt
+	@touch $@
+
+clients: $(INSTALLED)  ## run every real client on the packaged zip (ARGS="--only label"); several GB
+	$(BIN)/python tests/clients $(ARGS)
+
+lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)  ## mend style
 	$(BIN)/ruff check --fix .
@@ -53,5 +72,5 @@ ablation: $(INSTALLED)  ## train and evaluate the ablations of Table 3 on phanto
 bench: $(INSTALLED)  ## measure speed and memory of every part beside MONAI's (ARGS="--preset small --size 64 64 64")
 	$(BIN)/python -m benchmarks $(ARGS)
 
-clean:  ## remove what the other targets made, but for .venv and the weights
-	rm -rf output bundle/output bundle/data build dist *.egg-info .pytest_cache .ruff_cache
+clean:  ## remove what the other targets made, but for environments and the weights
+	rm -rf output bundle/output bundle/data build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -25,9 +25,9 @@ from benchmarks.scale import SIZES, measure_scaling
 from benchmarks.stock import measure_stock
 from benchmarks.subject import make_network, read_config, write_head
 from benchmarks.whole import translate_in_fresh_process
-from custom.commands.summary import config_folder
 from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
+from custom.utils.bundle import config_folder
 from custom.utils.files import appearing_whole
 from custom.utils.precision import fast_bfloat16
 

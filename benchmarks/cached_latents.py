@@ -19,10 +19,12 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from benchmarks.subject import write_head
-from custom.commands.summary import DEFAULT_PRESET, config_folder
+from custom.commands.summary import DEFAULT_PRESET
 from custom.networks import LatentTranslator
+from custom.networks.fast import accelerate
 from custom.training.latents.pairs import latent_pairs
 from custom.training.objectives import DiffusionObjective
+from custom.utils.bundle import config_folder
 from custom.utils.precision import uses_bfloat16
 
 NAMES = ("t1", "t2")
@@ -44,7 +46,8 @@ def read_training(preset: str) -> ConfigParser:
     overlay = [] if preset == DEFAULT_PRESET else [str(folder / f"preset_{preset}.json")]
     parser = ConfigParser()
     parser.read_config([str(folder / "train.json"), *overlay])
-    parser.update({"bundle_root": str(folder.parent), "bundle_code": []})
+    # detail transfer needs images, not latents: without it a step is what the cache of latents is for
+    parser.update({"bundle_root": str(folder.parent), "bundle_code": [], "network_def#detail": None})
     return parser
 
 
@@ -96,7 +99,7 @@ def main() -> None:
         @torch.no_grad()
         def encoded() -> dict[str, Tensor]:
             images = transform(entry)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
                 latents = [network.encode(images[name].unsqueeze(0).to(device)).float() for name in NAMES]
             crop = tuple(slice(0, n) for n in parser["latent_crop"])
             latents = [latent[(..., *crop)] for latent in latents]

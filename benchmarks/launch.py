@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from custom.commands.summary import config_folder
+from custom.utils.bundle import config_folder
 
 __all__ = ["run_bundle"]
 

@@ -104,8 +104,9 @@ class ConvolutionRate:
         rates = {}
         for channels in RATE_CHANNELS:
             for memory_format in (torch.contiguous_format, torch.channels_last_3d):
-                conv = nn.Conv3d(channels, channels, 3, padding=1).to(device, dtype, memory_format=memory_format)
+                conv = nn.Conv3d(channels, channels, 3, padding=1).to(device, dtype)
                 x = torch.randn(1, channels, edge, edge, edge, device=device).to(dtype, memory_format=memory_format)
+                conv.weight.data = conv.weight.data.contiguous(memory_format=memory_format)
                 rates[self._rate(conv, x)] = conv, x
         self.conv, self.x = rates[max(rates)]
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.measure import ConvolutionRate, Measured, autocast, measured
 from custom.commands.summary import count_flops
+from custom.compat import FakeTensorMode
 from custom.networks import LatentTranslator
 from custom.networks.diffusion import draw_noise
+from custom.networks.fast import accelerate
 
 __all__ = ["NETWORK_PARTS", "Part", "arithmetic", "measure_parts", "total_seconds"]
 
@@ -72,14 +72,15 @@ def measure_parts(
         "MS-SPADE": lambda: network.transfer(kept["quantise"], target),
         "step": lambda: network.predict(kept["noise"], kept["quantise"], kept["MS-SPADE"], time, target),
         "decode": lambda: network.decode(kept["MS-SPADE"]),
-        "detail": lambda: network.detail(kept["decode"], kept["image"], target),
         "write": lambda: postprocess({**kept["preprocess"], "pred": kept["pred"]}),
     }
-    if network.detail is None:
-        del parts["detail"]
+    if (detail := network.detail) is not None:
+        writing = parts.pop("write")
+        parts["detail"] = lambda: detail(kept["decode"], kept["image"], target)
+        parts["write"] = writing
     rows, rate = [], ConvolutionRate(device, amp=amp)
     for name, part in parts.items():
-        with autocast(device, amp):
+        with accelerate(network), autocast(device, amp):
             kept[name], cost = measured(part, device, rate=rate)
         if name == "preprocess":
             kept["image"] = kept[name]["image"].as_tensor()[None].to(device)
@@ -92,7 +93,7 @@ def measure_parts(
     return rows, kept
 
 
-def total_seconds(parts: list[Part], steps: int) -> float:
+def total_seconds(parts: Sequence[Part], steps: int) -> float:
     """Of a translation with that many sampler steps."""
     return sum(part.seconds * (steps if part.name == "step" else 1) for part in parts)
 
@@ -114,11 +115,9 @@ def arithmetic(
     """
     device = next(network.parameters()).device
     with FakeTensorMode(allow_non_fake_inputs=True), autocast(device, amp):
-        executed = _count(network, name, size)
-    if name == "quantise":
-        return executed, executed
-    # shortcuts are not taken where operations are recorded, as on this device
-    return _count(_without_data(network), name, size), executed
+        plain = _count(network, name, size)
+        with accelerate(network):
+            return plain, _count(network, name, size)
 
 
 def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> float:
@@ -132,12 +131,7 @@ def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> float
         "MS-SPADE": lambda: network.transfer(latent, index),
         "step": lambda: network.predict(latent, latent, latent, index, index),
         "decode": lambda: network.decode(latent),
-        "detail": lambda: network.detail(image, image, index),
     }
+    if (detail := network.detail) is not None:
+        parts["detail"] = lambda: detail(image, image, index)
     return count_flops(parts[name]) / 1e12
-
-
-def _without_data(network: LatentTranslator) -> LatentTranslator:
-    """A copy on the meta device; the network itself stays where it is."""
-    memo = {id(t): t.to("meta") for t in (*network.parameters(), *network.buffers())}
-    return deepcopy(network, memo)

@@ -68,7 +68,8 @@ def main(files: int = 24, processes: int = 2, rounds: int = 5, source: str | Non
         for i, copy in enumerate(copies):
             shutil.copy(originals[i % len(originals)], copy)
         names = [str(copy) for copy in copies]
-        plain(names, processes), checked(names, processes)  # once unmeasured
+        plain(names, processes)  # once unmeasured
+        checked(names, processes)
         ratios = []
         for number in range(rounds):
             reading = seconds(lambda: plain(names, processes))

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 
 from benchmarks.measure import measured
 from custom.data.datalist import load_datalist
+from custom.data.foreground import foreground_key
 from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
 
@@ -57,8 +58,9 @@ def measure_quality(
     preprocess = config.get_parsed_content("preprocessing")
     with tempfile.TemporaryDirectory() as folder:
         blocks = [_middle(Path(entry[m]), size, Path(folder) / f"{m}.nii.gz") for m in ("t1", "t2")]
-        source, truth = (preprocess({"image": str(block)})["image"].as_tensor()[None] for block in blocks)
-    brain = (source > source.min()) | (truth > truth.min())
+        items = [preprocess({"image": str(block)}) for block in blocks]
+    source, truth = (item["image"].as_tensor()[None] for item in items)
+    brain = items[1][foreground_key("image")].as_tensor()[None]
 
     def run(amp: bool, steps: int) -> tuple[float, float]:
         inferer = TranslationInferer("t2", config.get_parsed_content("modalities"), num_inference_steps=steps, amp=amp)

@@ -69,7 +69,8 @@ def marks(result: Mapping[str, Any]) -> list[Mark]:
 
 
 def _against_stock(precision: str, ours: Mapping[str, Part], rows: Sequence[Comparison]) -> list[Mark]:
-    found = []
+    found: list[Mark] = []
+    met: bool | None
     for row in rows:
         if row.name == "quantise":
             faster, less = work_ratio(row, ours[row.name]), row.memory / max(ours[row.name].memory, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ def measure_scaling(
     costs = []
     for size in sizes:
         image = torch.rand(1, 1, *size, device=device) * 2 - 1
-        _, cost = measured(lambda image=image: inferer(image, network), device, rate=rate)
+        _, cost = measured(partial(inferer, image, network), device, rate=rate)
         costs.append(cost)
     work = np.log([cost.seconds * cost.rate for cost in costs])
     slope, _ = np.polyfit(np.log([math.prod(size) for size in sizes]), work, 1)

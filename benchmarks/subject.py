@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from custom.commands.summary import DEFAULT_PRESET, config_folder
+from custom.commands.summary import DEFAULT_PRESET
 from custom.networks import LatentTranslator
 from custom.networks.weights import load_weights
+from custom.utils.bundle import config_folder
 
 __all__ = ["make_network", "read_config", "write_head"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.launch import run_bundle
-from custom.commands.summary import config_folder
 from custom.data.datalist import ensure_phantom
+from custom.utils.bundle import config_folder
 
 
 def arguments() -> argparse.Namespace:

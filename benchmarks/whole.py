@@ -65,7 +65,8 @@ def translate(
             postprocess(data)
 
         run(write_head(Path(folder) / "small.nii.gz", (network.spatial_divisor,) * 3))
-        image = write_head(Path(folder) / "head.nii.gz", tuple(size))
+        height, width, depth = size
+        image = write_head(Path(folder) / "head.nii.gz", (height, width, depth))
         _, cost = measured(lambda: run(image), where, rate=ConvolutionRate(where, amp=amp))
         return Whole(cost.seconds, cost.peak, len(targets), amp, steps, cost.rate)
 

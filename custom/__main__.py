@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import fire
@@ -89,6 +88,61 @@ def package(out: str = "dist", weights: str | None = None) -> None:
     from custom.commands.package import package as run
 
     print(run(out, weights))
+
+
+def export_weights(part: str, out: str, weights: str | None = None, config: Any = ()) -> None:
+    """Turn a part of a trained model into weights of MONAI core's class, with a config that defines it.
+
+    Args:
+        part: ``autoencoder`` (AutoencoderKL) or ``unet`` (DiffusionModelUNet).
+        out: file of weights to write; the config goes beside it.
+        weights: of this project; by default the config's ``ckpt_path``.
+        config: files that define the network, ``"['inference.json','preset_paper.json']"``; by default the bundle's.
+    """
+    from custom.commands.export_weights import export_weights as run
+
+    for label, path in zip(
+        ("Weights", "Config", "Codebook"), run(part, out, weights=weights, config=config), strict=True
+    ):
+        if path is not None:
+            print(f"{label}: {path}")
+
+
+def import_weights(
+    source: str,
+    checkpoint: str,
+    out: str,
+    modalities: Any,
+    unet_checkpoint: str | None = None,
+    config: Any = (),
+    intensity_range: Any = None,
+    conditioning: str | None = None,
+    strict: bool = True,
+) -> None:
+    """Turn weights from elsewhere into weights of this project, with the configs that use them.
+
+    Args:
+        source: ``release`` (the authors' first stage), ``monai`` or ``monai-generative``.
+        checkpoint: file with the autoencoder and, for the release, MS-SPADE.
+        out: file of weights to write; presets and a report of every tensor go beside it.
+        modalities: in the order of the classes, ``t1,t1ce,t2,flair``.
+        unet_checkpoint: file with a DiffusionModelUNet.
+        config: JSON or YAML with the networks' definitions, for MONAI's layouts; several as ``"['a.json','b.json']"``.
+        intensity_range: of the images that an autoencoder of MONAI's layouts was trained on, ``0,1``.
+        conditioning: what a UNet takes beside the noisy latent: ``source``, ``target_like``,
+            ``source_and_target_like`` or ``none``.
+        strict: refuse a file with missing or unknown tensors.
+    """
+    from custom.commands.import_weights import import_weights as run
+    from custom.commands.import_weights import report_text
+
+    done = run(
+        source, checkpoint, out, modalities, unet_checkpoint=unet_checkpoint, config=config,
+        intensity_range=intensity_range, conditioning=conditioning, strict=strict,
+    )  # fmt: skip
+    print(report_text(done.tensors).partition("\n")[0])
+    for label, path in zip(("Weights", "To use them as they are", "To train from them", "Tensors"), done, strict=False):
+        print(f"{label}: {path}")
 
 
 def prune_latents(cache_dir: str, unused_days: float = 7.0) -> None:
@@ -194,9 +248,22 @@ def compare(
 
 def main() -> None:
     report_plainly()
-    commands = (ablation, compare, demo, package, phantom, prepare, prune_latents, report, steps, summary)
+    commands = (
+        ablation,
+        compare,
+        demo,
+        export_weights,
+        import_weights,
+        package,
+        phantom,
+        prepare,
+        prune_latents,
+        report,
+        steps,
+        summary,
+    )
     fire.Fire({command.__name__: command for command in commands}, name="python -m custom")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

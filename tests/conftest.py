@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
+from custom.inference.dicom_writer import write_dicom
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
 from custom.utils.modalities import BRATS_MODALITIES
 
-pytest_plugins = ("tests.fixtures.brains", "tests.fixtures.segmenter", "tests.fixtures.toy")
+pytest_plugins = tuple(
+    f"tests.fixtures.{name}"
+    for name in ("brains", "elsewhere", "foreign", "near", "order", "segmenter", "skips", "toy")
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -40,6 +42,22 @@ def make_head(shape: tuple[int, int, int] = (30, 34, 26), seed: int = 0) -> np.n
 def head() -> Callable[..., np.ndarray]:
     """See :func:`make_head`."""
     return make_head
+
+
+class HTTPException(Exception):
+    """As FastAPI's: the only one whose text the server of MONAI Label sends to its client."""
+
+    def __init__(self, status_code: int, detail: str) -> None:
+        super().__init__(status_code, detail)
+        self.status_code, self.detail = status_code, detail
+
+
+@pytest.fixture
+def label_server(monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    """Makes this process pass for the server of MONAI Label; the exception that such a server answers with."""
+    monkeypatch.setitem(sys.modules, "monailabel.app", ModuleType("monailabel.app"))
+    monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=HTTPException))
+    return HTTPException
 
 
 @pytest.fixture
@@ -162,7 +180,7 @@ def write_series(tmp_path: Path) -> Callable[..., Path]:
             dataset.PixelData = _dicom_pixels(volume[..., index])
             if edit is not None:
                 edit(dataset, index)
-            pydicom.dcmwrite(folder / f"{(7 * index) % 97:03d}_{index}.dcm", dataset, enforce_file_format=True)
+            write_dicom(folder / f"{(7 * index) % 97:03d}_{index}.dcm", dataset)
         return folder
 
     return write
@@ -203,7 +221,7 @@ def write_enhanced(tmp_path: Path) -> Callable[..., Path]:
         dataset.PixelData = b"".join(_dicom_pixels(volume[..., index]) for index in frames)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        pydicom.dcmwrite(path, dataset, enforce_file_format=True)
+        write_dicom(path, dataset)
         return path
 
     return write
@@ -247,39 +265,3 @@ def make_tiny_translator(num_modalities: int = len(BRATS_MODALITIES)) -> LatentT
 def tiny_translator() -> LatentTranslator:
     """See :func:`make_tiny_translator`; do not change it in a test."""
     return make_tiny_translator()
-
-
-# an editable install adds a finder for `custom`; without it only a bundle's own copy can be found
-_WITHOUT_REPOSITORY = f"""
-import runpy, sys
-marked = lambda finder: "__editable__" in getattr(finder, "__module__", "") + getattr(finder, "__name__", "")
-sys.meta_path[:] = [finder for finder in sys.meta_path if not marked(finder)]
-sys.path[:] = [path for path in sys.path if path not in ({str(REPOSITORY)!r}, "")]
-sys.argv[:] = sys.argv[1:]
-run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
-run(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.fixture(scope="session")
-def elsewhere() -> Callable[..., str]:
-    """``elsewhere("monai.bundle", "run", ...)`` or ``elsewhere("script.py", ...)`` → what it printed.
-
-    Python runs it from ``/`` and without the repository's ``custom``. ``expect`` is the exit status; where it is not 0
-    the result is the standard error. ``pythonpath`` is the one folder that is put on the path.
-    """
-
-    def run(*command: str | os.PathLike, expect: int = 0, pythonpath: str | os.PathLike = "") -> str:
-        result = subprocess.run(
-            [sys.executable, "-P", "-c", _WITHOUT_REPOSITORY, *map(str, command)],
-            cwd="/",
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "PYTHONPATH": str(pythonpath)},
-            check=False,
-        )
-        assert result.returncode == expect, result.stdout[-2000:] + result.stderr[-4000:]
-        return result.stdout if expect == 0 else result.stderr
-
-    return run

@@ -27,8 +27,8 @@ from custom.networks.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
-# convolutions in another order of summation: a few ulp of values in about [-1, 1], grown through some ten layers
-SAME = {"rtol": 1e-4, "atol": 1e-4}
+SAME = 1e-4  # of the largest value: exported networks take the plain convolutions, whose sums have another order
+pytestmark = pytest.mark.slow
 WORKFLOWS = ("train_autoencoder", "train_spade", "train", "inference", "evaluate")
 TINY = {
     "autoencoder#channels": [8],
@@ -76,7 +76,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "bundle" / "models").mkdir()
     torch.save(untrained(copy / "bundle/configs/inference.json").state_dict(), copy / "bundle/models/model.pt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package_module, "__file__", str(copy / "custom" / "package.py"))
+        patch.setattr(package_module, "__file__", str(copy / "custom" / "commands" / "package.py"))
         return package(copy / "a folder for the zip")
 
 
@@ -207,7 +207,7 @@ class TestZoo:
 class TestExport:
     """What is exported gives the same as the network in Python, for the same image, target and noise."""
 
-    def test_scripted(self, client, bundle, network, phantom, noise, tmp_path) -> None:
+    def test_scripted(self, client, bundle, network, phantom, noise, tmp_path, assert_near) -> None:
         client("ckpt_export", config="inference", bundle_root=bundle, filepath=tmp_path / "model.ts")
         exported = torch.jit.load(tmp_path / "model.ts")
         exported.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True), strict=True)
@@ -216,9 +216,9 @@ class TestExport:
             for target in (torch.tensor([1]), torch.tensor([3])):
                 with torch.no_grad():
                     expected = network(image, target, start)
-                    torch.testing.assert_close(exported(image, target, start), expected, **SAME)
+                    assert_near(exported(image, target, start), expected, tolerance=SAME)
 
-    def test_traced(self, client, bundle, network, phantom, tmp_path) -> None:
+    def test_traced(self, client, bundle, network, phantom, tmp_path, assert_near) -> None:
         client(
             "ckpt_export", config="inference", bundle_root=bundle, filepath=tmp_path / "model.ts", use_trace=True,
             **{"network_def#default_target": 2},
@@ -229,22 +229,22 @@ class TestExport:
             with torch.no_grad():
                 result = exported(image)
                 torch.manual_seed(5)
-                torch.testing.assert_close(result, network(image, torch.tensor([2])), **SAME)
+                assert_near(result, network(image, torch.tensor([2])), tolerance=SAME)
 
-    def test_onnx(self, client, bundle, network, phantom, noise, tmp_path) -> None:
+    def test_onnx(self, client, bundle, network, phantom, noise, tmp_path, assert_near) -> None:
         client(
             "onnx_export", config="inference", net_id="network_def", bundle_root=bundle,
             meta_file=bundle / "configs/metadata.json", ckpt_file=bundle / "models/model.pt",
-            filepath=tmp_path / "model.onnx", **{"network_def#default_target": 2},
+            filepath=tmp_path / "model.onnx", converter_kwargs="{'output_names':['pred']}",
+            **{"network_def#default_target": 2},
         )  # fmt: skip
         model = onnx.load(tmp_path / "model.onnx")
         take_noise_as_input(model, noise.shape)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        image, _ = session.get_inputs()
-        (result,) = session.run(None, {image.name: phantom.numpy(), "noise": noise.numpy()})
+        (result,) = session.run(["pred"], {"image": phantom.numpy(), "noise": noise.numpy()})
         with torch.no_grad():
             expected = network(phantom, torch.tensor([2]), noise)
-        torch.testing.assert_close(torch.from_numpy(result), expected, **SAME)
+        assert_near(torch.from_numpy(result), expected, tolerance=SAME)
 
 
 def take_noise_as_input(model: onnx.ModelProto, shape: torch.Size) -> None:
@@ -271,11 +271,12 @@ for kind in ("train", "inference"):
 torch.save(outputs, result)
 import custom
 missing = {}
-for kind, extra in (("train", {"spade_path": f"{folder}/{name}/models/model.pt", "cache_workers": 0, "amp": False}),
-                    ("inference", {"image": scan})):
+training = {"cache_workers": 0, "amp": False, "latent_crop": [4, 4, 4]}
+for kind, extra in (("train_autoencoder", {**training, "crop_size": [16, 16, 16]}), ("train_spade", training),
+                    ("train", training), ("inference", {"image": scan})):
     workflow = create_workflow(
-        config_file=f"{folder}/{name}/configs/{kind}.json", workflow_type=kind, dataset_dir=data,
-        latent_crop=[4, 4, 4], **extra,
+        config_file=f"{folder}/{name}/configs/{kind}.json", workflow_type=kind.partition("_")[0], dataset_dir=data,
+        **extra,
     )
     missing[kind] = workflow.check_properties()
     assert workflow.bundle_root == f"{folder}/{name}", workflow.bundle_root
@@ -284,7 +285,7 @@ print(json.dumps({"custom": custom.__file__, "missing": missing}))
 
 
 def test_download_load_and_create_workflow(
-    client, elsewhere, artifact, network, phantom, noise, scans, scan, tmp_path
+    client, elsewhere, artifact, network, phantom, noise, scans, scan, tmp_path, assert_near
 ) -> None:
     folder = tmp_path / "down loaded"
     client("download", name=BUNDLE_NAME, url=artifact.as_uri(), bundle_dir=folder)
@@ -295,11 +296,11 @@ def test_download_load_and_create_workflow(
         tmp_path / "client.py", folder, BUNDLE_NAME, scans, scan, tmp_path / "inputs.pt", tmp_path / "outputs.pt"
     )
     report = json.loads(said.strip().splitlines()[-1])
-    assert report["missing"] == {"train": [], "inference": []}
+    assert report["missing"] == {"train_autoencoder": [], "train_spade": [], "train": [], "inference": []}
     assert report["custom"] == str(folder / BUNDLE_NAME / "custom" / "__init__.py")
     for output in torch.load(tmp_path / "outputs.pt", weights_only=True):
         with torch.no_grad():
-            torch.testing.assert_close(output, network(*inputs), **SAME)
+            assert_near(output, network(*inputs), tolerance=SAME)
 
 
 _NEIGHBOUR = {
@@ -346,7 +347,9 @@ torch.save([call() for call in order], result)
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
-def test_a_second_bundle_in_the_process(elsewhere, bundle, network, phantom, noise, tmp_path, first) -> None:
+def test_a_second_bundle_in_the_process(
+    elsewhere, bundle, network, phantom, noise, tmp_path, first, assert_near
+) -> None:
     root = tmp_path / "neighbour"
     (root / "configs").mkdir(parents=True)
     (root / "models").mkdir()
@@ -367,6 +370,6 @@ def test_a_second_bundle_in_the_process(elsewhere, bundle, network, phantom, noi
     with torch.no_grad():
         expected = network(*inputs)
     for output in outputs[first != "ours" :: 2]:
-        torch.testing.assert_close(output, expected, **SAME)
+        assert_near(output, expected, tolerance=SAME)
     for output in outputs[first == "ours" :: 2]:
         assert output.tolist() == [3.0, 3.0]

@@ -32,12 +32,6 @@ READ_BY_NAME = {
     "imports", "initialize", "run", "finalize", "_meta_", "displayable_configs", "channel_def", *RUN_IDS.values(),
     *(p["id"].replace("::", "#") for p in (TrainProperties | InferProperties).values()),
 }  # fmt: skip
-PREPROCESSING = (
-    "Orientationd",
-    "ScaleIntensityRangePercentilesd",
-    "custom.data.transforms.PadVolumed",
-    "custom.data.transforms.ValidateVolumed",
-)
 TINY = {
     "network_def#autoencoder#channels": [8],
     "network_def#style_transfer#width": 8,
@@ -98,18 +92,18 @@ def test_what_every_config_declares_is_the_same(key: str) -> None:
         assert content(name)[key] == first, name
 
 
-MASKS = ("seg", "foreground")  # their background is 0
-
-
-@pytest.mark.parametrize("target", PREPROCESSING)
-def test_preprocessing_has_the_same_constants_everywhere(target: str) -> None:
-    found = {}
-    for name in WORKFLOWS:
-        for node in walk(content(name)):
-            if isinstance(node, dict) and node.get("_target_") == target and node["keys"] not in MASKS:
-                constants = {k: v for k, v in node.items() if k not in ("keys", "allow_missing_keys")}
-                found[json.dumps(constants, sort_keys=True)] = name
-    assert len(found) == 1, found
+def test_preprocessing_is_the_same_everywhere() -> None:
+    """All configs have it from one factory, with the same divisor and size."""
+    found = [
+        (name, node["preprocessing"])
+        for name in WORKFLOWS
+        for node in walk(content(name))
+        if isinstance(node, dict) and isinstance(node.get("preprocessing"), dict)
+    ]
+    assert [name for name, _ in found] == [*(name for name in STAGES for _ in range(2)), "inference", "evaluate"]
+    for _, node in found:
+        assert node["_target_"] == "custom.data.preprocessing.preprocessing"
+        assert (node["divisor"], node["volume_size"]) == ("@spatial_divisor", "@volume_size")
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -190,6 +184,7 @@ def chain(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("name", STAGES)
+@pytest.mark.slow
 def test_training_moves_its_own_part_only(chain: Chain, name: str) -> None:
     stage = chain.stages[name]
     state = stage.workflow.parser.get_parsed_content("network").state_dict()
@@ -198,6 +193,7 @@ def test_training_moves_its_own_part_only(chain: Chain, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
+@pytest.mark.slow
 def test_training_writes_its_files(chain: Chain, name: str) -> None:
     folder = chain.output / FOLDERS[name]
     assert {"best.pt", "last.pt", "losses.csv"} <= {p.name for p in folder.iterdir()}
@@ -209,10 +205,12 @@ def test_training_writes_its_files(chain: Chain, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
+@pytest.mark.slow
 def test_training_has_the_properties_that_monai_asks_for(chain: Chain, name: str) -> None:
     assert chain.stages[name].workflow.check_properties() == []
 
 
+@pytest.mark.slow
 def test_frozen_stages_reach_the_model_unchanged(chain: Chain) -> None:
     model = torch.load(chain.model, weights_only=True)
     first = compact(torch.load(chain.output / "autoencoder" / "best.pt", weights_only=True))
@@ -226,6 +224,7 @@ def test_frozen_stages_reach_the_model_unchanged(chain: Chain) -> None:
     assert [p.name for p in chain.model.parent.iterdir()] == ["model.pt"]
 
 
+@pytest.mark.slow
 def test_inference_loads_what_the_trainings_wrote(chain: Chain, phantoms: Path, tmp_path: Path) -> None:
     source = next(phantoms.glob("*/*_t1.nii.gz"))
     workflow = ConfigWorkflow(
@@ -241,6 +240,7 @@ def test_inference_loads_what_the_trainings_wrote(chain: Chain, phantoms: Path, 
     assert found == [f"{stem}_flair_synthetic.nii.gz", f"{stem}_t2_synthetic.nii.gz"]
 
 
+@pytest.mark.slow
 def test_training_resumes(chain: Chain, phantoms: Path, tmp_path: Path) -> None:
     (tmp_path / "spade").mkdir()
     for name in ("best.pt", "last.pt", "losses.csv"):
@@ -251,6 +251,7 @@ def test_training_resumes(chain: Chain, phantoms: Path, tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in log if ",latent," in line] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_joint_training(chain: Chain, phantoms: Path, tmp_path: Path) -> None:
     stage = run_stage(
         "train_spade", phantoms, tmp_path, joint="true", flip="true", image_crop=[16, 16, 16],
@@ -279,9 +280,23 @@ def user_error_of(workflow: ConfigWorkflow, part: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "first"), [("train_spade", "train_autoencoder.json"), ("train", "train_spade.json")])
-def test_missing_stage_names_the_training_to_run_first(phantoms: Path, tmp_path: Path, name: str, first: str) -> None:
+def test_a_run_without_the_stage_before_names_the_training_to_run_first(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: str
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # a run replaces it
+    workflow = make_workflow(name, phantoms, tmp_path)
+    workflow.initialize()
+    with pytest.raises((RuntimeError, OSError)) as caught:
+        workflow.run()
+    assert f"Run the training of {first} first" in str(find_user_error(caught.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["train_spade", "train"])
+def test_a_set_up_takes_shipped_weights_that_fit_only(phantoms: Path, tmp_path: Path, name: str) -> None:
     message = user_error_of(make_workflow(name, phantoms, tmp_path), "network")
-    assert f"Run the training of {first} first" in message
+    assert "found no file, and those of the bundle do not fit" in message
+    assert "Run the training of the stage before first" in message
     assert list(tmp_path.iterdir()) == []
 
 

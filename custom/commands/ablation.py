@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from custom.commands.summary import config_folder
 from custom.commands.workflows import bundle_workflow
 from custom.data.datalist import ensure_phantom
 from custom.evaluation.pictures import TRUTH, Slices
@@ -27,6 +26,7 @@ from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, rea
 from custom.reports.figures import method_panel
 from custom.reports.render import to_text, write_table
 from custom.reports.tables import Ablation, ablation_table, summaries, task_name
+from custom.utils.bundle import config_folder
 from custom.utils.errors import user_message
 from custom.utils.files import appearing_whole
 from custom.utils.precision import AUTO, amp_choice
@@ -127,7 +127,8 @@ def ablation(
     if not share > 0:
         raise ValueError(f"share: expected a positive share of the configs' epochs; found {share}.")
     output = Path(output_dir).expanduser().resolve()
-    budget = Budget(float(share), tuple(map(int, subjects)), float(spacing), int(seed))
+    training, validation, test = map(int, subjects)
+    budget = Budget(float(share), (training, validation, test), float(spacing), int(seed))
     _check_settings(output / "settings.json", {**budget._asdict(), "dataset_dir": str(dataset_dir), **overrides})
     data = dataset_dir or ensure_phantom(
         output / "phantom", counts=budget.counts, seed=budget.seed, spacing=budget.spacing
@@ -258,9 +259,10 @@ def _draw(output: Path, names: Mapping[str, str]) -> None:
     """The paper's Figure 7 for the first subject that every variant has pictures of."""
     results = {label: Results(output / name / EVALUATION) for label, name in names.items()}
     for subject in next(iter(results.values())).load_setup().subjects:
-        pictures = [result.pictures(subject) for result in results.values()]
+        found = [result.pictures(subject) for result in results.values()]
         key = (FULL_MODEL, *TASK)
-        if all(p is not None and key in p.slices for p in pictures):
+        pictures = [p for p in found if p is not None and key in p.slices]
+        if len(pictures) == len(found):
             shown = {label: _floats(p.slices[key]) for label, p in zip(results, pictures, strict=True)}
             truth, stamp = _floats(pictures[0].slices[TRUTH, TASK[1], TASK[1]]), pictures[0].stamp
             title = f"{subject}, {task_name(*TASK)}"
@@ -270,5 +272,5 @@ def _draw(output: Path, names: Mapping[str, str]) -> None:
             return
 
 
-def _floats(slices: Slices) -> tuple[np.ndarray, ...]:
-    return tuple(image.astype(np.float32) / 255 for image in slices)
+def _floats(slices: Slices) -> tuple[np.ndarray, np.ndarray]:
+    return slices.axial.astype(np.float32) / 255, slices.sagittal.astype(np.float32) / 255

@@ -20,7 +20,7 @@ from custom.commands.workflows import bundle_workflow
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY
 from custom.data.readers import read_volume
 from custom.evaluation import slices
-from custom.evaluation.baselines import brain_mask, copy_source
+from custom.evaluation.baselines import copy_source
 from custom.evaluation.evaluator import NativeGrid, make_reference, unit
 from custom.evaluation.metrics import Reference, bounding_box
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp
@@ -58,14 +58,17 @@ class Truth(NamedTuple):
         image: as it was read, (1, H, W, D).
         reference: what predictions are scored against.
         low, high: intensities that become 0 and 1.
-        brain: mask (H, W, D).
     """
 
     image: MetaTensor
     reference: Reference
     low: float
     high: float
-    brain: Tensor
+
+    @property
+    def brain(self) -> Tensor:
+        """Mask (H, W, D)."""
+        return self.reference.masks["brain"]
 
 
 def compare(
@@ -192,15 +195,14 @@ class _Subject:
     def _truth(self, name: str) -> Truth:
         if name not in self.truths:
             image, scaled = read_volume(self.files[name]), self.to_native(unit(self.item[name]), name)
-            low, high = _scale_of(image[0].as_tensor(), scaled)
-            brain = self.to_native(brain_mask(self.item[name]).float(), name) > 0.5
-            self.truths[name] = Truth(image, make_reference(self.item, name, self.to_native), low, high, brain)
+            low, high = _scale_of(image.as_tensor()[0], scaled)
+            self.truths[name] = Truth(image, make_reference(self.item, name, self.to_native), low, high)
         return self.truths[name]
 
     def _draw(self, key: tuple[str, str, str], values: Tensor) -> None:
         truth = self._truth(key[2])
         if self.pictures is None:
-            self._start_pictures(key[2])
+            self.pictures = self._start_pictures(key[2])
         method, source, target = key
         for name in {source, target} & set(self.names):
             if (TRUTH, name, name) not in self.pictures.slices:
@@ -208,7 +210,7 @@ class _Subject:
                 self.pictures.add((TRUTH, name, name), self._canonical(scaled, truth.image), scroll=True)
         self.pictures.add(key, self._canonical(values, truth.image), scroll=method != COPY_SOURCE)
 
-    def _start_pictures(self, target: str) -> None:
+    def _start_pictures(self, target: str) -> Pictures:
         truth = self._truth(target)
         label = self.item.get(SEGMENTATION_KEY)
         lesion = (
@@ -216,9 +218,10 @@ class _Subject:
         )
         brain = self._canonical(truth.brain.float(), truth.image) > 0.5
         turned = _turned(truth.image, "RAS")
-        self.pictures = Pictures(Stamp(slices.slice_position(brain, lesion), slices.spacing_of(turned)))
+        pictures = Pictures(Stamp(slices.slice_position(brain, lesion), slices.spacing_of(turned)))
         if lesion is not None and lesion.any():
-            self.pictures.add_lesion(lesion)
+            pictures.add_lesion(lesion)
+        return pictures
 
     @staticmethod
     def _canonical(values: Tensor, like: MetaTensor) -> np.ndarray:
@@ -295,7 +298,9 @@ def _same_grid(one: MetaTensor, other: MetaTensor) -> bool:
 
 
 def _turned(image: MetaTensor, codes: str) -> MetaTensor:
-    return Orientation(axcodes=codes, labels=None)(image)
+    turned = Orientation(axcodes=codes, labels=None)(image)
+    assert isinstance(turned, MetaTensor)
+    return turned
 
 
 def _grid(image: MetaTensor) -> str:
@@ -305,7 +310,7 @@ def _grid(image: MetaTensor) -> str:
 
 def _on_scale(prediction: MetaTensor, truth: Truth, kind: str) -> tuple[Tensor, list[str]]:
     """Values (H, W, D) with the truth's scale, clipped to [0, 1] as the truth is, and what was done."""
-    values = prediction[0].as_tensor().float()
+    values = prediction.as_tensor()[0].float()
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
             f"expected finite intensities; found {int((~torch.isfinite(values)).sum())} NaN or infinite voxels"

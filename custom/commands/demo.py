@@ -124,7 +124,7 @@ def _score_files(
     for target, file in files.items():
         prediction = torch.from_numpy(nib.load(file).get_fdata(dtype=np.float32))
         scores = make_reference(item, target, to_native).score(prediction)
-        rows += rows_of(item[SUBJECT], source, target, FULL_MODEL, scores)
+        rows += rows_of(str(item[SUBJECT]), source, target, FULL_MODEL, scores)
     return rows
 
 
@@ -141,7 +141,7 @@ def _draw_subject(
     translations[source, source] = slices.axial(truths[source], z)
     shown = {m: slices.axial(image, z) for m, image in truths.items()}
     figures.translation_grid(
-        picture, translations, shown, title=item[SUBJECT], spacing=spacing[:2], diagonal="the source itself"
+        picture, translations, shown, title=str(item[SUBJECT]), spacing=spacing[:2], diagonal="the source itself"
     )
     print(f"Picture: {picture}", flush=True)
 

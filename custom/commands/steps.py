@@ -1,7 +1,7 @@
 """Quality against sampler steps, measured on validation subjects: what the default sampler is chosen from.
 
 Every point of the curves translates the same volumes from the same noise. A source is encoded once, its target-like
-latent made once and the truth prepared once for all of them, and no latent is sampled or decoded twice.
+latent made once and the truth prepared once for all of them, and no sample that several points share is made twice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigWorkflow
@@ -19,15 +19,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.commands.ablation import VARIANTS
-from custom.commands.summary import config_folder
 from custom.commands.workflows import bundle_workflow
+from custom.data.foreground import foreground_key
 from custom.data.tolerant import FAULT_KEY
-from custom.evaluation.baselines import BACKGROUND, brain_mask
 from custom.evaluation.evaluator import SUBJECT, NativeGrid, make_reference, unit
-from custom.inference.cost import Cost, Meter
+from custom.evaluation.pairwise import plain
+from custom.inference.translation import Latents, Sampling, Translated, Translation
 from custom.networks import LatentTranslator
 from custom.reports.curves import SPADE_ONLY, Point, choose_default, curve_table, draw_curves, write_points
 from custom.reports.render import to_text, write_table
+from custom.utils.bundle import config_folder
 from custom.utils.modalities import canonical
 from custom.utils.precision import AUTO, amp_choice, uses_bfloat16
 
@@ -36,7 +37,6 @@ __all__ = ["CURVES", "PAIRS", "Curve", "Model", "measure", "steps"]
 logger = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
-Cached = TypeVar("Cached")
 
 # each modality is a source once and a target once; a subject takes the next of them
 PAIRS: tuple[Pair, ...] = (("t1", "t2"), ("t2", "flair"), ("flair", "t1ce"), ("t1ce", "t1"))
@@ -58,6 +58,11 @@ class Curve(NamedTuple):
     strength: float = 1.0
     requantize: bool = False
     num_samples: int = 1
+
+    def sampling(self, num_steps: int) -> Sampling:
+        """The settings of the sampler for that many steps."""
+        # the last step adds no noise, so one step is the same for every η
+        return Sampling(num_steps, self.eta if num_steps > 1 else 0.0, self.strength, self.requantize)
 
     @classmethod
     def of(cls, name: str, overlay: str, steps: Sequence[int]) -> Curve:
@@ -211,7 +216,7 @@ def measure(
     """The points of one subject and pair.
 
     Args:
-        item: the preprocessed subject, tensors (1, H, W, D) in [-1, 1].
+        item: the preprocessed subject, tensors (1, H, W, D) in [-1, 1], and their foregrounds.
         pair: (source, target).
         modalities: the networks' vocabulary, in its order.
         to_native: maps an image (1, H, W, D) to the grid of a scan.
@@ -222,95 +227,25 @@ def measure(
         amp: compute in bfloat16 where autocast does.
     """
     source, target = pair
-    image = item[source].as_tensor() if hasattr(item[source], "as_tensor") else item[source]
-    image = image.unsqueeze(0).to(device)
-    reference, brain = make_reference(item, target, to_native), brain_mask(image)
-    index = torch.tensor([modalities.index(target)], device=device)
-    frozen: dict[tuple, tuple[Tensor, Cost]] = {}
+    image, brain = (plain(item[key]).unsqueeze(0).to(device) for key in (source, foreground_key(source)))
+    reference, index = make_reference(item, target, to_native), modalities.index(target)
+    latents: Latents = {}
 
-    def point(model: str, sampler: str, count: int, samples: int, result: tuple[Tensor, Cost]) -> Point:
-        scores = reference.score(to_native(unit(result[0][0]), target).cpu())["brain"]
-        cost = result[1]
+    def point(model: str, sampler: str, count: int, samples: int, result: Translated) -> Point:
+        scores = reference.score(to_native(unit(result.image[0]), target).cpu())["brain"]
+        cost = result.cost
+        assert cost is not None
         return Point(
             item[SUBJECT], source, target, model, sampler, count, samples, cost.evaluations,
             cost.seconds, scores.psnr, scores.ssim,
         )  # fmt: skip
 
     for model in models:
-        cell = _Cell(model.network, image, brain, index, frozen, amp=amp)
-        yield point(model.name, SPADE_ONLY, 0, 1, cell.spade_only())
+        translation = Translation(
+            model.network, image, mask=brain, amp=amp, measured=True, latents=latents, keep_samples=True
+        )
+        yield point(model.name, SPADE_ONLY, 0, 1, translation.spade_only(index))
         for curve in curves:
             for count in curve.steps:
-                yield point(model.name, curve.name, count, curve.num_samples, cell.mean(curve, count, seed))
-
-
-class _Cell:
-    """One network, source and target: everything that it computes for a point is kept for the others."""
-
-    def __init__(
-        self,
-        network: LatentTranslator,
-        image: Tensor,
-        brain: Tensor,
-        target: Tensor,
-        frozen: dict[tuple, tuple[Tensor, Cost]],
-        *,
-        amp: bool,
-    ) -> None:
-        self.network, self.image, self.brain, self.target, self.amp = network, image, brain, target, amp
-        self.meter = Meter(network, image.device)
-        self.kept: dict[tuple, tuple[Tensor, Cost]] = {}
-        encoder, transfer = network.autoencoder, network.style_transfer
-        self.latent, encoding = self._once(frozen, (id(encoder),), lambda: network.encode(image))
-        self.target_like, transferring = self._once(
-            frozen, (id(encoder), id(transfer)), lambda: network.transfer(self.latent, target)
-        )
-        self.before = encoding.plus(transferring)
-
-    def spade_only(self) -> tuple[Tensor, Cost]:
-        """Image of the target-like latent, and what it cost from the source on."""
-        image, cost = self._decoded(("target-like",), self.target_like)
-        return self._shown(image), self.before.plus(cost)
-
-    def mean(self, curve: Curve, count: int, seed: int) -> tuple[Tensor, Cost]:
-        """Mean image of the samples of ``curve`` with ``count`` steps, and what it cost from the source on."""
-        drawn = [self._sample(curve, count, seed + k) for k in range(curve.num_samples)]
-        cost = self.before
-        for _, spent in drawn:
-            cost = cost.plus(spent)
-        return self._shown(torch.stack([image for image, _ in drawn]).mean(dim=0)), cost
-
-    def _sample(self, curve: Curve, count: int, seed: int) -> tuple[Tensor, Cost]:
-        network = self.network
-        # the last step adds no noise, so one step is the same for every η
-        key = (count, curve.eta if count > 1 else 0.0, curve.strength, seed)
-
-        def sample() -> Tensor:
-            network.eta, network.strength, network.requantize = key[1], curve.strength, False
-            noise = network.draw_noise(self.latent, seed)
-            return network.sample(self.latent, self.target_like, self.target, noise, count)
-
-        latent, sampling = self._once(self.kept, key, sample)
-        if curve.requantize:
-            key = (*key, "codes")
-            latent, looking_up = self._once(self.kept, key, lambda: network.autoencoder.quantize(latent).latent)
-            sampling = sampling.plus(looking_up)
-        image, decoding = self._decoded((*key, "image"), latent)
-        return image, sampling.plus(decoding)
-
-    def _decoded(self, key: tuple, latent: Tensor) -> tuple[Tensor, Cost]:
-        return self._once(self.kept, key, lambda: self.network.render(latent, self.image, self.target))
-
-    def _shown(self, image: Tensor) -> Tensor:
-        return torch.where(self.brain, image.clamp(-1, 1), BACKGROUND)
-
-    @torch.inference_mode()
-    def _once(
-        self, kept: dict[tuple, tuple[Tensor, Cost]], key: tuple, compute: Callable[[], Tensor]
-    ) -> tuple[Tensor, Cost]:
-        if key not in kept:
-            device = self.brain.device.type
-            with self.meter(), torch.autocast(device, dtype=torch.bfloat16, enabled=self.amp):
-                value = compute().float()
-            kept[key] = value, self.meter.last
-        return kept[key]
+                found = translation.translate(index, curve.sampling(count), seed=seed, num_samples=curve.num_samples)
+                yield point(model.name, curve.name, count, curve.num_samples, found)

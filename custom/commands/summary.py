@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from custom.networks import LatentTranslator
 from custom.networks.weights import is_kernel
+from custom.utils.bundle import config_folder
 
-__all__ = ["Row", "config_folder", "count_flops", "preset_network", "summarize", "summary", "training_memory"]
+__all__ = ["Row", "count_flops", "preset_network", "summarize", "summary", "training_memory"]
 
 DEFAULT_PRESET = "small"
 DEFAULT_SIZE = (192, 192, 144)
 STAGES = {"1, autoencoder": "train_autoencoder", "2, MS-SPADE": "train_spade", "3, diffusion": "train"}
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Row(NamedTuple):
@@ -29,21 +29,6 @@ class Row(NamedTuple):
     name: str
     value: int | float | tuple[int, ...]
     unit: str
-
-
-def config_folder() -> Path:
-    """The bundle's ``configs`` beside this package: in the development tree or in a packaged bundle.
-
-    Raises:
-        FileNotFoundError: if it is in neither place.
-    """
-    for folder in (ROOT / "bundle" / "configs", ROOT / "configs"):
-        if (folder / "inference.json").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"{ROOT}: expected bundle/configs/inference.json or configs/inference.json; found neither. Keep the package "
-        "beside the bundle's configs."
-    )
 
 
 def preset_network(preset: str = DEFAULT_PRESET) -> LatentTranslator:
@@ -178,8 +163,8 @@ def _arithmetic(network: LatentTranslator, size: tuple[int, ...], latent_shape: 
         "one UNet step": lambda: network.predict(latent, latent, latent, target, target),
         "decode": lambda: network.decode(latent),
     }
-    if network.detail is not None:
-        parts["detail transfer"] = lambda: network.detail(image, image, target)
+    if (detail := network.detail) is not None:
+        parts["detail transfer"] = lambda: detail(image, image, target)
     steps = network.num_inference_steps
     flops = {name: count_flops(part) for name, part in parts.items()}
     total = sum(flops.values()) + (steps - 1) * flops["one UNet step"]

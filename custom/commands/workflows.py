@@ -7,7 +7,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from custom.commands.summary import config_folder
+from custom.utils.bundle import config_folder
 
 __all__ = ["bundle_workflow"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from custom.data.dicom import DICOM_SUFFIXES
 from custom.data.readers import IMAGE_SUFFIXES
 
-__all__ = ["NAME_KEY", "PROVENANCE_KEY", "SYNTHETIC_SUFFIX", "image_stem", "translation_name"]
+__all__ = ["NAME_KEY", "PROVENANCE_KEY", "SYNTHETIC_SUFFIX", "image_stem", "image_suffix", "translation_name"]
 
 SYNTHETIC_SUFFIX = "_synthetic"
 PROVENANCE_KEY = "provenance"  # of the metadata of an image
@@ -19,6 +19,12 @@ def image_stem(path: str | os.PathLike) -> str:
     """Name of a file without the suffix of an image, or of a folder: ``"a/b.c.nii.gz"`` → ``"b.c"``."""
     name = Path(path).name
     return next((name[: -len(s)] for s in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES) if name.lower().endswith(s)), name)
+
+
+def image_suffix(path: str | os.PathLike, default: str = ".nii.gz") -> str:
+    """Suffix of an image file, ``"a/b.c.nrrd"`` → ``".nrrd"``; ``default`` for what translations are not written as."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), default)
 
 
 def translation_name(name: str, target: str) -> str:

@@ -7,34 +7,41 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import ITKReader, MetaTensor, NibabelReader
+import torch
+from monai.config import PathLike
+from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
+from monai.data.utils import orientation_ras_lps
 from monai.transforms import EnsureChannelFirst
 from monai.transforms.io.array import switch_endianness
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
+from nibabel.spatialimages import SpatialImage
 
 from custom.data.dicom import DicomReader
 from custom.utils.errors import find_user_error
 
-__all__ = ["IMAGE_SUFFIXES", "read_volume"]
+__all__ = ["IMAGE_SUFFIXES", "read_volume", "volume_of_client", "volume_of_image"]
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+SPATIAL_DIMS = 3
+SDK_AFFINE = "nifti_affine_transform"  # in RAS, of the operator of MONAI Deploy that makes a volume of a DICOM series
 FORMATS = "NIfTI, NRRD, MetaImage, a folder with one DICOM series, multi-frame DICOM"
 
 
 class NiftiReader(NibabelReader):
     """MONAI's without its repair of headers, which puts a qform that may have no code in the place of an sform."""
 
-    def read(self, data: str | os.PathLike[str], **kwargs: Any) -> nib.Nifti1Image:
-        self.filenames = (data,)  # get_data looks here
-        return nib.load(data, **kwargs)
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        self.filenames = ensure_tuple(data)  # get_data looks here
+        images = [nib.load(name, **kwargs) for name in self.filenames]
+        return images if len(images) > 1 else images[0]
 
 
 def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
@@ -52,14 +59,14 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
         ValueError: if it cannot be read as an image, or its grid is not known: see ``custom.data.dicom.read_geometry``.
     """
     file = Path(path).expanduser()
+    if os.fspath(path) == "":  # MONAI Label's for an id that it does not know; Path takes it as the working directory
+        raise FileNotFoundError("image: expected a scan; found no file of that name. Correct the name or path.")
     if not file.exists():
         raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
+    readers: tuple[ImageReader, ...] = (DicomReader(), NiftiReader(), ITKReader())
     try:
-        reader = next(r for r in (DicomReader(), NiftiReader(), ITKReader()) if r.verify_suffix(str(file)))
-        values, meta = reader.get_data(reader.read(str(file)))
-        meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: str(file)}
-        image = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
-        image = EnsureChannelFirst()(image)
+        reader = next(r for r in readers if r.verify_suffix(str(file)))
+        return _volume(reader, reader.read(str(file)), str(file))
     except Exception as error:
         known = find_user_error(error)
         if known is not None:
@@ -69,21 +76,94 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
             f"{file}: expected a readable 3D image ({FORMATS}); found {type(error).__name__}: "
             f"{detail.rstrip('.')}. Check or replace the file."
         ) from error
-    _check_grid(image.affine.numpy(), image.meta, str(file))
-    return image
+
+
+def volume_of_image(image: Any) -> MetaTensor:
+    """An image in memory as :func:`read_volume` gives it: of nibabel, of ITK, or a tensor that knows its affine.
+
+    Args:
+        image: a nibabel or ITK image; or a ``MetaTensor`` (H, W, D) or (1, H, W, D), as for :func:`volume_of_client`.
+
+    Raises:
+        ValueError: for anything else, such as an array, which does not say where its voxels lie, and for no grid.
+    """
+    if isinstance(image, MetaTensor):
+        return volume_of_client(image)
+    if isinstance(image, SpatialImage):
+        reader = NiftiReader()
+        reader.filenames = ("a nibabel image",)
+        return _volume(reader, image, "a nibabel image")
+    if hasattr(image, "GetLargestPossibleRegion"):
+        return _volume(ITKReader(), image, "an ITK image")
+    raise ValueError(
+        f"image: expected a path, a nibabel or ITK image, or a MetaTensor; found {type(image).__name__}. "
+        "An array alone does not say how its axes lie in the patient."
+    )
+
+
+def _volume(reader: ImageReader, image: Any, name: str) -> MetaTensor:
+    values, meta = reader.get_data(image)
+    meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: name}
+    tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
+    volume = EnsureChannelFirst()(tensor)
+    assert isinstance(volume, MetaTensor)
+    _check_grid(volume.affine.numpy(), volume.meta, name)
+    return volume
+
+
+def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
+    """A volume that a client has read by itself (MONAI Deploy), as :func:`read_volume` gives it.
+
+    Args:
+        image: (H, W, D), (1, H, W, D), or with a channel where the metadata's ``original_channel_dim`` says it is. Its
+            ``affine`` is voxel → mm in the ``space`` of the metadata, RAS or LPS.
+
+    Returns:
+        (1, H, W, D) float32 with an RAS ``affine``, and the other metadata as they were.
+
+    Raises:
+        ValueError: for a grid that is no grid.
+    """
+    given = MetaTensor(image)
+    meta, name = dict(given.meta), str(given.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the client's image"))
+    values = given.as_tensor().float()
+    if values.ndim == SPATIAL_DIMS + 1 and values.shape[0] == 1:
+        values = values[0]
+    says = MetaKeys.ORIGINAL_AFFINE in meta or not torch.equal(given.affine, torch.eye(4, dtype=given.affine.dtype))
+    affine = np.asarray(given.affine, dtype=np.float64)
+    if SDK_AFFINE in meta:  # whatever its space is said to be: the SDK leaves that at what its operator was asked for
+        affine = np.asarray(meta[SDK_AFFINE], dtype=np.float64)
+    elif meta[MetaKeys.SPACE] == SpaceKeys.LPS:
+        affine = orientation_ras_lps(affine)
+    meta |= {MetaKeys.SPACE: SpaceKeys.RAS, MetaKeys.AFFINE: affine, MetaKeys.ORIGINAL_AFFINE: affine}
+    if values.ndim == SPATIAL_DIMS:
+        meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = "no_channel"
+    volume = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(values, meta))
+    assert isinstance(volume, MetaTensor)
+    _check_affine(affine, name)
+    if not says:
+        _warn_of_axes(affine, name, "Hand over an image with an affine")
+    return volume
 
 
 def _check_grid(affine: np.ndarray, meta: Mapping[str, Any], name: str) -> None:
-    axes = affine[:3, :3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) < 1e-9:
+    _check_affine(affine, name)
+    if _lacks_orientation(meta, name):
+        _warn_of_axes(affine, name, "Correct its header")
+
+
+def _check_affine(affine: np.ndarray, name: str) -> None:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ValueError(
             f"{name}: expected an affine with three axes of some length; found {affine.tolist()}. Restore its header."
         )
-    if _lacks_orientation(meta, name):
-        logger.warning(
-            "%s: the file does not say how its axes lie in the patient; they are taken as %s. Correct its header if "
-            "left and right, or up and down, are exchanged.", name, axes.round(3).tolist(),
-        )  # fmt: skip
+
+
+def _warn_of_axes(affine: np.ndarray, name: str, advice: str) -> None:
+    logger.warning(
+        "%s: it does not say how its axes lie in the patient; they are taken as %s. %s if left and right, or up and "
+        "down, are exchanged.", name, affine[:3, :3].round(3).tolist(), advice,
+    )  # fmt: skip
 
 
 def _lacks_orientation(meta: Mapping[str, Any], name: str) -> bool:

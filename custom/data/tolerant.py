@@ -32,7 +32,7 @@ class TolerantDataset(Dataset):
     def __init__(
         self,
         data: Sequence[Mapping[str, Any]],
-        transform: Callable[..., Any],
+        transform: Callable[..., Any] | None,
         provenance: Callable[[str], str] | None = None,
     ) -> None:
         super().__init__(data, transform)

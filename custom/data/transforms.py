@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd
-from monai.transforms.utils_pytorch_numpy_unification import percentile
+from monai.data import ImageReader, MetaTensor
+from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd, Transform
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
-from scipy import ndimage
 
-from custom.data.readers import read_volume
+from custom.data.foreground import foreground, foreground_key, solid
+from custom.data.readers import read_volume, volume_of_client
+from custom.utils.arguments import whole_number
+from custom.utils.errors import telling_label_clients
 
 __all__ = [
     "VOLUME_SIZES",
@@ -22,55 +24,13 @@ __all__ = [
     "LoadVolumed",
     "PadVolumed",
     "ValidateVolumed",
-    "foreground",
-    "solid",
 ]
 
 # Of the paper's experiments, in the order of the axes here: left-right, back-front, bottom-top. IXI's published
 # 256×160×224 counts back-front first: 150 sagittal slices of 1.2 mm are the second of its axes.
 VOLUME_SIZES = {"brats": (192, 192, 144), "ixi": (160, 256, 224)}
 
-ZERO_BACKGROUND_SHARE = 0.05
-SIGNED_SHARE = 0.05
-NOISE_FLOOR = 0.05
-
-
-def foreground(image: torch.Tensor) -> torch.Tensor:
-    """Voxels that show tissue.
-
-    Where a good part of the volume (5 %) is exactly zero, zero is the background: the foreground is what is positive,
-    so that the slightly negative voxels that interpolation leaves around a brain do not count; in signed data (such as
-    z-scores) it is what is not zero. Otherwise the background is noise or an offset, and the foreground is what lies
-    above 5 % of the range between the percentiles 0.5 and 99.5.
-
-    Args:
-        image: a volume of any shape, in the scanner's units.
-
-    Returns:
-        Boolean mask of the same shape.
-    """
-    values = image.as_tensor() if isinstance(image, MetaTensor) else image
-    zeros = values == 0
-    if zeros.float().mean() >= ZERO_BACKGROUND_SHARE:
-        negative = values < 0
-        signed = negative.sum() > SIGNED_SHARE * (~zeros).sum()
-        return ~zeros if signed else values > 0
-    low, high = percentile(values, 0.5), percentile(values, 99.5)
-    return values > low + NOISE_FLOOR * (high - low)
-
-
-def solid(mask: torch.Tensor) -> torch.Tensor:
-    """``mask`` (1, H, W, D) with its cavities filled: all but the background that reaches a face of the volume.
-
-    Voxels inside a brain that are zero or slightly negative belong to it; the air around it does not.
-    """
-    background, _ = ndimage.label(~mask[0].cpu().numpy())
-    faces = [background.take(i, axis=axis) for axis in range(background.ndim) for i in (0, -1)]
-    outside = np.zeros(background.max() + 1, dtype=bool)
-    for face in faces:
-        outside[np.unique(face)] = True
-    outside[0] = False  # label 0 is the foreground itself
-    return torch.from_numpy(~outside[background])[None].to(mask.device)
+MAX_SIZE = 4096  # voxels along an axis
 
 
 def source_name(image: Any, key: Hashable) -> str:
@@ -79,10 +39,25 @@ def source_name(image: Any, key: Hashable) -> str:
     return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, key))
 
 
+class _VolumeLoader(Transform):
+    """:func:`custom.data.readers.read_volume` in the place of MONAI's ``LoadImage``, also of what is read already.
+
+    Attributes:
+        image_only: clients (MONAI Label) set it; it changes nothing, as a ``MetaTensor`` has its metadata with it.
+    """
+
+    def __init__(self) -> None:
+        self.image_only = True
+
+    def __call__(self, given: Any) -> MetaTensor:
+        return volume_of_client(given) if isinstance(given, torch.Tensor | np.ndarray) else read_volume(given)
+
+
 class LoadVolumed(LoadImaged):
     """:func:`custom.data.readers.read_volume` as a dictionary transform.
 
-    It is a ``LoadImaged``, so that clients that hand over arrays instead of paths (MONAI Label) know it.
+    It is a ``LoadImaged``, so that clients know it (MONAI Label). An image that a client hands over in the place of a
+    path (MONAI Deploy) is brought to the same form.
 
     Args:
         keys: keys of paths.
@@ -92,11 +67,14 @@ class LoadVolumed(LoadImaged):
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         # LoadImaged's own would set up every reader of MONAI, which warns of decoders that are not installed
         MapTransform.__init__(self, keys, allow_missing_keys)
+        # clients set attributes of what is there in MONAI's
+        self._loader: Any = _VolumeLoader()
 
-    def __call__(self, data: Mapping[Hashable, Any], reader: None = None) -> dict[Hashable, Any]:
+    @telling_label_clients
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = read_volume(d[key])
+            d[key] = self._loader(d[key])
         return d
 
 
@@ -119,6 +97,7 @@ class ValidateVolumed(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.min_size = min_size
 
+    @telling_label_clients
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
@@ -158,7 +137,8 @@ class CropForegroundUniond(CropForegroundd):
         keys: images (1, H, W, D) on one grid, and whatever is cropped with them.
         source_keys: the images whose foregrounds count; all ``keys`` where not given.
         margin: voxels around the foreground; the box stays inside the volume.
-        mask_key: where given, the union with its cavities filled is stored here, cropped like the images.
+        keep_masks: keep the foreground of each of ``source_keys``, cropped like the image, its cavities filled, under
+            ``custom.data.foreground.foreground_key``.
         allow_missing_keys: subjects may lack some of the ``keys``.
 
     Raises:
@@ -171,15 +151,15 @@ class CropForegroundUniond(CropForegroundd):
         source_keys: KeysCollection | None = None,
         *,
         margin: int | Sequence[int] = 2,
-        mask_key: str | None = None,
+        keep_masks: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         keys = ensure_tuple(keys)
         self.source_keys = keys if source_keys is None else ensure_tuple(source_keys)
-        self.mask_key = mask_key
+        self.keep_masks = keep_masks
         super().__init__(
-            (*keys, *([mask_key] if mask_key else [])),
-            source_key=mask_key or "_foreground",
+            (*keys, *(foreground_key(key) for key in self.source_keys if keep_masks)),
+            source_key="_foreground",
             margin=margin,
             allow_smaller=True,
             start_coord_key=None,
@@ -187,28 +167,40 @@ class CropForegroundUniond(CropForegroundd):
             allow_missing_keys=allow_missing_keys,
         )
 
+    @telling_label_clients
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         d = dict(data)
-        d[self.source_key] = self._union({k: d[k] for k in self.source_keys if k in d})
-        d = super().__call__(d, lazy)
-        if self.mask_key is None:
-            del d[self.source_key]
-        else:
-            d[self.mask_key] = convert_to_dst_type(solid(d[self.mask_key]), dst=d[self.mask_key])[0]
+        images: dict[Hashable, torch.Tensor] = {key: d[key] for key in self.source_keys if key in d}
+        self._check_grids(images)
+        masks: dict[Hashable, torch.Tensor] = {
+            foreground_key(str(key)): _mask_of(image) for key, image in images.items()
+        }
+        d[self.source_key] = self._union(images, masks)
+        d = super().__call__(d | masks if self.keep_masks else d, lazy)
+        del d[self.source_key]
+        for key in masks if self.keep_masks else ():
+            d[key] = convert_to_dst_type(solid(d[key]), dst=d[key])[0]
         return d
 
-    def _union(self, images: Mapping[Hashable, torch.Tensor]) -> torch.Tensor:
+    def _check_grids(self, images: Mapping[Hashable, torch.Tensor]) -> None:
         if not images:
             raise KeyError(f"expected at least one of the keys {', '.join(map(str, self.source_keys))}; found none.")
         names = {source_name(image, key): tuple(image.shape[1:]) for key, image in images.items()}
         if len(set(names.values())) > 1:
             found = "; ".join(f"{name} {_times(shape)}" for name, shape in names.items())
             raise ValueError(f"expected a subject's images on one grid; found {found}. Register and resample them.")
-        union = torch.stack([foreground(image) for image in images.values()]).any(dim=0)
+
+    def _union(self, images: Mapping[Hashable, torch.Tensor], masks: Mapping[Hashable, torch.Tensor]) -> torch.Tensor:
+        union = reduce(torch.logical_or, masks.values())
         if not union.any():
-            raise ValueError(f"{', '.join(names)}: expected some foreground; found none. Check the intensities.")
-        first = next(iter(images.values()))
-        return MetaTensor(union, meta=dict(first.meta)) if isinstance(first, MetaTensor) else union
+            names = ", ".join(source_name(image, key) for key, image in images.items())
+            raise ValueError(f"{names}: expected some foreground; found none. Check the intensities.")
+        return union
+
+
+def _mask_of(image: torch.Tensor) -> torch.Tensor:
+    mask = foreground(image)
+    return MetaTensor(mask, meta=dict(image.meta)) if isinstance(image, MetaTensor) else mask
 
 
 class PadVolumed(Padd):
@@ -246,7 +238,10 @@ class _PadAtLeast(DivisiblePad):
         super().__init__(**kwargs)
         self.size = size
 
-    def compute_pad_width(self, spatial_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    # MONAI's own annotation is a tuple of one axis
+    def compute_pad_width(  # type: ignore[override]
+        self, spatial_shape: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
         least = self.size or (0,) * len(spatial_shape)
         lengths = np.maximum(spatial_shape, least)
         spare = -(-lengths // self.k) * np.asarray(self.k) - np.asarray(spatial_shape)
@@ -256,12 +251,12 @@ class _PadAtLeast(DivisiblePad):
 def _volume_size(size: str | Sequence[int] | None) -> tuple[int, ...] | None:
     if size is None:
         return None
-    found = VOLUME_SIZES.get(size.lower()) if isinstance(size, str) else tuple(int(n) for n in size)
-    if found is None or len(found) != 3 or min(found) < 1:
+    found = VOLUME_SIZES.get(size.lower()) if isinstance(size, str) else size
+    if not isinstance(found, Sequence) or len(found) != 3:
         raise ValueError(
             f"volume_size: expected {', '.join(VOLUME_SIZES)} or three numbers of voxels; found {size!r}. Correct it."
         )
-    return found
+    return tuple(whole_number("volume_size", n, smallest=1, largest=MAX_SIZE) for n in found)
 
 
 def _times(shape: Sequence[int]) -> str:

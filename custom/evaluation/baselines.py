@@ -1,6 +1,7 @@
 """Trivial translations, shown beside every model: one that does not beat them has learned nothing spatial.
 
-All of them take and give preprocessed images (..., H, W, D), leading sizes 1, values in [-1, 1], background -1.
+All of them take and give preprocessed images (..., H, W, D), leading sizes 1, values in [-1, 1], background -1. An
+image's brain is the mask of the same shape that the preprocessing put beside it, under ``foreground_key``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import torch
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
+from custom.data.foreground import BACKGROUND, foreground_key
 from custom.data.tolerant import FAULT_KEY, TolerantDataset
-from custom.data.transforms import foreground, solid
 from custom.evaluation.metrics import bounding_box
 from custom.utils.distributed import main_first
 from custom.utils.files import appearing_whole
@@ -26,18 +27,7 @@ from custom.utils.identity import FileDigests, digest, identity
 
 logger = logging.getLogger(__name__)
 
-BACKGROUND = -1.0
 DIGESTS_NAME = "files.jsonl"
-
-
-def brain_mask(image: torch.Tensor) -> torch.Tensor:
-    """Foreground of a preprocessed image with its cavities filled, of the same shape.
-
-    Ventricles can be as dark as the background; they belong to the brain all the same.
-    """
-    plain = image.as_tensor() if hasattr(image, "as_tensor") else image
-    volume = plain.reshape(1, *plain.shape[-3:])
-    return solid(foreground((volume + 1) / 2)).reshape(plain.shape)
 
 
 def copy_source(image: torch.Tensor) -> torch.Tensor:
@@ -75,7 +65,8 @@ class IntensityLookup:
         """Learn from one subject.
 
         Args:
-            images: preprocessed image of each modality that the subject has, all of one shape; other keys are ignored.
+            images: preprocessed image of each modality that the subject has, with its brain, all of one shape; other
+                keys are ignored.
             subject: its name, for the message.
 
         Raises:
@@ -86,7 +77,7 @@ class IntensityLookup:
             raise ValueError(f"subject {subject!r}: expected images of one shape; found {shapes}.")
         values = {m: images[m].detach().float().cpu().numpy().ravel() for m in shapes}
         for source in shapes:
-            inside = brain_mask(images[source]).cpu().numpy().ravel()
+            inside = images[foreground_key(source)].cpu().numpy().ravel()
             index = self._bin(values[source][inside])
             count = np.bincount(index, minlength=self.bins)
             for target in shapes:
@@ -118,14 +109,11 @@ class IntensityLookup:
         means = self._sums[s, t, seen] / self._counts[s, t, seen]
         return np.interp(np.arange(self.bins), seen, means)
 
-    def predict(
-        self, image: torch.Tensor, source: str, target: str, *, brain: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Translate ``image`` from modality ``source`` to ``target``; ``brain`` is its :func:`brain_mask`, if known."""
+    def predict(self, image: torch.Tensor, source: str, target: str, *, brain: torch.Tensor) -> torch.Tensor:
+        """Translate ``image`` from modality ``source`` to ``target`` within its ``brain``."""
         table = torch.from_numpy(self.table(source, target)).to(image)
         index = ((image + 1) * (0.5 * self.bins)).long().clamp_(0, self.bins - 1)
-        inside = brain_mask(image) if brain is None else brain
-        return torch.where(inside, table[index], BACKGROUND)
+        return torch.where(brain, table[index], BACKGROUND)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What it has learned, for a file."""
@@ -169,7 +157,7 @@ class TrainingMean:
         for i, name in enumerate(self.modalities):
             if name not in images:
                 continue
-            brain = brain_mask(images[name]).reshape(images[name].shape[-3:])
+            brain = _plain(images[foreground_key(name)]).reshape(images[name].shape[-3:])
             box = bounding_box(brain)
             inside = _resized(brain[box].float().cpu(), self.shape)
             values = images[name].detach().float().cpu().reshape(brain.shape)[box]
@@ -177,8 +165,8 @@ class TrainingMean:
             self._sums[i] += _resized((values - BACKGROUND) * brain[box].cpu(), self.shape)
             self._counts[i] += inside
 
-    def predict(self, image: torch.Tensor, target: str, *, brain: torch.Tensor | None = None) -> torch.Tensor:
-        """The mean of modality ``target`` in the brain of ``image``; ``brain`` is its :func:`brain_mask`, if known.
+    def predict(self, image: torch.Tensor, target: str, *, brain: torch.Tensor) -> torch.Tensor:
+        """The mean of modality ``target`` in the ``brain`` of ``image``.
 
         Raises:
             ValueError: for a target that no training subject had.
@@ -186,7 +174,7 @@ class TrainingMean:
         if target not in self.seen:
             raise ValueError(f"training mean: no training subject had {target!r}; learned: {', '.join(self.seen)}.")
         i = self.modalities.index(target)
-        inside = (brain_mask(image) if brain is None else brain).reshape(image.shape[-3:])
+        inside = _plain(brain).reshape(image.shape[-3:])
         box = bounding_box(inside)
         predicted = torch.full(inside.shape, BACKGROUND, device=image.device)
         # sums and counts apart, so that voxels that no brain covered do not darken their neighbours
@@ -218,6 +206,7 @@ class TrainedBaselines(NamedTuple):
         with appearing_whole(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
+                allow_pickle=False,
                 modalities=np.array(self.lookup.modalities, dtype=np.str_),
                 subjects=np.array(self.subjects, dtype=np.str_),
                 fingerprint=np.array(fingerprint, dtype=np.str_),
@@ -275,7 +264,7 @@ def fit_or_load(
     if known is not None:
         return known
     dataset = TolerantDataset(chosen, transform)
-    for entry, images in zip(tqdm(chosen, desc="fitting baselines", unit="subject"), dataset, strict=True):
+    for entry, images in zip(tqdm(chosen, desc="fitting baselines", unit="subject"), iter(dataset), strict=True):
         if FAULT_KEY in images:
             logger.warning("baselines: %s is left out: %s", entry["subject"], images[FAULT_KEY])
             continue
@@ -296,6 +285,10 @@ def file_contents(entries: Sequence[Mapping[str, Any]], digests: FileDigests) ->
     ]
     contents = digests.of([list(paths.values()) for paths in files])
     return [dict(zip(paths, values, strict=True)) for paths, values in zip(files, contents, strict=True)]
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
 
 
 def _resized(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -8,7 +8,7 @@ by one, :class:`TranslationEvaluator` scores each on the scan's own grid and let
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, Invertd
 from torch import Tensor, nn
 
+from custom.data.foreground import foreground_key
 from custom.data.tolerant import FAULT_KEY, TolerantDataset
 from custom.evaluation import slices
-from custom.evaluation.baselines import brain_mask
 from custom.evaluation.metrics import Reference
 from custom.evaluation.pairwise import PairwiseInferer, Prediction, plain
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp
@@ -123,13 +123,14 @@ class NativeGrid:
 
     def __call__(self, image: Tensor, key: str) -> Tensor:
         """``image`` (1, H, W, D) on the grid of the scan ``key``, shape (H', W', D')."""
-        if not isinstance(self.item[key], MetaTensor) or not self.item[key].applied_operations:
+        scan = self.item[key]
+        if not isinstance(scan, MetaTensor) or not scan.applied_operations:
             return plain(image)[0]
         invert = Invertd(keys="pred", orig_keys=key, transform=self.preprocessing, nearest_interp=False)
         return plain(invert({"pred": MetaTensor(image), key: self.item[key]})["pred"])[0]
 
 
-def make_reference(item: Mapping[str, Tensor], target: str, to_native: NativeGrid) -> Reference:
+def make_reference(item: Mapping[str, Tensor], target: str, to_native: Callable[[Tensor, str], Tensor]) -> Reference:
     """Truth, brain and, where the label has a voxel, lesion of one modality of a subject, on the scan's own grid.
 
     Args:
@@ -137,7 +138,7 @@ def make_reference(item: Mapping[str, Tensor], target: str, to_native: NativeGri
         target: the modality.
         to_native: of the same item.
     """
-    masks = {"brain": brain_mask(item[target])}
+    masks = {"brain": item[foreground_key(target)]}
     label = item.get(SEGMENTATION)
     if label is not None and bool((label > 0).any()):
         masks["lesion"] = label > 0
@@ -195,13 +196,13 @@ class TranslationEvaluator(SupervisedEvaluator):
         self.state.failures = {}
         self.add_event_handler(Events.STARTED, lambda engine: engine.state.failures.clear())
 
-    def _iteration(self, engine: TranslationEvaluator, batchdata: dict[str, Any]) -> SubjectResult:
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
         subject = str(batchdata[SUBJECT][0])
         fingerprint = batchdata.get(FINGERPRINT, [""])[0]
         try:
             if FAULT_KEY in batchdata:
                 raise ValueError(batchdata[FAULT_KEY][0])
-            if not any(torch.is_tensor(value) for value in batchdata.values()):
+            if self.store is not None and not any(torch.is_tensor(value) for value in batchdata.values()):
                 return self.store.load(subject, fingerprint)  # the data set has left out what is known
             batch = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
             engine.state.batch = batch
@@ -218,24 +219,25 @@ class TranslationEvaluator(SupervisedEvaluator):
         finally:
             engine.state.prediction = None
 
-    def _evaluate(self, engine: TranslationEvaluator, batch: Mapping[str, Any]) -> tuple[SubjectResult, Pictures]:
+    def _evaluate(self, engine: Any, batch: Mapping[str, Any]) -> tuple[SubjectResult, Pictures]:
         item = decollate_batch({k: v for k, v in batch.items() if torch.is_tensor(v)})[0]
         names = [m for m in engine.inferer.modalities if m in item]
         to_native = NativeGrid(item, engine.preprocessing)
         result = SubjectResult(str(batch[SUBJECT][0]), notes=_notes(item, names, engine.inferer))
         pictures = _pictures(item, names)
         check = self._check(item, names, to_native)
-        reference, of_target = None, None
+        reference: Reference | None = None
+        of_target = None
         for prediction in engine.inferer(batch, engine.network):
             method, source, target = prediction[:3]
-            if target != of_target:
+            if reference is None or target != of_target:
                 reference, of_target = make_reference(item, target, to_native), target
             native = to_native(unit(prediction.image[0]), target)
             result.rows += rows_of(result.subject, source, target, method, reference.score(native))
             if prediction.cost is not None:
                 result.costs.append([method, source, target, *prediction.cost])
             if prediction.spread is not None:
-                result.uncertainty.append([source, target, _error_and_spread(prediction, item[target])])
+                result.uncertainty.append([source, target, _error_and_spread(prediction, prediction.spread, item)])
             if check is not None and method == FULL_MODEL:
                 result.dice += check.replaced(source, target, native)
             pictures.add((method, source, target), slices.volume(unit(prediction.image)), scroll=method in SCROLLED)
@@ -246,12 +248,13 @@ class TranslationEvaluator(SupervisedEvaluator):
     def _check(self, item: Mapping[str, Tensor], names: Sequence[str], to_native: NativeGrid) -> SegmenterCheck | None:
         if self.segmenter is None:
             return None
-        label = item.get(SEGMENTATION)
+        label, scan = item.get(SEGMENTATION), item[names[0]]
+        assert isinstance(scan, MetaTensor)
         return SegmenterCheck(
             self.segmenter,
             {m: to_native(unit(item[m]), m) for m in names},
             None if label is None else to_native((label > 0).float(), names[0]) > 0.5,
-            affine=item[names[0]].meta["original_affine"],
+            affine=scan.meta["original_affine"],
         )
 
 
@@ -272,7 +275,7 @@ def _pictures(item: Mapping[str, Tensor], names: Sequence[str]) -> Pictures:
     """The truths' pictures, where the lesion is largest or in the middle of the brain."""
     label = item.get(SEGMENTATION)
     lesion = None if label is None else slices.volume(label) > 0
-    position = slices.slice_position(slices.volume(brain_mask(item[names[0]])) > 0, lesion)
+    position = slices.slice_position(slices.volume(item[foreground_key(names[0])]) > 0, lesion)
     pictures = Pictures(Stamp(position, slices.spacing_of(item[names[0]])))
     for name in names:
         pictures.add((TRUTH, name, name), slices.volume(unit(item[name])), scroll=True)
@@ -281,11 +284,11 @@ def _pictures(item: Mapping[str, Tensor], names: Sequence[str]) -> Pictures:
     return pictures
 
 
-def _error_and_spread(prediction: Prediction, truth: Tensor) -> float:
+def _error_and_spread(prediction: Prediction, spread: Tensor, item: Mapping[str, Tensor]) -> float:
     """Rank correlation of absolute error and spread over every second voxel of the brain along each axis."""
-    inside = brain_mask(truth)[EVERY_SECOND].reshape(-1)
-    error = (unit(prediction.image) - unit(truth)).abs()[EVERY_SECOND].reshape(-1)[inside]
-    return correlation(error.cpu().numpy(), prediction.spread[EVERY_SECOND].reshape(-1)[inside].cpu().numpy())
+    inside = plain(item[foreground_key(prediction.target)])[EVERY_SECOND].reshape(-1)
+    error = (unit(prediction.image) - unit(item[prediction.target])).abs()[EVERY_SECOND].reshape(-1)[inside]
+    return correlation(error.cpu().numpy(), spread[EVERY_SECOND].reshape(-1)[inside].cpu().numpy())
 
 
 def unit(image: Tensor) -> Tensor:

@@ -88,9 +88,10 @@ def bounding_box(mask: torch.Tensor, margin: int = 0) -> Box:
         others = [a for a in range(3) if a != axis]
         hits = torch.nonzero(mask.amax(dim=others)).flatten()
         if hits.numel() == 0:
-            return tuple(slice(0, n) for n in mask.shape)
+            height, width, depth = mask.shape
+            return slice(0, height), slice(0, width), slice(0, depth)
         slices.append(slice(max(int(hits[0]) - margin, 0), min(int(hits[-1]) + 1 + margin, size)))
-    return tuple(slices)
+    return slices[0], slices[1], slices[2]
 
 
 class Reference:
@@ -102,7 +103,7 @@ class Reference:
 
     Args:
         truth: shape ``(H, W, D)``, values in [0, 1]; a MetaTensor is read as a plain tensor.
-        brain: boolean mask of the same shape; default ``truth > 0``.
+        brain: boolean mask of the same shape: the truth's foreground, as the preprocessing found it.
         lesion: boolean mask of the same shape, or None where no label exists.
 
     Raises:
@@ -110,9 +111,7 @@ class Reference:
             of another shape or without a voxel.
     """
 
-    def __init__(
-        self, truth: torch.Tensor, *, brain: torch.Tensor | None = None, lesion: torch.Tensor | None = None
-    ) -> None:
+    def __init__(self, truth: torch.Tensor, *, brain: torch.Tensor, lesion: torch.Tensor | None = None) -> None:
         self.truth = _plain(truth).float()
         if self.truth.ndim != 3 or min(self.truth.shape) < SSIM_WINDOW:
             raise ValueError(
@@ -126,7 +125,7 @@ class Reference:
                 f"truth: expected values in [0, 1], the data range of PSNR and SSIM; found {low:.4g} to {high:.4g}. "
                 "Map the truth by its percentiles first."
             )
-        self.masks = {"brain": self.truth > 0 if brain is None else _plain(brain) > 0}
+        self.masks = {"brain": _plain(brain) > 0}
         if lesion is not None:
             self.masks["lesion"] = _plain(lesion) > 0
         for name, mask in self.masks.items():
@@ -146,7 +145,8 @@ class Reference:
 
     def _cover(self, prediction: torch.Tensor) -> None:
         box = bounding_box(prediction != 0, margin=_RADIUS)
-        union = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, self._box, strict=True))
+        x, y, z = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, self._box, strict=True))
+        union = (x, y, z)
         if union != self._box:
             self._set_box(union)
 
@@ -185,10 +185,9 @@ class Reference:
         return scores
 
     def _volume_scores(self, absolute: torch.Tensor, ssim: torch.Tensor) -> Scores:
-        interior = [slice(max(_RADIUS - box.start, 0), None) for box in self._box]
         interior = tuple(
-            slice(low.start, min(box.stop, size - _RADIUS) - box.start)
-            for low, box, size in zip(interior, self._box, self.truth.shape, strict=True)
+            slice(max(_RADIUS - box.start, 0), min(box.stop, size - _RADIUS) - box.start)
+            for box, size in zip(self._box, self.truth.shape, strict=True)
         )
         inside = ssim[interior]
         windows = math.prod(size - 2 * _RADIUS for size in self.truth.shape)
@@ -199,14 +198,14 @@ class Reference:
 def evaluate_pair(
     prediction: torch.Tensor,
     truth: torch.Tensor,
-    brain: torch.Tensor | None = None,
+    brain: torch.Tensor,
     lesion: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """All metrics of one prediction, named ``<region>_<metric>``: ``volume_psnr``, ``brain_ssim``, ``lesion_mae`` …
 
     Args:
         prediction, truth: shape ``(H, W, D)``, values in [0, 1].
-        brain: mask; default ``truth > 0``.
+        brain: mask.
         lesion: mask, or None.
 
     Raises:
@@ -218,6 +217,8 @@ def evaluate_pair(
 
 class _BrainMetric(RegressionMetric):
     """A score of :class:`Reference` over the brain, as a MONAI metric for the validation of a training.
+
+    The label ``(B, 2, H, W, D)`` is the truth and its foreground.
 
     Args:
         value_range: lowest (= background) and highest value of the images, mapped to [0, 1]; predictions are clipped.
@@ -239,20 +240,28 @@ class _BrainMetric(RegressionMetric):
     def _unit(self, image: torch.Tensor) -> torch.Tensor:
         return ((_plain(image).float() - self.low) / (self.high - self.low)).clamp(0, 1)
 
+    def _check_shape(self, y_pred: torch.Tensor, y: torch.Tensor) -> None:
+        if y_pred.ndim != 5 or y.shape != (y_pred.shape[0], 2, *y_pred.shape[2:]):
+            raise ValueError(
+                f"label: expected the truth and its foreground, two channels for a prediction {tuple(y_pred.shape)}; "
+                f"found {tuple(y.shape)}."
+            )
+
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        pairs = zip(self._unit(y_pred), self._unit(y), strict=True)
-        values = [getattr(Reference(truth[0]).score(pred[0])["brain"], self.name) for pred, truth in pairs]
+        references = [Reference(self._unit(truth), brain=brain) for truth, brain in y]
+        scores = [r.score(self._unit(image[0])) for r, image in zip(references, y_pred, strict=True)]
+        values = [getattr(score["brain"], self.name) for score in scores]
         return torch.tensor(values, device=y.device)[:, None]
 
 
 class BrainPSNR(_BrainMetric):
-    """PSNR in dB over the brain (truth above background) of ``(B, 1, H, W, D)`` images; returns ``(B, 1)``."""
+    """PSNR in dB over the brain of ``(B, 1, H, W, D)`` images; returns ``(B, 1)``."""
 
     name = "psnr"
 
 
 class BrainSSIM(_BrainMetric):
-    """SSIM over the brain (truth above background) of ``(B, 1, H, W, D)`` images; returns ``(B, 1)``."""
+    """SSIM over the brain of ``(B, 1, H, W, D)`` images; returns ``(B, 1)``."""
 
     name = "ssim"
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch import Tensor, nn
+from torch import Tensor
 
-from custom.evaluation.baselines import BACKGROUND, IntensityLookup, TrainingMean, brain_mask, copy_source
+from custom.data.foreground import foreground_key
+from custom.evaluation.baselines import IntensityLookup, TrainingMean, copy_source
 from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, METHODS, SPADE_ONLY, TRAINING_MEAN
-from custom.inference.cost import Cost, Meter
+from custom.inference.cost import Cost
+from custom.inference.inferer import MAX_SAMPLES, MAX_STEPS
+from custom.inference.translation import Sampling, Translated, Translation
+from custom.utils.arguments import whole_number
 from custom.utils.modalities import target_indices
-from custom.utils.precision import amp_choice, uses_bfloat16
+from custom.utils.precision import amp_choice
 
 __all__ = ["PairwiseInferer", "Prediction", "plain"]
 
@@ -33,15 +36,6 @@ class Prediction(NamedTuple):
     image: Tensor
     cost: Cost | None = None
     spread: Tensor | None = None
-
-
-class _Source(NamedTuple):
-    """A source image (1, 1, H, W, D), its brain, its latent and what encoding it cost."""
-
-    image: Tensor
-    brain: Tensor
-    latent: Tensor
-    cost: Cost
 
 
 class PairwiseInferer(Inferer):
@@ -78,16 +72,14 @@ class PairwiseInferer(Inferer):
         unknown = [m for m in methods if m not in METHODS]
         if unknown:
             raise ValueError(f"methods: expected some of {', '.join(METHODS)}; found {', '.join(unknown)}.")
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1; found {num_samples}.")
         self.modalities = tuple(modalities)
         self.lookup = lookup
         self.mean = mean
         self.methods = tuple(methods)
         self.sources = tuple(self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities))
         self.seed = seed
-        self.num_steps = num_steps
-        self.num_samples = num_samples
+        self.num_steps = whole_number("num_steps", num_steps, smallest=0, largest=MAX_STEPS)
+        self.num_samples = whole_number("num_samples", num_samples, smallest=1, largest=MAX_SAMPLES)
         self.amp = amp_choice(amp)
         self._looked_up = set(lookup.pairs) if lookup is not None else set()
         self._averaged = set(mean.seen) if mean is not None else set()
@@ -103,88 +95,51 @@ class PairwiseInferer(Inferer):
         counts = [sum(of_pair[m]) if m in of_pair else len(pairs) for m in methods]
         return (CEILING in self.methods) * len(names) + sum(counts)
 
-    @torch.inference_mode()
-    def __call__(
-        self, inputs: Mapping[str, Tensor], network: nn.Module, *args: Any, **kwargs: Any
+    # MONAI's takes one tensor and gives one; a subject has several
+    def __call__(  # type: ignore[override]
+        self, inputs: Mapping[str, Tensor], network: Any, *args: Any, **kwargs: Any
     ) -> Iterator[Prediction]:
         """Yield the predictions, target by target.
 
         Args:
-            inputs: preprocessed image (1, 1, H, W, D) of each modality that the subject has.
+            inputs: preprocessed image (1, 1, H, W, D) of each modality that the subject has, and its foreground.
             network: a :class:`custom.networks.LatentTranslator`.
         """
-        names = [m for m in self.modalities if m in inputs]
-        images = {m: plain(inputs[m]) for m in names}
-        brains = {m: brain_mask(image) for m, image in images.items()}
-        encoded: dict[str, _Source] = {}
-        meter = Meter(network, images[names[0]].device) if names else None
-
-        def encoding(name: str) -> _Source:
-            if name not in encoded:
-                with meter(), self._autocast(images[name]):
-                    latent = network.encode(images[name])
-                encoded[name] = _Source(images[name], brains[name], latent, meter.last)
-            return encoded[name]
-
-        for target in names:
+        sources = {m: self._translation(inputs, m, network) for m in self.modalities if m in inputs}
+        for target in sources:
             if CEILING in self.methods:
-                own = encoding(target)
-                with meter():
-                    image = self._shown(lambda z=own.latent: network.decode(z), own.brain)
-                yield Prediction(CEILING, target, target, image, own.cost.plus(meter.last))
-            for source in (m for m in self.sources if m in images and m != target):
-                yield from self._trivial(images[source], brains[source], source, target)
-                if SPADE_ONLY in self.methods or FULL_MODEL in self.methods:
-                    yield from self._translate(network, meter, encoding(source), (source, target))
+                yield _prediction(CEILING, target, target, sources[target].reconstruct())
+            for source in (m for m in self.sources if m in sources and m != target):
+                yield from self._trivial(sources[source], source, target)
+                yield from self._translate(sources[source], source, target)
 
-    def _trivial(self, image: Tensor, brain: Tensor, source: str, target: str) -> Iterator[Prediction]:
+    def _translation(self, inputs: Mapping[str, Tensor], name: str, network: Any) -> Translation:
+        image, brain = plain(inputs[name]), plain(inputs[foreground_key(name)])
+        return Translation(network, image, mask=brain, amp=self.amp, measured=True)
+
+    def _trivial(self, given: Translation, source: str, target: str) -> Iterator[Prediction]:
+        image, brain = given.image, given.mask
+        assert brain is not None
         if COPY_SOURCE in self.methods:
             yield Prediction(COPY_SOURCE, source, target, copy_source(image))
-        if TRAINING_MEAN in self.methods and target in self._averaged:
+        if self.mean is not None and TRAINING_MEAN in self.methods and target in self._averaged:
             yield Prediction(TRAINING_MEAN, source, target, self.mean.predict(image, target, brain=brain))
-        if LOOKUP in self.methods and (source, target) in self._looked_up:
+        if self.lookup is not None and LOOKUP in self.methods and (source, target) in self._looked_up:
             yield Prediction(LOOKUP, source, target, self.lookup.predict(image, source, target, brain=brain))
 
-    def _translate(
-        self, network: nn.Module, meter: Meter, source: _Source, pair: tuple[str, str]
-    ) -> Iterator[Prediction]:
-        index = torch.tensor([self.modalities.index(pair[1])], device=source.latent.device)
-        with meter(), self._autocast(source.latent):
-            target_like = network.transfer(source.latent, index)
-        cost = source.cost.plus(meter.last)
+    def _translate(self, given: Translation, source: str, target: str) -> Iterator[Prediction]:
+        index = self.modalities.index(target)
         if SPADE_ONLY in self.methods:
-            with meter():
-                image = self._shown(lambda: network.render(target_like, source.image, index), source.brain)
-            yield Prediction(SPADE_ONLY, *pair, image, cost.plus(meter.last))
+            yield _prediction(SPADE_ONLY, source, target, given.spade_only(index))
         if FULL_MODEL in self.methods:
-            with meter():
-                image, spread = self._sample(network, source, target_like, index)
-            yield Prediction(FULL_MODEL, *pair, image, cost.plus(meter.last), spread)
+            found = given.translate(
+                index, Sampling(self.num_steps), seed=self.seed, num_samples=self.num_samples, spread=True
+            )
+            yield _prediction(FULL_MODEL, source, target, found)
 
-    def _sample(
-        self, network: nn.Module, source: _Source, target_like: Tensor, index: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Mean and standard deviation of the samples' images, by Welford's running sums."""
-        mean, squares = torch.zeros_like(source.brain, dtype=torch.float32), None
-        for k in range(self.num_samples):
-            noise = network.draw_noise(source.latent, self.seed + k)
-            with self._autocast(source.latent):
-                sampled = network.sample(source.latent, target_like, index, noise, self.num_steps)
-            image = self._shown(lambda z=sampled: network.render(z, source.image, index), source.brain)
-            before = image - mean
-            mean = mean + before / (k + 1)
-            squares = before * (image - mean) + (0 if squares is None else squares)
-        if self.num_samples == 1:
-            return image, None
-        return mean, (squares / (self.num_samples - 1)).clamp_(min=0).sqrt_()
 
-    def _shown(self, compute: Callable[[], Tensor], brain: Tensor) -> Tensor:
-        with self._autocast(brain):
-            image = compute()
-        return torch.where(brain, image.float().clamp(-1, 1), BACKGROUND)
-
-    def _autocast(self, tensor: Tensor) -> torch.autocast:
-        return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=uses_bfloat16(self.amp, tensor.device))
+def _prediction(method: str, source: str, target: str, found: Translated) -> Prediction:
+    return Prediction(method, source, target, found.image, found.cost, found.spread)
 
 
 def plain(tensor: Tensor) -> Tensor:

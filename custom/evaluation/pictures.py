@@ -67,7 +67,8 @@ class Pictures:
     def viewer_position(self) -> tuple[int, int, int]:
         """The slices' place in the small volumes."""
         pairs = zip(self.stamp.position, self.stamp.spacing, self.viewer_spacing, strict=True)
-        return tuple(int((i + 0.5) * mm / small) for i, mm, small in pairs)
+        x, y, z = (int((i + 0.5) * mm / small) for i, mm, small in pairs)
+        return x, y, z
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a ``.npz`` file (arrays only, nothing pickled), whole or not at all."""
@@ -80,7 +81,7 @@ class Pictures:
             arrays |= {_name(key, plane): image for plane, image in slices._asdict().items()}
         arrays |= {_name(key, "volume"): volume for key, volume in self.volumes.items()}
         with appearing_whole(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pictures:

@@ -61,7 +61,8 @@ def from_fields(fields: Sequence[str]) -> Row:
         TypeError: for the wrong number of fields.
         ValueError: for a score that is no number.
     """
-    return Row(*fields[:5], *(float(value) for value in fields[5:]))
+    names, scores = fields[:5], [float(value) for value in fields[5:]]
+    return Row._make([*names, *scores])
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:

@@ -171,7 +171,7 @@ class SegmenterCheck:
             ]
             for i in range(min(len(found), len(self._real)))
         ]
-        whole, real = found.any(axis=0), self._real.any(axis=0)
+        whole, real = np.any(found, axis=0), np.any(self._real, axis=0)
         rows.append([source, target, WHOLE, OF_REAL, dice(whole, real)])
         if self.label is not None:
             rows.append([source, target, WHOLE, OF_LABEL_REAL, dice(real, self.label)])

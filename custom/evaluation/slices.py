@@ -9,6 +9,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 
 
 def volume(image: torch.Tensor) -> np.ndarray:
@@ -29,7 +30,7 @@ def spacing_of(image: torch.Tensor) -> tuple[float, float, float]:
 def to_ras(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Array (X, Y, Z) float32 of ``image`` with its axes turned to the closest RAS, and its voxel size in mm."""
     turned = nib.as_closest_canonical(nib.Nifti1Image(image, affine))
-    return turned.get_fdata(dtype=np.float32), tuple(nib.affines.voxel_sizes(turned.affine).tolist())
+    return turned.get_fdata(dtype=np.float32), tuple(voxel_sizes(turned.affine).tolist())
 
 
 def axial(image: np.ndarray, index: int) -> np.ndarray:
@@ -50,10 +51,11 @@ def slice_position(brain: np.ndarray, lesion: np.ndarray | None = None) -> tuple
         lesion: mask (X, Y, Z), or None.
     """
     if lesion is not None and lesion.any():
-        return tuple(int(np.argmax(lesion.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3))
+        x, y, z = (int(np.argmax(lesion.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3))
+        return x, y, z
     middle = []
     for axis, part in enumerate((0.5, 0.5, 0.55)):
         inside = np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis)))
         low, high = (inside[0], inside[-1]) if inside.size else (0, brain.shape[axis] - 1)
         middle.append(round(low + part * (high - low)))
-    return tuple(middle)
+    return middle[0], middle[1], middle[2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -19,7 +19,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 SMALLEST_FOR_TEST = 6  # below it no two-sided Wilcoxon test can reach 0.05
 
-Scores = Mapping[Hashable, float]
+Scores = Mapping[Any, float]
 
 
 class Summary(NamedTuple):
@@ -71,7 +71,7 @@ def summarize(values: Sequence[float], subjects: Sequence[Hashable] = ()) -> Sum
     if not np.isfinite(data).all():
         return Summary(float(data.mean()), math.nan, data.size, subjects=count)
     sd = float(data.std(ddof=1)) if data.size > 1 else math.nan
-    return Summary(float(data.mean()), sd, data.size, *bootstrap_interval(data, owners), count)
+    return Summary(float(data.mean()), sd, data.size, *bootstrap_interval(data.tolist(), owners), count)
 
 
 def bootstrap_interval(

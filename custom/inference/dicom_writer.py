@@ -26,9 +26,11 @@ from pydicom.valuerep import DSfloat
 from custom.data.dicom import DicomReader, DicomVolume, Frame, read_geometry
 from custom.utils.files import folder_appearing_whole
 
-__all__ = ["MAXIMUM", "check_dicom_source", "save_synthetic_series"]
+__all__ = ["MAXIMUM", "check_dicom_source", "save_synthetic_series", "write_dicom"]
 
+PYDICOM_2 = int(pydicom.__version_info__[0]) == 2  # which MONAI Label is bound to
 MAXIMUM = 4095  # stored value of an intensity of 1: twelve bits, as scanners store
+SYNTHETIC_DATA = 0x0008001C  # pydicom 2 does not know its name
 BITS = 12
 LONG_STRING = 64  # characters of a LO
 
@@ -106,7 +108,16 @@ def save_synthetic_series(
         with folder_appearing_whole(folder) as temporary:
             for index, frame in enumerate(geometry.frames):
                 instance = _instance(series, frame, index, stored[..., index])
-                pydicom.dcmwrite(temporary / f"{index + 1:04d}.dcm", instance, enforce_file_format=True)
+                write_dicom(temporary / f"{index + 1:04d}.dcm", instance)
+
+
+def write_dicom(path: str | os.PathLike[str], dataset: Dataset) -> None:
+    """Write a complete DICOM file, explicit VR little endian, by pydicom 2 or 3."""
+    if PYDICOM_2:
+        dataset.is_little_endian, dataset.is_implicit_VR = True, False
+        pydicom.dcmwrite(path, dataset, write_like_original=False)
+    else:
+        pydicom.dcmwrite(path, dataset, enforce_file_format=True)
 
 
 def _series(geometry: DicomVolume, target: str, bundle: str, version: str) -> Dataset:
@@ -156,7 +167,7 @@ def _kept(source: Dataset) -> Dataset:
 def _declare_synthetic(new: Dataset, source: Dataset, target: str, origin: str) -> None:
     name = target.upper()
     description = str(source.get("SeriesDescription") or "series")
-    new.SyntheticData = "YES"
+    new.add_new(SYNTHETIC_DATA, "CS", "YES")
     new.ContentQualification = "RESEARCH"
     new.SeriesDescription = f"SYNTHETIC {name} from {description}"[:LONG_STRING]
     new.DerivationDescription = f"Synthetic {name} contrast, computed from the source images by {origin}"

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
-from custom.networks.diffusion import draw_noise
-from custom.networks.fast.workspace import shared_workspace
-from custom.utils.errors import for_label_client
+from custom.compat import in_label_server
+from custom.inference.translation import Sampling, Translation
+from custom.networks.fast import accelerate
+from custom.utils.arguments import whole_number
+from custom.utils.errors import telling_label_clients
 from custom.utils.modalities import BRATS_MODALITIES, canonical, target_indices
-from custom.utils.precision import amp_choice, uses_bfloat16
+from custom.utils.precision import amp_choice
 
-__all__ = ["TranslationInferer"]
+__all__ = ["MAX_SAMPLES", "MAX_STEPS", "TranslationInferer"]
+
+MAX_SAMPLES = 1000  # far more than improve a mean
+MAX_STEPS = 1000  # those that the network is trained with
+MAX_SEED = 2**32 - 1
 
 
 class TranslationInferer(Inferer):
     """Translate sources into one target modality or several; each source is encoded once for all of them.
 
-    The noise comes from ``seed`` alone and is the same for every item of a batch, so that a volume's translation does
-    not depend on the batch, the device or the order of files.
+    The noise comes from ``seed`` alone and is the same for every item of a batch and every target, so that a volume's
+    translation does not depend on the batch, the other targets, the device or the order of files.
 
     Args:
         targets: one modality or several, aliases allowed.
@@ -35,8 +40,9 @@ class TranslationInferer(Inferer):
             float32 in any case.
 
     Raises:
-        ValueError: for an unknown target, fewer than one sample, or a negative number of steps. In the server of MONAI
-            Label the call raises instead, an error whose text reaches the client: MONAI wraps what constructors raise.
+        ValueError: for an unknown target, or for samples, steps or a seed that are no whole number within bounds. In
+            the server of MONAI Label the call raises instead, an error whose text reaches the client: MONAI wraps what
+            constructors raise. There a list of targets is refused too, since an answer is one volume.
     """
 
     # a translation does not depend on the others that are asked for
@@ -53,19 +59,23 @@ class TranslationInferer(Inferer):
         amp: bool | str = False,
     ) -> None:
         self.modalities = tuple(modalities)
-        self.seed = int(seed)
         self.amp = amp_choice(amp)
-        self.fault: Exception | None = None
+        self.fault: ValueError | None = None
         try:
+            if in_label_server() and not isinstance(targets, str):
+                raise ValueError(f"target: expected one modality; found {targets!r}. Ask for one after the other.")
             self.indices = target_indices(targets, modalities)
             self.targets = [canonical(modalities[i]) for i in self.indices]
-            self.num_samples = _whole("num_samples", num_samples, smallest=1)
-            self.num_steps = _whole("num_inference_steps", num_inference_steps or 0, smallest=0)
+            self.seed = whole_number("seed", seed, smallest=0, largest=MAX_SEED)
+            self.num_samples = whole_number("num_samples", num_samples, smallest=1, largest=MAX_SAMPLES)
+            steps = 0 if num_inference_steps in (None, "") else num_inference_steps
+            self.num_steps = whole_number("num_inference_steps", steps, smallest=0, largest=MAX_STEPS)
         except ValueError as error:
-            self.fault = for_label_client(error)
-            if self.fault is None:
+            if not in_label_server():
                 raise
+            self.fault = error
 
+    @telling_label_clients
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -93,53 +103,13 @@ class TranslationInferer(Inferer):
                 "vocabulary that the weights were trained with."
             )
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        total: torch.Tensor | None = None
-        amp = uses_bfloat16(self.amp, image.device)
-        autocast = torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=amp)
-        with torch.no_grad(), autocast, shared_workspace():
-            for seed in range(self.seed, self.seed + self.num_samples):
-                with _seeded(seed, image.device):
-                    sample = self._translate(image, network, seed)
-                total = sample if total is None else total + sample
-        prediction = (total / self.num_samples).clamp(-1.0, 1.0)
-        return convert_to_dst_type(prediction, dst=inputs, dtype=torch.float32)[0]
-
-    def _translate(self, image: torch.Tensor, network: Callable[..., torch.Tensor], seed: int) -> torch.Tensor:
-        """One draw for all targets; rendered one after the other, which bounds the memory of the full resolution."""
-        targets = [torch.full((image.shape[0],), i, dtype=torch.long, device=image.device) for i in self.indices]
-        if not all(hasattr(network, part) for part in ("encode", "transfer", "sample", "render")):
-            if self.num_steps:
-                raise ValueError(
-                    f"num_inference_steps: the network ({type(network).__name__}) has a fixed number of steps; "
-                    f"found {self.num_steps}. Leave it out."
-                )
-            return torch.cat([network(image, target).float() for target in targets], dim=1)
-        latent = network.encode(image)
-        noise = draw_noise(latent, seed)
-        channels = []
-        for target in targets:
-            sampled = network.sample(latent, network.transfer(latent, target), target, noise, self.num_steps)
-            channels.append(network.render(sampled, image, target).float())
-        return torch.cat(channels, dim=1)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators for what a network draws by itself, and leave them as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.random.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed_all(seed)
-        yield
-
-
-def _whole(name: str, value: int | str, *, smallest: int) -> int:
-    """``value``, which clients may send as text, as a number."""
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = smallest - 1
-    if number < smallest:
-        raise ValueError(f"{name}: expected a whole number of at least {smallest}; found {value}. Correct it.")
-    return number
+        translation = Translation(network, image, amp=self.amp)
+        # rendered one after the other, which bounds the memory of the full resolution
+        with accelerate(network):
+            images = [
+                translation.translate(
+                    index, Sampling(self.num_steps), seed=self.seed, num_samples=self.num_samples
+                ).image
+                for index in self.indices
+            ]
+        return convert_to_dst_type(torch.cat(images, dim=1), dst=inputs, dtype=torch.float32)[0]

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from custom.data.datalist import load_datalist
 from custom.data.dicom import dicom_files, is_multi_frame
@@ -63,12 +64,12 @@ def inference_inputs(
         ValueError: for an empty folder, two files whose translations would have one name, no file at all, or a source
             that does not fit the ``output_format``.
     """
-    if image is None or image == "":
+    if image is None:
         image = _held_out(dataset_dir, phantom_dir, modalities)
-    named = [image] if isinstance(image, str | os.PathLike) else list(image)
+    named: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
+    if not named or not all(isinstance(path, str | os.PathLike) and os.fspath(path) for path in named):
+        raise ValueError(f"image: expected a file, a list of files or a folder; found {image!r}. Name a file.")
     places = {file: place for path in named for file, place in _expand(Path(path).expanduser())}
-    if not places:
-        raise ValueError("image: expected a file, a list of files or a folder; found an empty list. Name a file.")
     stems = Counter(map(image_stem, places))
     names: dict[str, Path] = {}
     for file, place in places.items():

@@ -12,9 +12,11 @@ from typing import Any
 
 import nibabel as nib
 import torch.distributed as dist
+from nibabel.filebasedimages import ImageFileError
 from torch import nn
 
 from custom.data.names import NAME_KEY, image_stem, translation_name
+from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, rank, world_size
 from custom.utils.identity import FileDigests, differences, digest, identity
@@ -61,7 +63,7 @@ def read_provenance(path: str | os.PathLike) -> str | None:
     """The record in a file's header; None without one, or where there is no such file."""
     try:
         extensions = nib.load(path).header.extensions
-    except (OSError, nib.filebasedimages.ImageFileError, AttributeError, ValueError):
+    except (OSError, ImageFileError, AttributeError, ValueError):
         return None
     found = [e for e in extensions if _is_record(e)]
     return _text(found[0]) if found else None
@@ -93,6 +95,7 @@ def pending_inputs(
     targets: Sequence[str] | str,
     *,
     skip_done: bool | str = True,
+    output_format: str = "nifti",
 ) -> list[dict[str, str]]:
     """The inputs that this process has to translate.
 
@@ -107,8 +110,9 @@ def pending_inputs(
         output_dir: where the translations go.
         targets: modalities that are asked for.
         skip_done: translate all anew otherwise.
+        output_format: in which the translations will be written; DICOM series hold no record, and are made anew.
     """
-    skip = as_bool("skip_done", skip_done)
+    skip = as_bool("skip_done", skip_done) and check_output_format(output_format) == "nifti"
     names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
 
     stale: Counter[str] = Counter()

@@ -12,29 +12,81 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import SaveImaged
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
+from nibabel.filebasedimages import ImageFileError
 
-from custom.data.names import NAME_KEY, PROVENANCE_KEY, image_stem, translation_name
+from custom.compat import in_label_server
+from custom.data.names import NAME_KEY, PROVENANCE_KEY, image_stem, image_suffix, translation_name
 from custom.inference.dicom_writer import save_synthetic_series
 from custom.inference.inputs import check_output_format
 from custom.inference.provenance import write_provenance
 from custom.utils.files import appearing_whole
 from custom.utils.modalities import canonical
 
-__all__ = ["SaveTranslationsd", "save_synthetic"]
+__all__ = ["DeclareSyntheticd", "SaveImageTranslationsd", "save_synthetic"]
 
 logger = logging.getLogger(__name__)
 
+BUNDLE = "brain_mri_modality_translation"
 DESCRIPTION_BYTES = 79
+LABEL_SUFFIX = "result_extension"  # of the temporary file that MONAI Label's writer makes
+LABEL_PARAMETERS = "result"  # sent to its client beside the image
 NIFTI_IMAGES = (nib.Nifti1Pair, nib.Nifti2Pair)
 
 
-class SaveTranslationsd(SaveImaged):
+def description(target: str, bundle: str, version: str) -> str:
+    """What a translation's metadata says of it."""
+    return f"SYNTHETIC {target} from {bundle} {version}".rstrip()
+
+
+class DeclareSyntheticd(MapTransform):
+    """Mark a prediction as synthetic for clients that write it themselves, since they drop ``SaveImageTranslationsd``.
+
+    Its metadata's ``descrip`` says so, as a file's header would. The server of MONAI Label writes no metadata: there
+    the name of the file that is sent ends with ``_<target>_synthetic``, and the parameters sent along say it too.
+
+    Args:
+        keys: key of the prediction (K, H, W, D).
+        targets: names of the K channels, in order.
+        bundle: name written into the description.
+        version: version written into the description.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        targets: str | Sequence[str],
+        *,
+        bundle: str = BUNDLE,
+        version: str = "",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
+        self.target = "_".join(names)
+        self.description = description(", ".join(names), bundle, f"v{version}" if version else "")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if isinstance(d[key], MetaTensor):
+                d[key].meta["descrip"] = self.description
+        if in_label_server():
+            suffix = d.get(LABEL_SUFFIX) or image_suffix(d.get("image_path") or "")
+            d[LABEL_SUFFIX] = f"{translation_name('', self.target)}{suffix}"
+            said = {"synthetic": True, "description": self.description}
+            d[LABEL_PARAMETERS] = {**(d.get(LABEL_PARAMETERS) or {}), **said}
+        return d
+
+
+class SaveImageTranslationsd(SaveImaged):
     """Write each channel of a prediction as ``<source>_<target>_synthetic.nii.gz``, or as a folder with a DICOM series.
 
-    It is a ``SaveImaged``, so that clients that drop savers (MONAI Label) drop it too. ``<source>`` is the ``"name"``
-    of the item, as ``inference_inputs`` gives it, or else that of the file.
+    Clients that keep the result themselves drop it with MONAI's own: MONAI Label drops what derives from
+    ``SaveImaged``, MONAI Deploy what has ``SaveImage`` in its name. ``<source>`` is the ``"name"`` of the item, as
+    ``inference_inputs`` gives it, or else that of the file.
 
     Args:
         keys: key of the prediction (K, H, W, D) on the source's grid, with the source's metadata.
@@ -57,12 +109,12 @@ class SaveTranslationsd(SaveImaged):
         output_dir: str | os.PathLike,
         targets: str | Sequence[str],
         *,
-        bundle: str = "brain_mri_modality_translation",
+        bundle: str = BUNDLE,
         version: str = "",
         output_format: str = "nifti",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
+        super().__init__(keys, output_dir=Path(output_dir), allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir).expanduser()
         self.targets = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
         self.bundle, self.version = bundle, f"v{version}" if version else ""
@@ -91,8 +143,7 @@ class SaveTranslationsd(SaveImaged):
             save_synthetic_series(volume, path, source, target=target, number=self.targets.index(target) + 1, **program)
         else:
             path = self.output_dir / f"{name}.nii.gz"
-            origin = f"SYNTHETIC {target} from {self.bundle} {self.version}".rstrip()
-            save_synthetic(volume, path, source, meta, origin)
+            save_synthetic(volume, path, source, meta, description(target, self.bundle, self.version))
         return path
 
 
@@ -124,7 +175,7 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
 def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> nib.Nifti1Image:
     try:
         original = nib.load(source)
-    except (nib.filebasedimages.ImageFileError, OSError):
+    except (ImageFileError, OSError):
         original = None
     if isinstance(original, NIFTI_IMAGES):
         if int(np.prod(original.shape)) != values.size or original.shape[:3] != values.shape:

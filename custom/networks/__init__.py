@@ -1,6 +1,6 @@
 """Networks: the VQ-GAN, MS-SPADE, the conditional UNet and the translator made of them."""
 
-from custom.networks.attention import Attention, SpatialTransformerBlock
+from custom.networks.attention import Attention, SelfAttentionBlock, SpatialTransformerBlock
 from custom.networks.conditional_unet import ConditionalUNet
 from custom.networks.detail import DetailTransfer
 from custom.networks.diffusion import NoiseSchedule, RectifiedFlow
@@ -15,6 +15,7 @@ from custom.networks.ms_spade import (
     StyleTransfer,
     SwitchableConv3d,
 )
+from custom.networks.no_denoiser import NoDenoiser
 from custom.networks.quantizer import Quantized, VectorQuantizer
 from custom.networks.translator import LatentTranslator
 from custom.networks.vqgan import VQGAN, KLBottleneck
@@ -31,12 +32,14 @@ __all__ = [
     "KLBottleneck",
     "LatentTranslator",
     "MSSPADEBlock",
+    "NoDenoiser",
     "NoiseSchedule",
     "PreActivationBlock",
     "Quantized",
     "RectifiedFlow",
     "ReleaseStyleTransfer",
     "ResidualStyleTransfer",
+    "SelfAttentionBlock",
     "SourceSummary",
     "SpatialTransformerBlock",
     "StyleTransfer",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from custom.networks.fast.convolution import Conv3d
 from custom.networks.ms_spade import PreActivationBlock
 from custom.networks.wavelet import HaarTransform
 
@@ -30,15 +29,16 @@ class DetailTransfer(nn.Module):
     def __init__(self, num_modalities: int, *, width: int = 32, num_blocks: int = 1, hidden_channels: int = 16) -> None:
         super().__init__()
         self.haar = HaarTransform(1)
-        self.conv_in = Conv3d(16, width)
-        self.blocks = nn.ModuleList(
+        self.conv_in = nn.Conv3d(16, width, 3, padding=1)
+        blocks = [
             PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         # a kernel of one voxel: from zero, a 3³ one takes its first steps far too wide
         self.conv_out = nn.Conv3d(width, 8, 1)
-        for last in [self.conv_out, *(block.conv2 for block in self.blocks)]:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for last in [self.conv_out, *(block.conv2 for block in blocks)]:
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, decoded: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Translation (B, 1, H, W, D), in about [-1, 1].

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 __all__ = ["FLOW_PREDICTION_TYPES", "PREDICTION_TYPES", "NoiseSchedule", "RectifiedFlow", "draw_noise", "path_seed"]
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-FLOW_PREDICTION_TYPES = ("velocity", "sample")
+PREDICTION_TYPES: tuple[str, ...] = ("epsilon", "v_prediction", "sample")
+FLOW_PREDICTION_TYPES: tuple[str, ...] = ("velocity", "sample")
 
 
 class NoiseSchedule(nn.Module):
@@ -41,6 +41,7 @@ class NoiseSchedule(nn.Module):
         self.num_train_timesteps = num_train_timesteps
         self.prediction_type = prediction_type
         betas = NoiseSchedules["scaled_linear_beta"](num_train_timesteps, beta_start, beta_end)
+        self.alphas_cumprod: Tensor
         self.register_buffer("alphas_cumprod", torch.cumprod(1.0 - betas, dim=0))
 
     def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:

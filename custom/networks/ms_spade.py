@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from custom.networks.fast.convolution import Conv3d, convolve
-
 __all__ = [
     "MSSPADE",
     "MSSPADEBlock",
@@ -51,8 +49,6 @@ class SwitchableConv3d(nn.Module):
         """Convolve ``x`` (B, C, h, w, d), item b with kernel ``target[b]``; ``target`` (B,) int64."""
         batch = x.shape[0]
         weight, bias = self.weight[target].flatten(0, 1), self.bias[target].flatten()
-        if not torch.jit.is_scripting() and batch == 1 and self.padding == 1:
-            return convolve(x, weight, bias)
         y = F.conv3d(x.flatten(0, 1).unsqueeze(0), weight, bias, padding=self.padding, groups=batch)
         return y.view(batch, -1, y.shape[2], y.shape[3], y.shape[4])
 
@@ -106,8 +102,8 @@ class _ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1 = Conv3d(in_channels, out_channels)
-        self.conv2 = Conv3d(out_channels, out_channels)
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
         self.shortcut: nn.Module = (
             nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
         )
@@ -128,9 +124,9 @@ class MSSPADEBlock(nn.Module):
 
     def __init__(self, num_modalities: int, in_channels: int, out_channels: int, hidden_channels: int) -> None:
         super().__init__()
-        self.conv1 = Conv3d(in_channels, out_channels)
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
         self.norm1 = MSSPADE(num_modalities, out_channels, hidden_channels)
-        self.conv2 = Conv3d(out_channels, out_channels)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
         self.norm2 = MSSPADE(num_modalities, out_channels, hidden_channels)
         self.shortcut: nn.Module = (
             nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
@@ -213,9 +209,9 @@ class PreActivationBlock(nn.Module):
         super().__init__()
         middle = min(in_channels, out_channels)
         self.norm1 = MSSPADE(num_modalities, in_channels, hidden_channels, norm=norm)
-        self.conv1 = Conv3d(in_channels, middle)
+        self.conv1 = nn.Conv3d(in_channels, middle, 3, padding=1)
         self.norm2 = MSSPADE(num_modalities, middle, hidden_channels, norm=norm)
-        self.conv2 = Conv3d(middle, out_channels)
+        self.conv2 = nn.Conv3d(middle, out_channels, 3, padding=1)
         self.shortcut: nn.Module = (
             nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1, bias=False)
         )
@@ -325,14 +321,15 @@ class ResidualStyleTransfer(nn.Module):
         self.summary: nn.Module | None = (
             SourceSummary(latent_channels, width, hidden_channels=summary_channels) if summary_channels else None
         )
-        self.conv_in = Conv3d(latent_channels, width)
-        self.blocks = nn.ModuleList(
+        self.conv_in = nn.Conv3d(latent_channels, width, 3, padding=1)
+        blocks = [
             PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
-        )
-        self.conv_out = Conv3d(width, latent_channels)
-        for last in [self.conv_out, *(block.conv2 for block in self.blocks)]:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        ]
+        self.blocks = nn.ModuleList(blocks)
+        self.conv_out = nn.Conv3d(width, latent_channels, 3, padding=1)
+        for last in [self.conv_out, *(block.conv2 for block in blocks)]:
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
         """Target-like latent (B, L, h, w, d).

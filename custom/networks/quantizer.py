@@ -82,9 +82,13 @@ class VectorQuantizer(nn.Module):
 
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
         self.embedding.weight.requires_grad_(not self.ema)
+        self.ema_cluster_size: Tensor
+        self.ema_w: Tensor
+        self.initialized: Tensor
         self.register_buffer("ema_cluster_size", torch.zeros(num_embeddings))
         self.register_buffer("ema_w", self.embedding.weight.detach().clone())
-        self.register_buffer("initialized", torch.tensor(not data_init))
+        # a number, since federated learning subtracts and averages all that the state dict holds
+        self.register_buffer("initialized", torch.tensor(float(not data_init)))
 
     def forward(self, latent: Tensor) -> Quantized:
         """Quantise ``latent`` (B, C, h, w, d); in training mode also update the codebook statistics."""
@@ -108,6 +112,8 @@ class VectorQuantizer(nn.Module):
             return self._search(flat, self.chunk_size(flat))
         # a trace keeps the chunks it has seen: on a larger volume it would leave the rest of the voxels out
         chunk_size = flat.shape[0] if torch.jit.is_tracing() else self.chunk_size(flat)
+        if torch.compiler.is_compiling():  # an exported graph holds the operations of every chunk: few large ones
+            chunk_size = self.chunk_sizes[1]
         if not torch.amp.is_autocast_available(flat.device.type):  # the meta device
             return self._search(flat, chunk_size)
         with torch.autocast(flat.device.type, enabled=False):
@@ -159,7 +165,7 @@ class VectorQuantizer(nn.Module):
         self.embedding.weight.copy_(codes)
         self.ema_w.copy_(codes)
         self.ema_cluster_size.fill_(1.0)
-        self.initialized.fill_(True)
+        self.initialized.fill_(1.0)
 
     @torch.jit.unused
     @torch.no_grad()
@@ -181,7 +187,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.jit.unused
     def _revive(self, flat: Tensor) -> None:
-        dead = self.ema_cluster_size < self.revival_threshold
+        dead = self.ema_cluster_size.lt(self.revival_threshold)
         drawn = self._draw(flat, self.num_embeddings)
         # a revived code starts with the weight of a living one, or it would die again in the next step
         self.ema_w.copy_(torch.where(dead.unsqueeze(1), drawn, self.ema_w))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from custom.networks.conditional_unet import ConditionalUNet
 from custom.networks.diffusion import NoiseSchedule, draw_noise, path_seed
+from custom.networks.vqgan import VQGAN
 
 __all__ = ["CONDITIONINGS", "LatentTranslator"]
 
@@ -41,9 +43,9 @@ class LatentTranslator(nn.Module):
     def __init__(
         self,
         num_modalities: int,
-        autoencoder: nn.Module,
+        autoencoder: VQGAN,
         style_transfer: nn.Module,
-        unet: nn.Module,
+        unet: ConditionalUNet,
         schedule: NoiseSchedule,
         detail: nn.Module | None = None,
         *,
@@ -83,6 +85,7 @@ class LatentTranslator(nn.Module):
         self.default_target = default_target
         self.spatial_divisor: int = autoencoder.downsampling * unet.spatial_divisor
         # 1 / standard deviation of the training latents, measured at the start of the diffusion training
+        self.latent_scale: Tensor
         self.register_buffer("latent_scale", torch.ones(()))
 
     def forward(self, image: Tensor, target: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
@@ -98,31 +101,13 @@ class LatentTranslator(nn.Module):
         """
         if target is None:
             target = torch.full([image.shape[0]], self.default_target, dtype=torch.long, device=image.device)
-        return self._complete(self.encode(image), image, target, noise, 0)
-
-    @torch.jit.export
-    def translate(self, image: Tensor, targets: Tensor, noise: Tensor | None = None, num_steps: int = 0) -> Tensor:
-        """Translate one source into several targets; it is encoded once.
-
-        Args:
-            image: source (1, 1, H, W, D).
-            targets: modality indices (K,).
-            noise: start of the sampler, (K or 1, L, h, w, d).
-            num_steps: sampler steps; 0 for the default.
-
-        Returns:
-            (K, 1, H, W, D).
-        """
         latent = self.encode(image)
-        count = targets.shape[0]
-        latent, image = latent.expand(count, -1, -1, -1, -1), image.expand(count, -1, -1, -1, -1)
-        return self._complete(latent, image, targets, noise, num_steps)
-
-    def _complete(self, latent: Tensor, image: Tensor, target: Tensor, noise: Tensor | None, num_steps: int) -> Tensor:
-        target_like = self.transfer(latent, target, None)  # TorchScript knows no defaults here
+        # TorchScript knows no defaults here
+        target_like = self.transfer(latent, target, None)
         if noise is None:
             noise = torch.randn_like(latent[:1])
-        return self.render(self.sample(latent, target_like, target, noise, num_steps), image, target)
+        sampled = self.sample(latent, target_like, target, noise, 0, None, None, None)
+        return self.render(sampled, image, target)
 
     @torch.jit.export
     def encode(self, image: Tensor) -> Tensor:
@@ -178,7 +163,17 @@ class LatentTranslator(nn.Module):
         return output
 
     @torch.jit.export
-    def sample(self, latent: Tensor, target_like: Tensor, target: Tensor, noise: Tensor, num_steps: int = 0) -> Tensor:
+    def sample(
+        self,
+        latent: Tensor,
+        target_like: Tensor,
+        target: Tensor,
+        noise: Tensor,
+        num_steps: int = 0,
+        eta: float | None = None,
+        strength: float | None = None,
+        requantize: bool | None = None,
+    ) -> Tensor:
         """Target latent (B, L, h, w, d), unscaled, by DDIM from ``noise`` (or from the noised target-like latent).
 
         The noise that η > 0 adds on the way follows from the start, see ``path_seed``.
@@ -189,32 +184,45 @@ class LatentTranslator(nn.Module):
             target: (B,) modality indices.
             noise: standard normal, (B or 1, L, h, w, d).
             num_steps: sampler steps; 0 for the default.
+            eta, strength, requantize: in place of the network's own settings, where given.
         """
         steps = num_steps if num_steps > 0 else self.num_inference_steps
         z = target_like
         if steps > 0:
-            z = self._denoise(latent, target_like, target, noise, steps)
-        if self.requantize:
+            z = self._denoise(
+                latent,
+                target_like,
+                target,
+                noise,
+                steps,
+                self.eta if eta is None else eta,
+                self.strength if strength is None else strength,
+            )
+        if self.requantize if requantize is None else requantize:
             z = self.autoencoder.quantize(z).latent
         return z
 
-    def _denoise(self, latent: Tensor, target_like: Tensor, target: Tensor, noise: Tensor, steps: int) -> Tensor:
-        timesteps = self.schedule.inference_timesteps(steps, self.strength)
+    def _denoise(
+        self,
+        latent: Tensor,
+        target_like: Tensor,
+        target: Tensor,
+        noise: Tensor,
+        steps: int,
+        eta: float,
+        strength: float,
+    ) -> Tensor:
+        timesteps = self.schedule.inference_timesteps(steps, strength)
         z = noise.expand_as(target_like)
-        if self.strength < 1.0:
+        if strength < 1.0:
             z = self.schedule.add_noise(target_like * self.latent_scale, z, timesteps[:1])
         seed, fresh = 0, z
-        if self.eta > 0.0:
+        if eta > 0.0:
             seed = path_seed(noise)
         for i in range(steps):
             now, after = timesteps[i : i + 1], timesteps[i + 1 : i + 2]
             prediction = self.predict(z, latent, target_like, now.expand(z.shape[0]), target)
-            if self.eta > 0.0:
+            if eta > 0.0:
                 fresh = draw_noise(noise, seed + i)
-            z = self.schedule.step(prediction.to(noise.dtype), z, now, after, self.eta, fresh)
+            z = self.schedule.step(prediction.to(noise.dtype), z, now, after, eta, fresh)
         return z / self.latent_scale
-
-    @torch.jit.unused
-    def draw_noise(self, latent: Tensor, seed: int) -> Tensor:
-        """``custom.networks.diffusion.draw_noise``: standard normal, (1, L, h, w, d), from ``seed`` alone."""
-        return draw_noise(latent, seed)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.blocks import Convolution
+from monai.networks.blocks import Convolution, SpatialAttentionBlock
 from monai.networks.nets.autoencoderkl import Decoder, Encoder
 from torch import Tensor, nn
 
-from custom.networks.fast.convolution import forward_alone
-from custom.networks.fast.slabs import run_blocks
+from custom.networks.attention import SelfAttentionBlock
 from custom.networks.quantizer import Quantized, VectorQuantizer
 from custom.networks.wavelet import HaarTransform
 
@@ -51,13 +50,19 @@ class VQGAN(nn.Module):
         channels: channels of each level; every level after the first halves each axis.
         embedding_dim: channels L of the latent.
         num_embeddings: codes in the codebook.
+        encoder_channels: channels between either half and its 1³ convolution at the latent; those of the latent by
+            default.
         num_res_blocks: residual blocks of each level of the encoder.
         decoder_num_res_blocks: the same for the decoder; the encoder's by default.
         norm_num_groups: groups of the group normalisation.
         haar_levels: open with as many levels of the exact Haar transform, each of which halves every axis before the
             first convolution; 0 for the paper's plain convolutions.
+        attention_levels: levels with self-attention behind every residual block; by default none, as in the paper.
+        nonlocal_attention: a residual block, self-attention and a residual block more at the bottom of both halves.
         final_activation: a SiLU between the last normalisation and the last convolution of both halves, as in the
             VQ-GAN that the paper cites and in the authors' release; MONAI's ``Encoder`` and ``Decoder`` leave it out.
+        intensity_range: what the encoder takes and the decoder gives for the ends of [-1, 1]: weights that were trained
+            elsewhere, on images in [0, 1] for instance, expect their own.
         bottleneck: replaces the codebook built from the arguments above, e.g. by a ``VectorQuantizer`` with other
             settings or a ``KLBottleneck``.
 
@@ -70,14 +75,22 @@ class VQGAN(nn.Module):
         embedding_dim: int,
         num_embeddings: int = 8192,
         *,
+        encoder_channels: int | None = None,
         num_res_blocks: Sequence[int] = (1, 1, 1),
         decoder_num_res_blocks: Sequence[int] | None = None,
         norm_num_groups: int = 32,
         haar_levels: int = 0,
+        attention_levels: Sequence[bool] | None = None,
+        nonlocal_attention: bool = False,
         final_activation: bool = False,
+        intensity_range: Sequence[float] = (-1.0, 1.0),
         bottleneck: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        lower, upper = (float(end) for end in intensity_range)
+        if not lower < upper:
+            raise ValueError(f"intensity_range: expected a lower and a higher number, found {intensity_range}.")
+        self.scale, self.shift = (upper - lower) / 2, (upper + lower) / 2
         self.embedding_dim = embedding_dim
         self.haar = HaarTransform(haar_levels)
         self.downsampling = 2 ** (len(channels) - 1 + haar_levels)
@@ -92,28 +105,37 @@ class VQGAN(nn.Module):
                 "num_res_blocks": tuple(blocks),
                 "norm_num_groups": norm_num_groups,
                 "norm_eps": 1e-6,
-                "attention_levels": (False,) * len(channels),
-                "with_nonlocal_attn": False,
+                "attention_levels": tuple(attention_levels or [False] * len(channels)),
+                "with_nonlocal_attn": nonlocal_attention,
             }
 
-        self.encoder = Encoder(in_channels=image_channels, out_channels=embedding_dim, **common(num_res_blocks))
+        inner = encoder_channels or embedding_dim
+        self.encoder = Encoder(in_channels=image_channels, out_channels=inner, **common(num_res_blocks))
         self.decoder = Decoder(
-            in_channels=embedding_dim,
+            in_channels=inner,
             out_channels=image_channels,
             **common(decoder_num_res_blocks or num_res_blocks),
         )
-        if final_activation:
-            for half in (self.encoder, self.decoder):
+        for half in (self.encoder, self.decoder):
+            for i, block in enumerate(half.blocks):
+                if isinstance(block, SpatialAttentionBlock):  # which cannot be scripted, and holds voxels × voxels
+                    half.blocks[i] = SelfAttentionBlock(block.norm.num_channels, 1, norm_num_groups)
+            if final_activation:
                 half.blocks.insert(len(half.blocks) - 1, nn.SiLU())
-        self.quant_conv = Convolution(3, embedding_dim, moments, kernel_size=1, conv_only=True)
-        self.post_quant_conv = Convolution(3, embedding_dim, embedding_dim, kernel_size=1, conv_only=True)
+        self.quant_conv = Convolution(3, inner, moments, kernel_size=1, conv_only=True)
+        self.post_quant_conv = Convolution(3, embedding_dim, inner, kernel_size=1, conv_only=True)
+
+    @torch.jit.unused
+    def extra_repr(self) -> str:
+        if (self.scale, self.shift) == (1.0, 0.0):
+            return ""
+        return f"intensity_range=({self.shift - self.scale}, {self.shift + self.scale})"
 
     def encode(self, image: Tensor) -> Tensor:
         """Latent before the bottleneck, (B, L, h, w, d), of ``image`` (B, 1, H, W, D) in [-1, 1]."""
-        x = self.haar(image)
-        if torch.jit.is_scripting():
-            return self.quant_conv(self.encoder(x))
-        return self.quant_conv(run_blocks(self.encoder.blocks, x) if forward_alone(x) else self.encoder(x))
+        if self.scale != 1.0 or self.shift != 0.0:
+            image = image * self.scale + self.shift
+        return self.quant_conv(self.encoder(self.haar(image)))
 
     def quantize(self, latent: Tensor) -> Quantized:
         """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent."""
@@ -121,10 +143,10 @@ class VQGAN(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, 1, H, W, D) of a latent (B, L, h, w, d)."""
-        x = self.post_quant_conv(latent)
-        if torch.jit.is_scripting():
-            return self.haar.inverse(self.decoder(x))
-        return self.haar.inverse(run_blocks(self.decoder.blocks, x) if forward_alone(x) else self.decoder(x))
+        image = self.haar.inverse(self.decoder(self.post_quant_conv(latent)))
+        if self.scale != 1.0 or self.shift != 0.0:
+            image = (image - self.shift) / self.scale
+        return image
 
     def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction of ``image`` and what the bottleneck made of it."""

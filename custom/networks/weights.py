@@ -13,7 +13,7 @@ from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
 
-__all__ = ["compact", "is_kernel", "load_weights"]
+__all__ = ["compact", "is_kernel", "load_weights", "read_weights"]
 
 NAMED = 3  # parameters named in a message
 
@@ -34,20 +34,12 @@ def is_kernel(tensor: torch.Tensor) -> bool:
     return tensor.ndim > 2
 
 
-def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None) -> Network:
-    """Load a flat state dict strictly, tensors only, onto the device that ``network`` is on.
-
-    Args:
-        network: a ``LatentTranslator`` or another module.
-        path: of the state dict.
-        parts: names of the submodules to load, each strictly; the others keep their weights. All where not given.
-
-    Returns:
-        ``network``, unchanged if anything fails.
+def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """A flat state dict, tensors only, on the CPU.
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: if the file is no flat state dict, or the weights are of another preset or vocabulary.
+        ValueError: if the file is no flat state dict.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -67,6 +59,25 @@ def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str]
             f"{file}: expected a flat state dict, name → tensor; found {_kind(state)}. "
             "Give the model.pt that the last training stage writes, not a training checkpoint."
         )
+    return dict(state)
+
+
+def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None) -> Network:
+    """Load a flat state dict strictly, tensors only, onto the device that ``network`` is on.
+
+    Args:
+        network: a ``LatentTranslator`` or another module.
+        path: of the state dict.
+        parts: names of the submodules to load, each strictly; the others keep their weights. All where not given.
+
+    Returns:
+        ``network``, unchanged if anything fails.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if the file is no flat state dict, or the weights are of another preset or vocabulary.
+    """
+    file, state = Path(path).expanduser(), read_weights(path)
     expected = network.state_dict()
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 
 from custom.data.dicom import is_dicom
+from custom.data.foreground import foreground
 from custom.data.readers import read_volume
-from custom.data.transforms import foreground
 from custom.utils.errors import user_message
 
 __all__ = ["PATTERN_GRID", "Checked", "check_file"]
@@ -142,9 +143,9 @@ def _examine(stored: _Stored, known: dict, label: bool) -> None:
 
 def _read(path: Path) -> _Stored:
     if not path.is_file() or not path.name.lower().endswith(NIFTI_SUFFIXES):
-        image = read_volume(path)
-        numbers = image.as_tensor().numpy()
-        return _Stored(numbers[0] if numbers.shape[0] == 1 else numbers, 1.0, 0.0, np.asarray(image.affine), True)
+        volume = read_volume(path)
+        values = volume.as_tensor().numpy()
+        return _Stored(values[0] if values.shape[0] == 1 else values, 1.0, 0.0, np.asarray(volume.affine), True)
     compressed = path.read_bytes()
     content = _inflate(compressed) if compressed[:2] == GZIP_MARK else compressed
     kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else nib.Nifti1Image
@@ -241,7 +242,7 @@ def _check_mask(coarse: np.ndarray, volume: np.ndarray) -> None:
 
 def _digest(coarse: np.ndarray, shape: tuple[int, ...]) -> str:
     return hashlib.blake2b(
-        np.ascontiguousarray(coarse.T), digest_size=16, person=_times(shape).encode()[:16]
+        np.ascontiguousarray(coarse.T).data, digest_size=16, person=_times(shape).encode()[:16]
     ).hexdigest()
 
 
@@ -279,7 +280,7 @@ def _picture(
     return np.clip(grey, 0, 255).astype(np.uint8), size
 
 
-def _times(shape: object) -> str:
+def _times(shape: Iterable[int]) -> str:
     return "×".join(str(n) for n in shape)
 
 

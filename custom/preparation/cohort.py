@@ -44,14 +44,15 @@ def mixed_grids(name: str, files: Subject) -> list[Problem]:
 
 
 def same_grid(one: Checked, other: Checked) -> bool:
-    """Whether the corners of two volumes lie in the same places."""
-    if one.shape != other.shape:
+    """Whether the corners of two volumes lie in the same places; not known of a volume without an affine."""
+    if one.shape != other.shape or one.affine is None or other.affine is None:
         return False
     corners = np.array([*itertools.product(*((0, n - 1) for n in one.shape))]) @ np.eye(3, 4) + np.eye(4)[3]
     return bool(np.abs(corners @ (one.affine - other.affine).T).max() <= CORNER_MM)
 
 
 def _grid(checked: Checked) -> str:
+    assert checked.affine is not None
     size, spacing = "×".join(map(str, checked.shape)), "×".join(f"{s:.3g}" for s in checked.spacing)
     place = ", ".join(f"{v:.1f}" for v in checked.affine[:3, 3])
     return f"{size} voxels of {spacing} mm from ({place})"

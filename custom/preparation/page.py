@@ -21,6 +21,7 @@ from custom.data.splits import Entry
 from custom.evaluation.rows import display_name
 from custom.preparation.alignment import Aligned
 from custom.preparation.checks import Checked
+from custom.preparation.registration import Registration
 from custom.reports.render import Table, to_html, to_text
 from custom.utils.files import appearing_whole
 
@@ -154,21 +155,21 @@ def _grids(done: Preparation) -> Table:
 
 def _registrations(done: Preparation) -> list[Table]:
     """The quality of each registration, the largest motion first; nothing where none was needed."""
-    made = _by_motion(done)
     rows = [
         [
-            a.subject, display_name(a.modality), f"{a.registration.shift:.2f}", f"{a.registration.rotation:.2f}",
-            f"{a.registration.information_before:.3f}", f"{a.registration.information_after:.3f}",
+            a.subject, display_name(a.modality), f"{r.shift:.2f}", f"{r.rotation:.2f}",
+            f"{r.information_before:.3f}", f"{r.information_after:.3f}",
         ]
-        for a in made
+        for a, r in _by_motion(done)
     ]  # fmt: skip
     head = ["subject", "modality", "moved (mm)", "turned (°)", "information before (bits)", "after (bits)"]
     note = "Mutual information with the scan that stayed; the originals are as they were."
     return [Table("Registered to one grid", head, rows, note=note)] if rows else []
 
 
-def _by_motion(done: Preparation) -> list[Aligned]:
-    return sorted((a for a in done.aligned if a.registration), key=lambda a: -a.registration.shift)
+def _by_motion(done: Preparation) -> list[tuple[Aligned, Registration]]:
+    made = [(a, a.registration) for a in done.aligned if a.registration]
+    return sorted(made, key=lambda item: -item[1].shift)
 
 
 def _times(values: Iterable[object]) -> str:
@@ -213,8 +214,7 @@ def _page(done: Preparation, tables: Sequence[Table]) -> str:
         cell=CELL,
         rows=rows,
         checkerboards=[
-            {"subject": a.subject, "source": _uri(a.registration.picture.read_bytes())}
-            for a in _by_motion(done)[:BOARDS]
+            {"subject": a.subject, "source": _uri(r.picture.read_bytes())} for a, r in _by_motion(done)[:BOARDS]
         ],
         pictures_note=(
             "Axial slice through the middle of the head, the usual range of intensities from black to white. "
@@ -244,7 +244,8 @@ def _rows(done: Preparation) -> list[dict[str, Any]]:
 
 def _cell(checked: Checked | None) -> dict[str, Any]:
     if checked is None or checked.picture is None:
-        return {"source": "", "said": "missing" if checked is None else PROBLEMS[checked.fault[0]].title}
+        fault = None if checked is None else checked.fault
+        return {"source": "", "said": "missing" if fault is None else PROBLEMS[fault[0]].title}
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(checked.picture[::-1, ::-1].T)).save(stream, "PNG", optimize=True)
     width, height = (max(1, round(CELL * mm / max(checked.picture_mm))) for mm in checked.picture_mm)

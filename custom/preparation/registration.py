@@ -206,7 +206,9 @@ def _set_motion(motion: Any, matrix: np.ndarray) -> None:
 def _clipped(volume: MetaTensor) -> MetaTensor:
     """Without the few brightest voxels, which would leave all others a few bins of the histogram."""
     low, high = np.percentile(volume.numpy(), CLIP_PERCENTILES)
-    return volume.clamp(float(low), float(high))
+    clipped = volume.clamp(float(low), float(high))
+    assert isinstance(clipped, MetaTensor)
+    return clipped
 
 
 def _centre(volume: MetaTensor) -> np.ndarray:
@@ -234,7 +236,7 @@ def mutual_information(a: np.ndarray, b: np.ndarray, bins: int = 64) -> float:
     """Mutual information in bits of two arrays of one shape, from their joint histogram between their percentiles."""
     limits = [tuple(np.percentile(x, CLIP_PERCENTILES)) for x in (a, b)]
     clipped = [np.clip(x, *limit).ravel() for x, limit in zip((a, b), limits, strict=True)]
-    joint, _, _ = np.histogram2d(*clipped, bins=bins)
+    joint, _, _ = np.histogram2d(clipped[0], clipped[1], bins=bins)
     joint /= joint.sum()
     product = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     seen = joint > 0

@@ -75,7 +75,14 @@ def means(points: Sequence[Point]) -> list[Mean]:
     for point in points:
         groups.setdefault((point.model, point.sampler, point.steps), []).append(point)
     return [
-        Mean(*key, group[0].evaluations, *(fmean(getattr(p, f) for p in group) for f in Mean._fields[4:7]), len(group))
+        Mean(
+            *key,
+            group[0].evaluations,
+            seconds=fmean(p.seconds for p in group),
+            psnr=fmean(p.psnr for p in group),
+            ssim=fmean(p.ssim for p in group),
+            n=len(group),
+        )
         for key, group in groups.items()
     ]
 
@@ -103,7 +110,7 @@ def choose_default(points: Sequence[Point]) -> str:
 def curve_table(points: Sequence[Point]) -> Table:
     """Means over the subjects, one line a model, sampler and number of steps; the choice is bold."""
     choice = best_choice(points)
-    rows = [
+    rows: list[list[Cell | str]] = [
         [m.model, m.sampler, str(m.steps), str(m.evaluations), f"{m.seconds:.1f}",
          Cell(f"{m.psnr:.2f}", bold=m == choice), f"{m.ssim:.3f}", str(m.n)]
         for m in means(points)

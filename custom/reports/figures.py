@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from scipy import ndimage
 
@@ -185,7 +186,7 @@ def _content(slices: Sequence[np.ndarray], margin: int = 3) -> tuple[slice, slic
         inside = np.flatnonzero(shown.any(axis=axis))
         low, high = (inside[0], inside[-1] + 1) if inside.size else (0, shown.shape[1 - axis])
         box.append(slice(max(int(low) - margin, 0), min(int(high) + margin, shown.shape[1 - axis])))
-    return tuple(box)
+    return box[0], box[1]
 
 
 def _height_by_width(cut: tuple[slice, slice], spacing: tuple[float, float]) -> float:
@@ -218,7 +219,9 @@ def _canvas(
     return figure, axes
 
 
-def _show(axes: Axes, image: np.ndarray | None, aspect: float, *, cmap: str = "gray", vmax: float = 1.0):
+def _show(
+    axes: Axes, image: np.ndarray | None, aspect: float, *, cmap: str = "gray", vmax: float = 1.0
+) -> AxesImage | None:
     axes.set_facecolor("black")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -251,7 +254,7 @@ def _marker(axes: Axes, side: str) -> None:
     axes.text(0.02, 0.98, side, color=_DIM, fontsize=10, ha="left", va="top", transform=axes.transAxes)
 
 
-def _colour_bar(figure: Figure, artist, axes: Axes) -> None:
+def _colour_bar(figure: Figure, artist: AxesImage, axes: Axes) -> None:
     box = axes.get_position()
     bar = figure.colorbar(artist, cax=figure.add_axes((box.x1 + 0.012, box.y0, 0.012, box.height)))
     bar.ax.tick_params(colors=_TEXT, labelsize=8)

@@ -12,6 +12,7 @@ from monai.utils import string_list_all_gather
 from tqdm import tqdm
 
 from custom.evaluation.evaluator import SUBJECT, EvaluationEvents, TranslationEvaluator
+from custom.evaluation.pairwise import PairwiseInferer
 from custom.evaluation.results import Results, Setup, SubjectResult
 from custom.evaluation.rows import FULL_MODEL
 from custom.evaluation.statistics import summarize
@@ -98,7 +99,7 @@ class ProgressHandler:
     """
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)
         self._done = 0
 
     def attach(self, engine: Engine) -> None:
@@ -112,7 +113,9 @@ class ProgressHandler:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, engine: TranslationEvaluator) -> None:
-        self._expected = engine.inferer.count(engine.inferer.modalities)
+        inferer = engine.inferer
+        assert isinstance(inferer, PairwiseInferer)
+        self._expected = inferer.count(inferer.modalities)
         self._bar = tqdm(total=self._expected * (engine.state.epoch_length or 0), desc="evaluating", dynamic_ncols=True)
 
     def _step(self, engine: Engine) -> None:

@@ -92,7 +92,7 @@ def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult
     made: dict[str, Table | None] = {}
     for region in REGIONS:
         made[f"methods_{region}"] = tables.method_table(rows, region)
-        made[f"models_{region}"] = tables.model_table(rows, region, pairs=[tuple(p) for p in setup.pairs])
+        made[f"models_{region}"] = tables.model_table(rows, region, pairs=_pairs(setup))
         for method in translated:
             name = "pairs" if method == FULL_MODEL else "pairs_" + re.sub(r"[^\w.-]", "_", method)
             made[f"{name}_{region}"] = tables.pair_table(rows, region, modalities=setup.modalities, method=method)
@@ -158,10 +158,14 @@ def draw_figures(results: Results, setup: Setup, found: Sequence[SubjectResult])
             yield _methods(path, result.subject, pictures, source, target)
 
 
+def _pairs(setup: Setup) -> list[tuple[str, str]]:
+    return [(source, target) for source, target in setup.pairs]
+
+
 def _tasks(pictures: Pictures, setup: Setup) -> list[tuple[str, str]]:
     """The tasks asked for that the subject has; otherwise its first ones, or its first where others were asked for."""
     known = list(dict.fromkeys(k[1:] for k in pictures.slices if k[0] not in (TRUTH, CEILING)))
-    return [tuple(p) for p in setup.pairs if tuple(p) in known] or known[: 1 if setup.pairs else MOST_TASKS]
+    return [pair for pair in _pairs(setup) if pair in known] or known[: 1 if setup.pairs else MOST_TASKS]
 
 
 def _grid(path: Path, subject: str, pictures: Pictures, setup: Setup) -> Figure:
@@ -183,7 +187,7 @@ def _grid(path: Path, subject: str, pictures: Pictures, setup: Setup) -> Figure:
 
 
 def _methods(path: Path, subject: str, pictures: Pictures, source: str, target: str) -> Figure:
-    shown: dict[str, tuple[np.ndarray, ...]] = {}
+    shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     methods = [k[0] for k in pictures.slices if k[0] != TRUTH and k[1:] == (source, target)]
     # the copied source is the source: one column shows it, with its error
     copied = COPY_SOURCE in methods
@@ -218,8 +222,9 @@ def _boxed(pictures: Pictures) -> str:
     return "" if pictures.lesion is None else "Green boxes: lesion by its label."
 
 
-def _floats(slices: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
-    return tuple(image.astype(np.float32) / 255 for image in slices)
+def _floats(slices: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    axial, sagittal = slices
+    return axial.astype(np.float32) / 255, sagittal.astype(np.float32) / 255
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:

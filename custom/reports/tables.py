@@ -87,7 +87,7 @@ def method_table(rows: Sequence[Row], region: str) -> Table | None:
     chosen = [row for row in rows if row.region == region]
     if not chosen:
         return None
-    body = []
+    body: list[list[Cell | str]] = []
     for method in method_order(chosen):
         found = _summarized([row for row in chosen if row.method == method])
         cells = [_cell(found[m], m, interval=True) for m in METRICS]
@@ -119,7 +119,7 @@ def pair_table(
     targets = [t for t in known if any(t == b for _, b in found)]
     translated = {pair: summary for pair, summary in found.items() if pair[0] != pair[1]}
     best = {(t, m): _best({s: v[m] for (s, u), v in translated.items() if u == t}, m) for t in targets for m in METRICS}
-    body = []
+    body: list[list[Cell | str]] = []
     for source in dict.fromkeys(sources):
         cells = [
             _cell(found.get((source, target), {}).get(m), m, bold=source != target and source in best[target, m])
@@ -184,7 +184,7 @@ def ablation_table(ablations: Sequence[Ablation], pair: Pair, region: str = "vol
             )
         found.append(known[key])
     best = {m: _best(dict(enumerate(f[m] for f in found)), m) for m in PAPER_METRICS}
-    body = []
+    body: list[list[Cell | str]] = []
     for i, (ablation, scores) in enumerate(zip(ablations, found, strict=True)):
         marks = [CHECK if part else "" for part in (ablation.diffusion, ablation.palette, ablation.spade)]
         cells = [_cell(scores[m], m, bold=i in best[m]) for m in PAPER_METRICS]
@@ -206,7 +206,7 @@ def comparison_table(rows: Sequence[Row], region: str, reference: str) -> Table 
     if reference not in nested["psnr"] or len(nested["psnr"]) < 2 or len(subjects) < 2:
         return None
     found = {metric: paired_comparisons(scores, reference) for metric, scores in nested.items()}
-    body = []
+    body: list[list[Cell | str]] = []
     for comparisons in zip(*found.values(), strict=True):
         cells = [
             f"{c.difference:+.{DECIMALS[m]}f} ({_p(c.corrected)})" for m, c in zip(METRICS, comparisons, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,25 +13,25 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["checkpoint_blocks"]
 
 
-class _Checkpointed(nn.Module):
-    """Put before a block's own class, holds the block's inputs alone for the backward pass."""
+class _CheckpointedForward:
+    """Stands in for the ``forward`` of ``block``: holds its inputs alone for the backward pass."""
 
-    def forward(self, *args: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return super().forward(*args)
-        return checkpoint(super().forward, *args, use_reentrant=False)
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __call__(self, *args: Any) -> Any:
+        forward = partial(type(self.block).forward, self.block)
+        return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
     """From now on the blocks of ``module`` hold their inputs and compute the rest again in the backward pass.
 
-    Blocks are the items of its ``nn.ModuleList`` that have several layers. As in ``torch.nn.utils.parametrize`` each
-    changes its class for one made from it, so names, state dict and what asks for the class stay as they are.
+    Blocks are the items of its ``nn.ModuleList`` that have several layers. Each gets a forward of its own as an
+    instance, so classes, names and state dict stay as they are, and a copy has its own weights.
     """
-    for block in list(_blocks(module)):
-        kind = type(block)
-        if not issubclass(kind, _Checkpointed):
-            block.__class__ = type(kind.__name__, (_Checkpointed, kind), {"__module__": kind.__module__})
+    for block in _blocks(module):
+        block.forward = _CheckpointedForward(block)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

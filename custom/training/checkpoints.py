@@ -13,18 +13,20 @@ import torch
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler
 
-from custom.networks.weights import compact, load_weights
+from custom.networks.weights import compact, load_weights, read_weights
 from custom.training.random_state import random_state, restore_random_state
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main
 from custom.utils.files import appearing_whole
+from custom.utils.modalities import BRATS_MODALITIES, canonical
 
-__all__ = ["Checkpoints", "load_stage", "write_atomically"]
+__all__ = ["Checkpoints", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
+STAGE_BEFORE = "the weights of the stage before"
 PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
 
@@ -34,7 +36,15 @@ def write_atomically(state: Mapping[str, Any], path: str | Path) -> None:
         torch.save(dict(state), temporary)
 
 
-def load_stage(network: Network, path: str | os.PathLike, *, parts: Sequence[str], trained_by: str) -> Network:
+def load_stage(
+    network: Network,
+    path: str | os.PathLike,
+    *,
+    parts: Sequence[str],
+    trained_by: str,
+    shipped: str | os.PathLike | None = None,
+    modalities: Sequence[str] = BRATS_MODALITIES,
+) -> Network:
     """``network`` with what the stages before have trained; the rest, which may have another shape, stays as it is.
 
     Args:
@@ -43,18 +53,80 @@ def load_stage(network: Network, path: str | os.PathLike, *, parts: Sequence[str
         parts: names of the submodules to take from there; one without weights, such as an ``IdentityTransfer``, takes
             nothing, whatever the file holds for its place.
         trained_by: the config that writes it, named in the message when it is missing.
+        shipped: the bundle's own weights, which stand in for a missing ``path``, with a warning: a client that sets up
+            a training of a bundle as it was downloaded (MONAI FL) can do so. A run checks with ``require_stage`` first.
+        modalities: the vocabulary; another one than that of the shipped weights cannot take them.
 
     Raises:
-        FileNotFoundError: if the stage before has not been trained.
+        FileNotFoundError: if the stage before has not been trained, and nothing stands in for it.
         ValueError: if its weights do not fit, see ``load_weights``.
     """
+    missing = not Path(path).expanduser().is_file()
+    stand_in = shipped if missing and shipped is not None and Path(shipped).expanduser().is_file() else None
+    if stand_in is None:
+        require_stage(path, trained_by)
+    weighty = [part for part in parts if network.get_submodule(part).state_dict()]
+    if stand_in is None:
+        return load_weights(network, path, weighty)
+    _load_shipped(network, stand_in, weighty, tuple(map(canonical, modalities)), f"{path}: expected {STAGE_BEFORE}")
+    logger.warning(
+        "%s: expected %s; found no file. Until the training of %s has been run, or another file is named, the network "
+        "takes its %s from %s.", path, STAGE_BEFORE, trained_by, " and ".join(weighty), shipped,
+    )  # fmt: skip
+    return network
+
+
+def _load_shipped(
+    network: torch.nn.Module,
+    shipped: str | os.PathLike,
+    parts: Sequence[str],
+    modalities: tuple[str, ...],
+    expected: str,
+) -> None:
+    advice = "Run the training of the stage before first, or name other weights."
+    if modalities != BRATS_MODALITIES:
+        raise ValueError(
+            f"{expected}; found no file, and those of the bundle are for {', '.join(BRATS_MODALITIES)}, not for "
+            f"{', '.join(modalities)}. {advice}"
+        )
+    try:
+        load_weights(network, shipped, parts)
+    except ValueError as error:
+        raise ValueError(
+            f"{expected}; found no file, and those of the bundle do not fit ({error}). {advice}"
+        ) from error
+
+
+def require_stage(path: str | os.PathLike, trained_by: str) -> None:
+    """Raise a ``FileNotFoundError`` where the stage before, trained by the config ``trained_by``, left no ``path``."""
     if not Path(path).expanduser().is_file():
         raise FileNotFoundError(
-            f"{path}: expected the weights of the stage before; found no file. Run the training of {trained_by} first, "
-            "with the same output_dir."
+            f"{path}: expected {STAGE_BEFORE}; found no file. Run the training of {trained_by} first, "
+            "with the same output_dir, or name other weights."
         )
-    weighty = [part for part in parts if network.get_submodule(part).state_dict()]
-    return load_weights(network, path, weighty)
+
+
+def load_pretrained(network: Network, path: str | os.PathLike | None) -> Network:
+    """``network`` with every part that a file of weights holds, strictly; the others keep their weights.
+
+    Args:
+        network: the translator.
+        path: of a flat state dict, such as ``import-weights`` writes; None leaves the network as it is.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if the weights do not fit, or belong to no part of the network.
+    """
+    if path is None:
+        return network
+    held = {name.partition(".")[0] for name in read_weights(path)}
+    parts = [name for name, part in network.named_children() if name in held and any(True for _ in part.parameters())]
+    if not parts:
+        raise ValueError(
+            f"{path}: expected weights of {', '.join(name for name, _ in network.named_children())}; found "
+            f"{', '.join(sorted(held)[:4])}. Import weights from elsewhere first: python -m custom import-weights."
+        )
+    return load_weights(network, path, parts)
 
 
 class Checkpoints:

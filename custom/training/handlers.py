@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
-from torch import Tensor
+from ignite.handlers.ema_handler import EMAWarmUp
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -36,16 +37,26 @@ class MovingAverage(EMAHandler):
     The warm-up follows the engine's iteration, so a resumed run goes on where it stopped.
 
     Args:
-        kwargs: as for ``EMAHandler`` (``model, momentum, momentum_warmup, warmup_iters``).
+        model, momentum, momentum_warmup, warmup_iters: as for ``EMAHandler``.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float = 0.0002,
+        momentum_warmup: float | None = None,
+        warmup_iters: int | None = None,
+    ) -> None:
+        super().__init__(model, momentum)
+        warms_up = momentum_warmup is not None and warmup_iters is not None
+        self.warm_up = EMAWarmUp(momentum_warmup, warmup_iters, momentum) if warms_up else None
 
     def attach(self, engine: Engine, name: str = "ema_momentum", **kwargs: Any) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._update, name)
 
     @torch.no_grad()
     def _update(self, engine: Engine, name: str) -> None:
-        warm_up = self._momentum_lambda_obj
-        momentum = self.momentum if warm_up is None else warm_up(engine.state.iteration)
+        momentum = self.momentum if self.warm_up is None else self.warm_up(engine.state.iteration)
         setattr(engine.state, name, momentum)
         for average, parameter in zip(self.ema_model.parameters(), self.model.parameters(), strict=True):
             if parameter.requires_grad:
@@ -86,15 +97,15 @@ class StageProgress:
             self.averages[name] = torch.lerp(self.averages.get(name, value), value, self.smoothing)
         # numbers are fetched only when they are shown: each waits for the device
         if self.bar is not None and self.bar.update():
-            self._show(engine)
+            self._show(engine, self.bar)
 
-    def _show(self, engine: Engine) -> None:
+    def _show(self, engine: Engine, bar: tqdm) -> None:
         shown = {name: f"{float(value):.3g}" for name, value in self.averages.items()}
-        self.bar.set_postfix({"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", **shown})
+        bar.set_postfix({"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", **shown})
 
     def _close(self, engine: Engine) -> None:
         if self.bar is not None:
-            self._show(engine)
+            self._show(engine, self.bar)
             self.bar.close()
             self.bar = None
 
@@ -240,6 +251,7 @@ class LossLog:
     def _rows(self, epoch: int, tag: str, name: str, values: Mapping[str, float]) -> None:
         if not is_main():
             return
+        assert self.started is not None
         for key, value in values.items():
             self.events.writer.add_scalar(tag.format(key), value, epoch)
         self.events.writer.flush()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
+from custom.compat import FakeTensorMode, TorchDispatchMode, tree_map_only
 from custom.training.objectives import AutoencoderObjective, JointObjective, Objective
 from custom.training.trainer import StageTrainer
 
@@ -80,17 +78,6 @@ class _CudaAutocast(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def _on_one_device() -> Iterator[None]:
-    """Modules of tensors without content cannot be moved, and need not be."""
-    move = nn.Module.to
-    nn.Module.to = lambda module, *args, **kwargs: module
-    try:
-        yield
-    finally:
-        nn.Module.to = move
-
-
 def step_memory(
     configs: Sequence[str | PathLike], size: Sequence[int], *, like_cuda: bool = True, **overrides: Any
 ) -> int:
@@ -105,7 +92,6 @@ def step_memory(
         overrides: values of the config, such as ``amp=False``.
     """
     with ExitStack() as modes:
-        modes.enter_context(_on_one_device())
         modes.enter_context(FakeTensorMode())
         memory = modes.enter_context(PeakMemory())
         trainer, batch, averages = prepare_step(configs, size, **overrides)
@@ -128,7 +114,9 @@ def prepare_step(
     """
     parser = ConfigParser()
     parser.read_config([str(config) for config in configs])
-    alone = {"network": "$@network_def.to(@device)", "train#handlers": [], "train#dataloader": [0]}
+    # modules of tensors without content cannot be moved, and need not be
+    here_already = {name: f"$@{name}_def" for name in ("network", "discriminator") if f"{name}_def" in parser.get()}
+    alone = {**here_already, "train#handlers": [], "train#dataloader": [0]}
     # the package is imported already; the config's own search for it starts from the program's entry point
     here = {"bundle_root": str(Path(configs[0]).parents[1]), "bundle_code": [], "device": "$torch.device('cpu')"}
     parser.update({**here, **alone, **overrides})

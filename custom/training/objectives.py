@@ -82,7 +82,8 @@ class Objective(nn.Module):
             self.network.get_submodule(name).train(mode)
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    # the stub of torch has overloads for arguments that nobody gives
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return self.network.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -282,6 +283,7 @@ class StyleObjective(Objective):
         return Step(terms, target_like, target, to)
 
     def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
+        assert step.modality is not None
         return class_discriminator_loss(
             discriminator(step.real)[-1], discriminator(step.fake.detach())[-1], step.modality
         )

@@ -76,7 +76,7 @@ class ConvolutionMuon(Optimizer):
         super().__init__(params, {**defaults, "min_channels": min_channels})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -88,26 +88,26 @@ class ConvolutionMuon(Optimizer):
                     continue
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 update = self._muon if is_inner_kernel(parameter, group["min_channels"]) else self._adam
-                parameter.add_(update(parameter, group), alpha=-group["lr"])
+                parameter.add_(update(parameter, parameter.grad, group), alpha=-group["lr"])
         return loss
 
-    def _muon(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    def _muon(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        average = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        matrix = parameter.grad.lerp(average, group["momentum"]).flatten(-4)
+        average = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        matrix = gradient.lerp(average, group["momentum"]).flatten(-4)
         return orthogonalize(matrix).mul_(0.2 * max(matrix.shape[-2:]) ** 0.5).view_as(parameter)
 
-    def _adam(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    def _adam(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
             state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
         step, (beta1, beta2) = state["step"].item(), group["betas"]
-        state["mean"].lerp_(parameter.grad, 1 - beta1)
-        state["square"].lerp_(parameter.grad.square(), 1 - beta2)
+        state["mean"].lerp_(gradient, 1 - beta1)
+        state["square"].lerp_(gradient.square(), 1 - beta2)
         spread = (state["square"] / (1 - beta2**step)).sqrt_().add_(1e-8)
         return state["mean"].div(1 - beta1**step).div_(spread)
 

@@ -30,8 +30,8 @@ def random_state(owner: object = None) -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": random.getstate(),
-        "numpy": _pack(np.random.get_state()),
-        "transforms": {path: _pack(item.R.get_state()) for path, item in holders.items()},
+        "numpy": _pack(np.random.get_state(legacy=True)),
+        "transforms": {path: _pack(item.R.get_state(legacy=True)) for path, item in holders.items()},
     }
 
 
@@ -74,7 +74,7 @@ def _randomizables(
         yield from _randomizables(member, f"{path}.{name}", seen)
 
 
-def _pack(state: tuple) -> list[Any]:
+def _pack(state: Any) -> list[Any]:
     name, keys, *rest = state
     return [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]
 

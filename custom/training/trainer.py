@@ -80,8 +80,9 @@ class StageTrainer(SupervisedTrainer):
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps: expected 1 or more, found {accumulation_steps}. Correct it.")
         # MONAI's own amp would set up a scaler of float16 gradients
-        super().__init__(network=objective, loss_function=None, prepare_batch=prepare_tensors, amp=False, **kwargs)
-        objective.to(self.state.device)
+        super().__init__(network=objective, loss_function=objective, prepare_batch=prepare_tensors, amp=False, **kwargs)
+        if any(tensor.device != self.state.device for tensor in (*objective.parameters(), *objective.buffers())):
+            objective.to(self.state.device)
         self.objective = objective
         self.accumulation_steps = accumulation_steps
         if as_bool("gradient_checkpointing", gradient_checkpointing):
@@ -104,25 +105,26 @@ class StageTrainer(SupervisedTrainer):
     def _iteration(self, engine: StageTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
         batch = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
         active = engine.discriminator if engine.state.iteration > engine.adversarial_start else None
-        judged = active is not None and engine.discriminator_optimizer is not None
+        judge = None if active is None else engine.discriminator_optimizer
         engine.network.train()
+        assert engine.optimizer is not None
         engine.optimizer.zero_grad(set_to_none=True)
         if active is not None:
             active.train()
-        if judged:
-            engine.discriminator_optimizer.zero_grad(set_to_none=True)
+        if judge is not None:
+            judge.zero_grad(set_to_none=True)
         total: Tensor | float = 0.0
         terms: dict[str, Tensor] = {}
         for part, share, last in _parts(batch, engine.accumulation_steps):
             step, loss = self._backward(engine, part, active, share, last)
             found = {**step.terms, **step.measures}
-            if judged:
+            if active is not None and judge is not None:
                 found[GanKeys.DLOSS] = self._backward_discriminator(engine, part, active, step, share)
             terms = {name: terms.get(name, 0.0) + share * value.detach() for name, value in found.items()}
             total = total + share * loss
         self._step(engine.optimizer, engine.network)
-        if judged:
-            self._step(engine.discriminator_optimizer, active)
+        if active is not None and judge is not None:
+            self._step(judge, active)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         engine.state.output = {CommonKeys.LOSS: total, "terms": terms}
         return engine.state.output

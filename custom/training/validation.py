@@ -8,9 +8,10 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from custom.networks import LatentTranslator
+from custom.data.foreground import foreground_key
+from custom.inference.translation import Translation
 from custom.training.trainer import prepare_tensors
-from custom.utils.precision import amp_choice, uses_bfloat16
+from custom.utils.precision import amp_choice
 
 __all__ = ["StageInferer", "prepare_translation"]
 
@@ -20,11 +21,15 @@ STAGES = ("autoencoder", "style_transfer", "diffusion")
 def prepare_translation(
     batch: dict[str, Any], device: torch.device, non_blocking: bool, **kwargs: Any
 ) -> tuple[Tensor, Tensor, tuple, dict[str, Tensor]]:
-    """``(image, label, (), {"target": …})`` of a validation batch; without a label the image is its own."""
+    """``(image, label, (), {"target": …})`` of a validation batch; without a label the image is its own.
+
+    The label's second channel is its foreground, which the metrics are measured in.
+    """
     tensors = prepare_tensors(batch, device, non_blocking)
-    image = tensors["image"]
+    truth = "label" if "label" in tensors else "image"
+    label = torch.cat([tensors[truth], tensors[foreground_key(truth)]], dim=1)
     target = {"target": tensors["target_modality"]} if "target_modality" in tensors else {}
-    return image, tensors.get("label", image), (), target
+    return tensors["image"], label, (), target
 
 
 class StageInferer(Inferer):
@@ -45,17 +50,12 @@ class StageInferer(Inferer):
         self.amp = amp_choice(amp)
         self.seed = seed
 
-    def __call__(self, inputs: Tensor, network: LatentTranslator, target: Tensor | None = None) -> Tensor:
-        """Image (B, 1, H, W, D), float32, of ``inputs`` (B, 1, H, W, D) for ``target`` (B,)."""
-        amp = uses_bfloat16(self.amp, inputs.device)
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=amp):
-            latent = network.encode(inputs)
-            if self.stage != "autoencoder":
-                target_like = network.transfer(latent, target)
-                if self.stage == "diffusion":
-                    noise = network.draw_noise(latent, self.seed)
-                    latent = network.sample(latent, target_like, target, noise)
-                else:
-                    latent = target_like
-                return network.render(latent, inputs, target).float()
-            return network.decode(latent).float()
+    def __call__(self, inputs: Tensor, network: Any, target: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Image (B, 1, H, W, D), float32 in [-1, 1], of ``inputs`` (B, 1, H, W, D) for ``target`` (B,)."""
+        translation = Translation(network, inputs, amp=self.amp)
+        if self.stage == "autoencoder":
+            return translation.reconstruct().image
+        assert target is not None
+        if self.stage == "style_transfer":
+            return translation.spade_only(target).image
+        return translation.translate(target, seed=self.seed).image

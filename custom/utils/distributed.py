@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -166,5 +166,5 @@ class CachedShare(CacheDataset):
         args, kwargs: as for ``CacheDataset``.
     """
 
-    def __init__(self, data: Sequence[Mapping], *args, **kwargs) -> None:
+    def __init__(self, data: Sequence[Mapping], *args: Any, **kwargs: Any) -> None:
         super().__init__(own_share(data, even=True), *args, **{"progress": is_main(), **kwargs})

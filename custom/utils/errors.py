@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
 
-__all__ = ["find_user_error", "for_label_client", "report_plainly", "user_message"]
+from custom.compat import in_label_server, label_error, on_uncaught
+
+__all__ = ["find_user_error", "report_plainly", "telling_label_clients", "user_errors", "user_message"]
 
 USER_ERRORS = (ValueError, OSError)
 
@@ -20,6 +25,18 @@ def find_user_error(error: BaseException) -> BaseException | None:
     return next((e for e in _chain(error) if isinstance(e, USER_ERRORS) and _raised_here(e)), None)
 
 
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """What fails inside raises the error that this package wrote for its user, without MONAI's layers around it."""
+    try:
+        yield
+    except Exception as error:
+        known = find_user_error(error)
+        if known is None or known is error:
+            raise
+        raise known from None
+
+
 def user_message(error: BaseException, default: str) -> str:
     """Message for a user: the one written for them, or ``default`` (a file's name) with the innermost cause."""
     known = find_user_error(error)
@@ -29,16 +46,26 @@ def user_message(error: BaseException, default: str) -> str:
     return f"{default}: {type(cause).__name__}: {cause}"
 
 
-def for_label_client(error: ValueError) -> Exception | None:
-    """``error`` as the exception whose text the server of MONAI Label sends to its client; None outside of that server.
+def telling_label_clients(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A transform's or inferer's ``__call__`` whose user errors reach a client of MONAI Label's server.
 
-    To any other exception it answers "Internal Server Error" and nothing else.
+    The server sends on the text of FastAPI's own exception only, to any other it answers "Internal Server Error". A
+    scan that is not there gets status 404, all else 400. The scan is named without its folder on the server. Outside
+    of the server nothing changes.
     """
-    if "monailabel.app" not in sys.modules:
-        return None
-    from fastapi import HTTPException
 
-    return HTTPException(status_code=400, detail=str(error))
+    @wraps(call)
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(self, *args, **kwargs)
+        except Exception as error:
+            known = find_user_error(error) if in_label_server() else None
+            if known is None:
+                raise
+            path = args[0].get("image_path") if args and isinstance(args[0], Mapping) else None
+            raise label_error(known, Path(path).parent if path else None) from error
+
+    return told
 
 
 def report_plainly() -> None:
@@ -46,16 +73,14 @@ def report_plainly() -> None:
 
     Other errors keep their traceback. Configs call this first in a program's run; importing changes nothing.
     """
-    if sys.excepthook is not _hook:
-        sys.excepthook = _hook
+    on_uncaught(_print_user_error)
 
 
-def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_user_error(error: BaseException) -> bool:
     known = find_user_error(error)
-    if known is None:
-        sys.__excepthook__(kind, error, trace)
-    else:
+    if known is not None:
         print(f"error: {known}", file=sys.stderr)
+    return known is not None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -38,7 +38,7 @@ def target_indices(targets: str | Sequence[str], modalities: Sequence[str]) -> l
     Raises:
         ValueError: for an unknown modality (naming those that exist), an empty list or a repeated target.
     """
-    names = [targets] if isinstance(targets, str) else list(targets)
+    names = [targets] if isinstance(targets, str) or not isinstance(targets, Sequence) else list(targets)
     vocabulary = [canonical(m) for m in modalities]
     wanted = [canonical(n) for n in names]
     unknown = [n for n, c in zip(names, wanted, strict=True) if c not in vocabulary]

@@ -42,7 +42,7 @@ def in_processes(
     results: list[Result] = []
     with tqdm(total=len(jobs), desc=description, unit=unit, disable=not progress, dynamic_ncols=True) as bar:
         if workers == 1:
-            sources = [map(task, jobs)]
+            sources: list[Iterator[Result]] = [map(task, jobs)]
         else:
             # where a process dies, what was not done is done one by one, to see which job it was
             sources = [_together(task, jobs, workers, chunk), _one_by_one(task, jobs, results, lost)]

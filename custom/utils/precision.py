@@ -15,7 +15,8 @@ def fast_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` has instructions for bfloat16; without them it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    has = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_tile"))
 
 
 def amp_choice(amp: bool | str) -> bool | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -20,9 +21,18 @@ from benchmarks.subject import make_network, read_config, write_head
 from custom.commands.summary import count_flops
 from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
+from custom.networks.fast import accelerate
 
 CPU = torch.device("cpu")
 SIZE = (16, 32, 16)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is run once, and the machine's rate measured on a small volume."""
+    monkeypatch.setattr("benchmarks.measure.ENOUGH_SECONDS", 0)
+    for module in ("parts", "stock", "scale"):
+        monkeypatch.setattr(f"benchmarks.{module}.ConvolutionRate", partial(ConvolutionRate, edge=8))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,8 @@ def test_head_fills_its_box(tmp_path: Path, size: tuple[int, int, int]) -> None:
         assert all(values.take(end, axis=axis).any() for end in (0, -1))
 
 
-def test_parts_and_their_stock_twins(network, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_parts_and_their_stock_twins(network, quick, tmp_path: Path) -> None:
     config = read_config("small", output_dir=str(tmp_path / "out"), targets=["t2"])
     image = write_head(tmp_path / "head.nii.gz", SIZE)
     parts, kept = measure_parts(config, network, image, CPU, amp=False)
@@ -85,7 +96,7 @@ def test_executed_arithmetic_is_that_of_a_run(network, name: str) -> None:
     latent = torch.zeros(1, network.autoencoder.embedding_dim, *(n // network.autoencoder.downsampling for n in size))
     target = torch.zeros(1, dtype=torch.long)
     run = {"MS-SPADE": lambda: network.transfer(latent, target), "decode": lambda: network.decode(latent)}[name]
-    with torch.no_grad():
+    with torch.no_grad(), accelerate(network):
         assert executed == pytest.approx(count_flops(run) / 1e12)
     assert executed < 0.9 * plain
     assert plain == pytest.approx(count_flops(lambda: torch.enable_grad()(run)()) / 1e12)
@@ -102,7 +113,8 @@ def test_stock_unet_has_the_widths_of_the_preset() -> None:
     assert unet.block_out_channels == (128, 128, 256)
 
 
-def test_exponent(network) -> None:
+@pytest.mark.slow
+def test_exponent(network, quick) -> None:
     inferer = TranslationInferer("t2", num_inference_steps=1)
     found = measure_scaling(network, inferer, CPU, [(16, 16, 16), (32, 32, 32)])
     assert len(found.seconds) == 2

@@ -67,6 +67,7 @@ def names(runs: list[FakeWorkflow]) -> list[tuple[str, ...]]:
     return [(run.name, *run.overlays) for run in runs]
 
 
+@pytest.mark.slow
 def test_every_stage_is_trained_once(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", dataset_dir=tmp_path)
     trained = [name for name in names(runs) if name[0] != "evaluate"]
@@ -84,6 +85,7 @@ def test_every_stage_is_trained_once(tmp_path: Path, runs: list[FakeWorkflow]) -
     assert len([name for name in names(runs) if name[0] == "evaluate"]) == len(TABLE_3)
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_the_right_weights(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     out = tmp_path / "out"
     ablation(out, dataset_dir=tmp_path)
@@ -112,6 +114,7 @@ def test_values_of_a_replaced_component_do_not_reach_it(tmp_path: Path, runs: li
     assert {(("train", "ablation_no_detail"), 8), (("train_spade",), 8)} <= found
 
 
+@pytest.mark.slow
 def test_what_needs_no_training_is_scored_once(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", dataset_dir=tmp_path)
     evaluated = [run for run in runs if run.name == "evaluate"]
@@ -125,6 +128,7 @@ def test_what_needs_no_training_is_scored_once(tmp_path: Path, runs: list[FakeWo
         assert f"{name} 21.00 dB" in note
 
 
+@pytest.mark.slow
 def test_the_budget_is_the_same_share_of_every_stage(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", dataset_dir=tmp_path, share=0.1, seed=7)
     for run in (run for run in runs if run.name != "evaluate"):
@@ -136,6 +140,7 @@ def test_the_budget_is_the_same_share_of_every_stage(tmp_path: Path, runs: list[
             assert run.parser["adversarial_start_epoch"] == round(0.1 * config["adversarial_start_epoch"])
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_not_done_again(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", variants=["palette"], dataset_dir=tmp_path)
     del runs[:]
@@ -168,6 +173,7 @@ def test_a_variant_that_fails_leaves_the_others(tmp_path: Path, runs: list[FakeW
         ablation(tmp_path / "out", variants=["palette"], dataset_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_table_3(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", dataset_dir=tmp_path)
     lines = (tmp_path / "out" / "table3_volume.csv").read_text(encoding="utf-8").splitlines()
@@ -197,6 +203,7 @@ def test_every_overlay_of_the_bundle_exists() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+@pytest.mark.slow
 def test_two_variants_from_phantoms_to_table(tmp_path: Path) -> None:
     data = ensure_phantom(tmp_path / "data", counts=(2, 1, 1), spacing=5.0)
     variants = ("diffusion_only", "spade_only")

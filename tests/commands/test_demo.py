@@ -24,6 +24,7 @@ def weights(tmp_path) -> str:
     return str(tmp_path / "random.pt")
 
 
+@pytest.mark.slow
 def test_demo_translates_scores_and_draws(tmp_path, weights, capsys):
     output = tmp_path / "demo"
     phantoms = ensure_phantom(output / "phantoms", counts=PHANTOM_COUNTS, seed=PHANTOM_SEED, spacing=6.0)

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from packaging.specifiers import SpecifierSet
 
 from custom.commands import package as package_module
 from custom.commands.package import BUNDLE_NAME, package
@@ -30,7 +31,7 @@ def copy(tmp_path, monkeypatch):
     for part in ("bundle/configs", "bundle/models", "bundle/docs", "custom"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "LICENSE", tmp_path)
-    monkeypatch.setattr(package_module, "__file__", str(tmp_path / "custom" / "package.py"))
+    monkeypatch.setattr(package_module, "__file__", str(tmp_path / "custom" / "commands" / "package.py"))
     return tmp_path
 
 
@@ -121,9 +122,11 @@ class TestZooChecks:
         project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         for package_name, version in {**named, "numpy": metadata["numpy_version"]}.items():
             assert re.fullmatch(r"\d+(\.\d+)+", version), package_name
+        needed = dict(re.findall(r'^ +"([\w-]+)([=<>].+)",$', project, re.MULTILINE))
         for package_name, version in named.items():
-            assert f'"{package_name}=={version}"' in project
+            assert version in SpecifierSet(needed[package_name]), package_name
 
+    @pytest.mark.slow
     def test_network_in_and_out(self, artifact, elsewhere):
         elsewhere(
             "monai.bundle", "verify_net_in_out", "--net_id", "network_def",
@@ -131,7 +134,8 @@ class TestZooChecks:
             "--config_file", artifact / "configs/inference.json", pythonpath=artifact,
         )  # fmt: skip
 
-    def test_torchscript_export_loads_strictly(self, artifact, elsewhere, tmp_path):
+    @pytest.mark.slow
+    def test_torchscript_export_loads_strictly(self, artifact, elsewhere, tmp_path, assert_near):
         elsewhere(
             "monai.bundle", "ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts",
             "--ckpt_file", artifact / "models/model.pt", "--meta_file", artifact / "configs/metadata.json",
@@ -148,6 +152,4 @@ class TestZooChecks:
         noise = torch.randn_like(network.encode(image))
         with torch.no_grad():
             # convolutions may sum in another order
-            torch.testing.assert_close(
-                scripted(image, target, noise), network(image, target, noise), rtol=1e-4, atol=1e-4
-            )
+            assert_near(scripted(image, target, noise), network(image, target, noise), tolerance=1e-4)

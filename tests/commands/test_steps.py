@@ -15,7 +15,7 @@ from torch import Tensor
 import custom.commands.steps
 from custom.commands.steps import CURVES, PAIRS, Curve, Model, _share_frozen_parts, measure, steps
 from custom.data.datalist import ensure_phantom, read_datalist
-from custom.evaluation.baselines import BACKGROUND, brain_mask
+from custom.data.foreground import BACKGROUND, foreground_key
 from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
 from custom.reports.curves import SPADE_ONLY, Point
@@ -55,7 +55,8 @@ def network(make_network: Callable[[], LatentTranslator]) -> LatentTranslator:
 def subject(head) -> dict[str, Tensor | str]:
     """A preprocessed subject with every modality."""
     images = {m: torch.from_numpy(head((32, 32, 16), seed=i)) for i, m in enumerate(BRATS_MODALITIES)}
-    return {"subject": "a", **{m: (image / 450 - 1).clamp(-1, 1)[None] for m, image in images.items()}}
+    masks = {foreground_key(m): (image > 0)[None] for m, image in images.items()}
+    return {"subject": "a", **masks, **{m: (image / 450 - 1).clamp(-1, 1)[None] for m, image in images.items()}}
 
 
 def run(subject: dict, models: list[Model], curves: list[Curve], **kwargs) -> list[Point]:
@@ -84,8 +85,8 @@ def test_nothing_is_done_twice(network, subject, monkeypatch) -> None:
     calls = Calls(network, monkeypatch)
     points = run(subject, [Model("m", network)], ALL)
     assert len(points) == 1 + sum(len(curve.steps) for curve in ALL)
-    # DDIM 1 and 2, DDPM 2 (its single step is DDIM's), part 2, the second and third sample of the mean
-    assert calls["forward"] == 1 + 2 + 2 + 2 + 2 * 2
+    # DDIM 1 and 2, DDPM 2 (its single step is DDIM's), part 2, codes 2, the second and third sample of the mean
+    assert calls["forward"] == 1 + 2 + 2 + 2 + 2 + 2 * 2
     assert (calls["encode"], calls["transfer"]) == (1, 1)
     # MS-SPADE, DDIM 1 and 2, DDPM 2, part, codes, two more samples
     assert calls["decode"] == 8
@@ -102,12 +103,17 @@ def test_points_equal_the_inferer(network, subject) -> None:
             inferer = TranslationInferer(
                 "t2", seed=3, num_samples=curve.num_samples, num_inference_steps=count, amp=False
             )
-            found = torch.where(brain_mask(image), inferer(image, network), BACKGROUND)
-            error = ((found - subject["t2"][None]) / 2)[brain_mask(subject["t2"][None])]
+            found = torch.where(subject["t1_foreground"], inferer(image, network), BACKGROUND)
+            error = ((found - subject["t2"][None]) / 2)[subject["t2_foreground"][None]]
             mse[curve.name, count] = error.square().mean()
     for point in points[1:]:
         expected = -10 * torch.log10(mse[point.sampler, point.steps]).item()
         assert point.psnr == pytest.approx(expected, abs=1e-3), point
+
+
+def test_the_network_s_own_sampler_is_left_as_it_is(network, subject) -> None:
+    run(subject, [Model("m", network)], [Curve("other", (2,), eta=1.0, strength=0.5, requantize=True)])
+    assert (network.eta, network.strength, network.requantize) == (0.0, 1.0, False)
 
 
 def test_evaluations_are_those_of_the_network(network, subject) -> None:
@@ -161,6 +167,7 @@ def test_every_modality_is_a_source_and_a_target_once() -> None:
     assert sorted(s for s, _ in PAIRS) == sorted(t for _, t in PAIRS) == sorted(BRATS_MODALITIES)
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, capsys) -> None:
     data = ensure_phantom(tmp_path / "data", counts=(1, 2, 1), spacing=6.0)
     bad, good = read_datalist(data / "datalist.json")["validation"]

@@ -10,8 +10,10 @@ from torch import nn
 
 import custom.commands.summary
 import custom.training.memory
-from custom.commands.summary import Row, config_folder, count_flops, preset_network, summarize, summary, training_memory
+import custom.utils.bundle
+from custom.commands.summary import Row, count_flops, preset_network, summarize, summary, training_memory
 from custom.networks.weights import compact
+from custom.utils.bundle import config_folder
 
 
 def named(rows: list[Row]) -> dict[tuple[str, str], Row]:
@@ -68,6 +70,7 @@ def test_translation_is_the_sum_of_its_steps(small) -> None:
     assert small["arithmetic", "one translation, 1 step"].value == pytest.approx(total)
 
 
+@pytest.mark.slow
 def test_convolutional_parts_grow_with_the_volume(small) -> None:
     larger = named(summarize("small", (64, 96, 128)))
     for name in ("encode", "quantise", "MS-SPADE", "decode", "detail transfer"):
@@ -75,6 +78,7 @@ def test_convolutional_parts_grow_with_the_volume(small) -> None:
         assert larger["arithmetic", name].value == pytest.approx(8 * small["arithmetic", name].value, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_release_at_its_own_size() -> None:
     """Counted on the authors' released network: 2.3, 0.85, 0.75 and 5.7 TFLOP."""
     rows = named(summarize("release", (144, 192, 144)))
@@ -88,6 +92,7 @@ def test_nothing_is_allocated() -> None:
     assert all(t.is_meta for t in network.state_dict().values())
 
 
+@pytest.mark.slow
 def test_table(capsys) -> None:
     summary("small", (32, 32, 32), training=False)
     printed = capsys.readouterr().out
@@ -96,6 +101,7 @@ def test_table(capsys) -> None:
     assert not any(line.endswith(" ") for line in printed.splitlines())
 
 
+@pytest.mark.slow
 def test_memory_of_each_stage_and_the_card_for_it(monkeypatch, capsys) -> None:
     asked = []
 
@@ -127,7 +133,7 @@ def test_unknown_preset() -> None:
 
 @pytest.mark.parametrize("layout", ["bundle/configs", "configs"])
 def test_configs_in_the_tree_or_in_a_packaged_bundle(tmp_path: Path, monkeypatch, layout: str) -> None:
-    monkeypatch.setattr(custom.commands.summary, "ROOT", tmp_path)
+    monkeypatch.setattr(custom.utils.bundle, "ROOT", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"expected bundle/configs/inference\.json or configs/inference\.json"):
         config_folder()
     (tmp_path / layout).mkdir(parents=True)

@@ -154,6 +154,7 @@ class TestLoad:
 
 
 class TestPhantom:
+    @pytest.mark.slow
     def test_made_once_where_it_is_the_default(self, tmp_path: Path, caplog, monkeypatch) -> None:
         folder = tmp_path / "data" / "phantom"
         monkeypatch.setattr(module.ensure_phantom, "__kwdefaults__", {"counts": (2, 1, 1), "seed": 0})

@@ -10,11 +10,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader, Dataset, MetaTensor
 from pydicom.uid import generate_uid
 
 from custom.data.dicom import is_dicom, read_geometry
-from custom.data.readers import read_volume
+from custom.data.readers import read_volume, volume_of_client
 from custom.data.transforms import LoadVolumed
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
@@ -120,6 +120,51 @@ class TestFormats:
         same_image(read_volume(folder), volume(), OBLIQUE)
 
 
+LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class TestVolumeOfClient:
+    """What MONAI Deploy hands over: an image without a channel, with the metadata of its own operators."""
+
+    @pytest.mark.parametrize(
+        "meta",
+        [
+            {"affine": OBLIQUE, "space": "RAS"},
+            {"affine": OBLIQUE},
+            {"affine": LPS_FROM_RAS @ OBLIQUE, "space": "LPS"},
+            # its operator for DICOM, asked for LPS: the inference operator puts the RAS affine in, and leaves the space
+            {"affine": OBLIQUE, "original_affine": OBLIQUE, "space": "LPS", "nifti_affine_transform": OBLIQUE},
+        ],
+    )
+    @pytest.mark.parametrize("dtype", [np.int16, np.float64])
+    def test_axes_and_intensities(self, meta: dict, dtype: type, caplog) -> None:
+        data = volume().astype(dtype)
+        given = MetaTensor.ensure_torch_and_prune_meta(data, {**meta, "original_channel_dim": "no_channel"})
+        image = LoadVolumed("image")({"image": given})["image"]
+        same_image(image, data.astype(np.float32), OBLIQUE)
+        assert image.dtype == torch.float32
+        assert image.meta["space"] == "RAS"
+        assert not caplog.records
+
+    def test_array_without_an_affine_warns(self, caplog) -> None:
+        for given in (volume(), torch.from_numpy(volume())):
+            caplog.clear()
+            same_image(volume_of_client(given), volume(), np.eye(4))
+            assert "the client's image: it does not say how its axes lie in the patient" in caplog.text
+
+    def test_stated_identity_is_silent(self, caplog) -> None:
+        volume_of_client(MetaTensor(volume(), meta={"affine": np.eye(4), "original_affine": np.eye(4)}))
+        assert not caplog.records
+
+    def test_channel_is_moved_to_the_front(self) -> None:
+        given = MetaTensor(volume()[..., None], meta={"affine": OBLIQUE, "original_channel_dim": -1})
+        same_image(volume_of_client(given), volume(), OBLIQUE)
+
+    def test_flat_grid_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="the client's image: expected an affine with three axes"):
+            volume_of_client(MetaTensor(volume(), meta={"affine": np.diag([1.0, 1, 0, 1])}))
+
+
 class TestUnstatedOrientation:
     def test_nifti_without_codes_warns(self, tmp_path: Path, caplog) -> None:
         image = nib.Nifti1Image(volume(), None)
@@ -127,7 +172,7 @@ class TestUnstatedOrientation:
         image.header.set_qform(None, 0)
         nib.save(image, tmp_path / "scan.nii")
         read_volume(tmp_path / "scan.nii")
-        assert "scan.nii: the file does not say how its axes lie in the patient" in caplog.text
+        assert "scan.nii: it does not say how its axes lie in the patient" in caplog.text
 
     def test_stated_orientation_is_silent(self, write_volume, tmp_path: Path, caplog) -> None:
         read_volume(write_volume("scan.nii.gz"))
@@ -138,7 +183,7 @@ class TestUnstatedOrientation:
         header = "NRRD0004\ntype: float\ndimension: 3\nsizes: 8 7 5\nspacings: 1 1 2\nencoding: raw\nendian: little\n\n"
         (tmp_path / "scan.nrrd").write_bytes(header.encode() + np.asfortranarray(volume()).tobytes(order="F"))
         read_volume(tmp_path / "scan.nrrd")
-        assert "scan.nrrd: the file does not say" in caplog.text
+        assert "scan.nrrd: it does not say" in caplog.text
 
     def test_flat_grid_is_refused(self, write_volume) -> None:
         path = write_volume("flat.nii", qform=0)

@@ -16,8 +16,6 @@ from custom.data.transforms import (
     LoadVolumed,
     PadVolumed,
     ValidateVolumed,
-    foreground,
-    solid,
 )
 
 RAS = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -25,32 +23,6 @@ RAS = np.diag([2.0, 2.0, 2.0, 1.0])
 
 def volume(data: np.ndarray, name: str = "scan.nii.gz") -> MetaTensor:
     return MetaTensor(torch.as_tensor(data)[None], affine=torch.eye(4), meta={"filename_or_obj": name})
-
-
-class TestForeground:
-    def test_zero_background_with_slightly_negative_voxels(self, head) -> None:
-        image = torch.from_numpy(head())
-        inside = image > 0
-        image[0, 0, 0] = -3.0
-        assert torch.equal(foreground(image), inside)
-
-    def test_signed_intensities(self, head) -> None:
-        image = torch.from_numpy(head())
-        inside = image > 0
-        image[inside] -= 500  # as after subtracting a mean inside the brain
-        assert torch.equal(foreground(image), inside)
-
-    def test_noisy_background(self, head) -> None:
-        clean = torch.from_numpy(head())
-        noisy = clean + torch.rand(clean.shape, generator=torch.Generator().manual_seed(0)) * 10 + 1
-        assert torch.equal(foreground(noisy), clean > 0)
-
-    def test_solid_fills_cavities_but_not_the_outside(self) -> None:
-        mask = torch.zeros(1, 9, 9, 9, dtype=torch.bool)
-        mask[0, 2:7, 2:7, 2:7] = True
-        whole = mask.clone()
-        mask[0, 4, 4, 4] = False
-        assert torch.equal(solid(mask), whole)
 
 
 class TestLoadVolumed:
@@ -132,12 +104,18 @@ class TestCropForegroundUniond:
         assert out["seg"].shape == out["t1"].shape
         assert out["seg"].numel() < labels.size
 
-    def test_mask_is_solid_and_cropped(self, head) -> None:
-        data = head()
+    def test_masks_are_each_image_own_solid_and_cropped(self, head) -> None:
+        data, small = head(), head()
         data[15, 17, 13] = 0
-        out = CropForegroundUniond("t1", mask_key="foreground")({"t1": volume(data)})
-        assert out["foreground"].shape == out["t1"].shape
-        assert int((out["foreground"] > 0).sum()) == int((head() > 0).sum())
+        small[:10] = 0
+        crop = CropForegroundUniond(["t1", "t2", "flair"], keep_masks=True, allow_missing_keys=True)
+        out = crop({"t1": volume(data), "t2": volume(small)})
+        assert set(out) == {"t1", "t2", "t1_foreground", "t2_foreground"}
+        for key, whole in (("t1", head()), ("t2", small)):
+            mask = out[f"{key}_foreground"]
+            assert mask.dtype == torch.bool
+            assert mask.shape == out["t1"].shape
+            assert int(mask.sum()) == int((whole > 0).sum())
 
     def test_inverse(self, head) -> None:
         crop = CropForegroundUniond(["t1", "t2"])
@@ -239,7 +217,7 @@ class TestPad:
         assert torch.equal(back.as_tensor(), image.as_tensor())
         np.testing.assert_array_equal(back.affine, image.affine)
 
-    @pytest.mark.parametrize("size", ["bratz", [1, 2], [0, 16, 16]])
+    @pytest.mark.parametrize("size", ["bratz", [1, 2], 16, [0, 16, 16], [16, 16.5, 16]])
     def test_unknown_size(self, size) -> None:
-        with pytest.raises(ValueError, match="volume_size: expected brats, ixi or three numbers"):
+        with pytest.raises(ValueError, match=r"volume_size: expected (brats, ixi or three|a whole) number"):
             PadVolumed("image", size=size)

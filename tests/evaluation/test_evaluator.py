@@ -12,11 +12,11 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader
-from monai.transforms import Compose, DivisiblePadd, Orientationd, ScaleIntensityRangePercentilesd
+from monai.transforms import Compose
 from torch import nn
 
 from custom.data.datalist import write_datalist
-from custom.data.transforms import CropForegroundUniond, LoadVolumed
+from custom.data.preprocessing import preprocessing
 from custom.evaluation.evaluator import (
     NativeGrid,
     SubjectDataset,
@@ -37,19 +37,8 @@ MODALITIES = ("t1", "t2", "flair")
 SHAPE = (26, 30, 22)
 
 
-def preprocessing() -> Compose:
-    keys = (*MODALITIES, "seg")
-    some = {"allow_missing_keys": True}
-    return Compose(
-        [
-            LoadVolumed(keys, **some),
-            Orientationd(keys, axcodes="RAS", labels=None, **some),
-            CropForegroundUniond(keys, MODALITIES, **some),
-            ScaleIntensityRangePercentilesd(MODALITIES, 0.5, 99.5, -1.0, 1.0, clip=True, **some),
-            DivisiblePadd(MODALITIES, 8, value=-1.0, **some),
-            DivisiblePadd("seg", 8, **some),
-        ]
-    )
+def transforms() -> Compose:
+    return preprocessing(MODALITIES, labels="seg", divisor=8)
 
 
 def write_subject(folder: Path, subject: str, modalities: tuple[str, ...] = MODALITIES, *, lesion: bool = True) -> dict:
@@ -71,7 +60,7 @@ def write_subject(folder: Path, subject: str, modalities: tuple[str, ...] = MODA
 
 def test_native_grid_equals_the_scan_and_scores_equal_those_in_the_box(tmp_path):
     entry = write_subject(tmp_path, "case")
-    transform = preprocessing()
+    transform = transforms()
     item = transform(entry)
     to_native = NativeGrid(item, transform)
     scan = torch.from_numpy(nib.load(entry["t1"]).get_fdata(dtype=np.float32))
@@ -82,13 +71,15 @@ def test_native_grid_equals_the_scan_and_scores_equal_those_in_the_box(tmp_path)
     assert ratio == pytest.approx(1.0, abs=1e-5)
     assert torch.equal(truth > 0, scan > 0)
     native = make_reference(item, "t1", to_native).score(to_native(unit(item["t2"]), "t1"))
-    boxed = Reference(unit(item["t1"])[0], lesion=item["seg"][0] > 0).score(unit(item["t2"])[0])
+    boxed = Reference(unit(item["t1"])[0], brain=item["t1_foreground"][0], lesion=item["seg"][0] > 0).score(
+        unit(item["t2"])[0]
+    )
     for region in ("brain", "lesion"):
         assert native[region] == pytest.approx(boxed[region], rel=1e-4, abs=1e-5)
 
 
 def store(folder: Path, network: nn.Module, **settings: object) -> ResultStore:
-    return ResultStore(folder, network=network, preprocessing=preprocessing(), settings=settings)
+    return ResultStore(folder, network=network, preprocessing=transforms(), settings=settings)
 
 
 def run(
@@ -101,7 +92,7 @@ def run(
     **settings: object,
 ) -> TranslationEvaluator:
     """An evaluation that keeps its results in ``folder``; the evaluator afterwards."""
-    kept, transform = store(folder, network, **settings), preprocessing()
+    kept, transform = store(folder, network, **settings), transforms()
     loader = DataLoader(SubjectDataset(entries, transform, store=kept), batch_size=1)
     handlers = [ProgressHandler(), ReportHandler(folder, modalities=MODALITIES, pairs=[("t1", "t2")], num_figures=1)]
     engine = TranslationEvaluator(
@@ -142,6 +133,7 @@ def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, 
     assert network.training  # its mode is as it was before
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(tmp_path, capsys, toy):
     entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three")]
     inferer, first = PairwiseInferer(MODALITIES), toy()
@@ -164,11 +156,8 @@ def test_what_has_changed_is_evaluated_anew(tmp_path):
     assert store(tmp_path, network, inferer=inferer).fingerprint(entry) == same
     assert store(tmp_path, network.eval(), inferer=inferer).fingerprint(entry) == same
     assert store(tmp_path, network, inferer=PairwiseInferer(MODALITIES, seed=1)).fingerprint(entry) != same
-    scaled = Compose([*preprocessing().transforms[:-1], DivisiblePadd("seg", 16)])
-    assert (
-        ResultStore(tmp_path, network=network, preprocessing=scaled, settings={"inferer": inferer}).fingerprint(entry)
-        != same
-    )
+    other = ResultStore(tmp_path, network=network, preprocessing=Compose([]), settings={"inferer": inferer})
+    assert other.fingerprint(entry) != same
     network.num_inference_steps = 3
     assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same
     del network.num_inference_steps
@@ -221,6 +210,7 @@ def test_an_empty_label_and_several_samples_are_said(tmp_path, capsys, toy):
     assert {r.region for r in read_rows(tmp_path / "out" / "per_subject.csv")} == {"volume", "brain"}
 
 
+@pytest.mark.slow
 def test_a_segmentation_model_is_given_real_and_synthetic_images(tmp_path, capsys, toy):
     class Threshold:
         modalities, structures = ("t2",), ("bright",)
@@ -281,6 +271,7 @@ def bundle_workflow(bundle_data: Path, tmp_path: Path, **overrides) -> ConfigWor
     return workflow
 
 
+@pytest.mark.slow
 def test_config_evaluates_every_pair(bundle_data, tmp_path, capsys):
     workflow = bundle_workflow(bundle_data, tmp_path, network="$@network_def.to(@device)", num_figures=1)
     workflow.run()

@@ -55,7 +55,7 @@ def test_ssim_equals_scikit_image(margin):
     lesion = torch.zeros_like(truth, dtype=torch.bool)
     lesion[8:12, 8:11, 7:10] = True
     mean, ssim_map = skimage_ssim(prediction, truth)
-    scores = Reference(truth, lesion=lesion).score(prediction)
+    scores = Reference(truth, brain=truth > 0, lesion=lesion).score(prediction)
     assert scores["volume"].ssim == pytest.approx(mean, abs=SSIM_MEAN_TOLERANCE)
     assert scores["brain"].ssim == pytest.approx(ssim_map[truth.numpy() > 0].mean(), abs=SSIM_MEAN_TOLERANCE)
     assert scores["lesion"].ssim == pytest.approx(ssim_map[lesion.numpy()].mean(), abs=SSIM_MAP_TOLERANCE)
@@ -66,11 +66,11 @@ def test_ssim_where_the_prediction_leaves_the_box_of_the_truth():
     prediction = noisy(truth)
     prediction[1:4, 2:5, 20:23] = 0.7
     mean, ssim_map = skimage_ssim(prediction, truth)
-    reference = Reference(truth)
+    reference = Reference(truth, brain=truth > 0)
     scores = reference.score(prediction)
     assert scores["volume"].ssim == pytest.approx(mean, abs=SSIM_MEAN_TOLERANCE)
     assert scores["brain"].ssim == pytest.approx(ssim_map[truth.numpy() > 0].mean(), abs=SSIM_MEAN_TOLERANCE)
-    again, alone = reference.score(noisy(truth)), Reference(truth).score(noisy(truth))
+    again, alone = reference.score(noisy(truth)), Reference(truth, brain=truth > 0).score(noisy(truth))
     assert again["volume"] == pytest.approx(alone["volume"], abs=SSIM_MEAN_TOLERANCE)
 
 
@@ -78,7 +78,7 @@ def test_psnr_equals_scikit_image():
     truth = head()
     prediction = noisy(truth)
     brain = truth > 0
-    scores = Reference(truth).score(prediction)
+    scores = Reference(truth, brain=truth > 0).score(prediction)
     for region, mask in (("volume", torch.ones_like(brain)), ("brain", brain)):
         expected = peak_signal_noise_ratio(
             truth[mask].double().numpy(), prediction[mask].double().numpy(), data_range=1
@@ -90,7 +90,7 @@ def test_volume_scores_equal_monai():
     truth = head()
     prediction = noisy(truth)
     batch = (prediction[None, None], truth[None, None])
-    volume = Reference(truth).score(prediction)["volume"]
+    volume = Reference(truth, brain=truth > 0).score(prediction)["volume"]
     assert volume.ssim == pytest.approx(SSIMMetric(spatial_dims=3)(*batch).item(), abs=SSIM_MEAN_TOLERANCE)
     assert volume.psnr == pytest.approx(PSNRMetric(max_val=1)(*batch).item(), rel=1e-5)
     assert volume.mae == pytest.approx(MAEMetric()(*batch).item(), rel=1e-5)
@@ -99,7 +99,7 @@ def test_volume_scores_equal_monai():
 def test_closed_forms():
     truth = torch.zeros(16, 16, 16)
     truth[4:12, 4:12, 4:12] = 0.5
-    scores = Reference(truth).score(torch.where(truth > 0, truth + 0.1, truth))
+    scores = Reference(truth, brain=truth > 0).score(torch.where(truth > 0, truth + 0.1, truth))
     assert scores["brain"].psnr == pytest.approx(20.0, rel=1e-5)
     assert scores["brain"].nmse == pytest.approx(0.04, rel=1e-5)
     assert scores["brain"].mae == pytest.approx(0.1, rel=1e-5)
@@ -110,14 +110,16 @@ def test_closed_forms():
 
 def test_perfect_prediction():
     truth = head()
-    for scores in Reference(truth).score(truth.clone()).values():
+    for scores in Reference(truth, brain=truth > 0).score(truth.clone()).values():
         assert scores == pytest.approx((math.inf, 1.0, 0.0, 0.0), abs=1e-6)
 
 
 def test_scores_do_not_depend_on_orientation():
     truth, other = head(), noisy(head())
-    turned = Reference(truth.flip(0).permute(2, 0, 1)).score(other.flip(0).permute(2, 0, 1))
-    assert turned["volume"] == pytest.approx(Reference(truth).score(other)["volume"], abs=1e-5)
+    turned_truth = truth.flip(0).permute(2, 0, 1)
+    turned = Reference(turned_truth, brain=turned_truth > 0).score(other.flip(0).permute(2, 0, 1))
+    straight = Reference(truth, brain=truth > 0).score(other)
+    assert turned["volume"] == pytest.approx(straight["volume"], rel=1e-5, abs=1e-5)
 
 
 def test_evaluate_pair_names_every_metric():
@@ -149,11 +151,11 @@ def test_bounding_box():
 )
 def test_bad_truth_and_masks(truth, masks, message):
     with pytest.raises(ValueError, match=message):
-        Reference(truth, **masks)
+        Reference(truth, **{"brain": truth > 0, **masks})
 
 
 def test_bad_predictions():
-    reference = Reference(head())
+    reference = Reference(head(), brain=head() > 0)
     with pytest.raises(ValueError, match="expected the truth's shape"):
         reference.score(torch.zeros(24, 20, 17))
     broken = head()
@@ -162,24 +164,44 @@ def test_bad_predictions():
         reference.score(broken)
 
 
+def labelled(truths: torch.Tensor) -> torch.Tensor:
+    """Truths (B, 1, H, W, D) with their foreground as second channel."""
+    return torch.cat([truths, truths > 0], dim=1)
+
+
+def test_brain_is_the_mask_that_comes_with_the_truth():
+    """A dark ventricle belongs to the brain, and a bright background does not."""
+    truth = torch.full((1, 1, 16, 16, 16), 0.2)
+    brain = torch.zeros_like(truth, dtype=torch.bool)
+    brain[..., 4:12, 4:12, 4:12] = True
+    truth[..., 6:8, 6:8, 6:8] = 0.0
+    prediction = torch.where(brain, truth + 0.1, 0.0)
+    found = BrainPSNR(value_range=(0, 1))(prediction, torch.cat([truth, brain], dim=1))
+    assert found.item() == pytest.approx(20.0, rel=1e-5)
+    with pytest.raises(ValueError, match="label: expected the truth and its foreground"):
+        BrainPSNR()(prediction, truth)
+
+
 @pytest.mark.parametrize("metric", [BrainPSNR, BrainSSIM])
 def test_batch_equals_per_item(metric):
     truths = torch.stack([head(seed=s) for s in (0, 2)])[:, None]
     predictions = torch.stack([noisy(t[0]) for t in truths])[:, None]
-    together = metric(value_range=(0, 1))(predictions, truths)
+    together = metric(value_range=(0, 1))(predictions, labelled(truths))
     assert together.shape == (2, 1)
     for i in range(2):
-        expected = getattr(Reference(truths[i, 0]).score(predictions[i, 0])["brain"], metric.name)
+        expected = getattr(
+            Reference(truths[i, 0], brain=truths[i, 0] > 0).score(predictions[i, 0])["brain"], metric.name
+        )
         assert together[i].item() == pytest.approx(expected)
 
 
 def test_brain_psnr_as_key_metric_of_an_engine():
     truth = head()[None, None]
     prediction = noisy(truth[0, 0])[None, None]
-    engine = Engine(lambda engine, batch: (2 * batch[0] - 1, 2 * batch[1] - 1))
+    engine = Engine(lambda engine, batch: (2 * batch[0] - 1, torch.cat([2 * batch[1] - 1, batch[1] > 0], dim=1)))
     IgniteMetricHandler(metric_fn=BrainPSNR()).attach(engine, "brain_psnr")
     engine.run([(prediction, truth), (prediction, truth)], max_epochs=1)
-    expected = Reference(truth[0, 0]).score(prediction[0, 0])["brain"].psnr
+    expected = Reference(truth[0, 0], brain=truth[0, 0] > 0).score(prediction[0, 0])["brain"].psnr
     assert engine.state.metrics["brain_psnr"] == pytest.approx(expected, rel=1e-5)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from custom.data.foreground import foreground_key
 from custom.evaluation.baselines import IntensityLookup, TrainingMean
 from custom.evaluation.pairwise import PairwiseInferer
 from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, SPADE_ONLY, TRAINING_MEAN
@@ -17,7 +18,7 @@ def inputs(seed: int = 0) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed + i)
         images[name] = torch.full((1, 1, 16, 16, 16), -1.0)
         images[name][..., 2:14, 2:14, 2:14] = torch.rand((12, 12, 12), generator=generator) * 1.9 - 0.9
-    return images
+    return images | {foreground_key(name): image > -1 for name, image in images.items()}
 
 
 def test_stream_of_predictions(toy):
@@ -25,7 +26,7 @@ def test_stream_of_predictions(toy):
     images = inputs()
     lookup = IntensityLookup(MODALITIES).fit([{m: v[0] for m, v in images.items() if m != "flair"}])
     mean = TrainingMean(MODALITIES)
-    mean.update({"t2": images["t2"][0]})
+    mean.update({key: images[key][0] for key in ("t2", "t2_foreground")})
     inferer = PairwiseInferer(MODALITIES, lookup=lookup, mean=mean)
     predictions = list(inferer(images, network))
     assert len(predictions) == inferer.count(MODALITIES) == 3 + 6 * 3 + 2 + 2
@@ -103,5 +104,5 @@ def test_clear_errors():
     assert PairwiseInferer(MODALITIES, amp="True").amp is True
     with pytest.raises(ValueError, match="found 'pd'"):
         PairwiseInferer(MODALITIES, sources=["pd"])
-    with pytest.raises(ValueError, match="num_samples: expected at least 1; found 0"):
+    with pytest.raises(ValueError, match="num_samples: expected a whole number from 1 to 1000; found 0"):
         PairwiseInferer(MODALITIES, num_samples=0)

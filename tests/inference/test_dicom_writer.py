@@ -15,7 +15,7 @@ from custom.data.dicom import read_geometry
 from custom.data.readers import read_volume
 from custom.inference import dicom_writer
 from custom.inference.dicom_writer import MAXIMUM, save_synthetic_series
-from custom.inference.saver import SaveTranslationsd
+from custom.inference.saver import SaveImageTranslationsd
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
 
@@ -101,7 +101,7 @@ class TestAttributes:
         dataset = slices(written)[3]
         assert dataset.SOPClassUID.name == "MR Image Storage"
         assert dataset.ImageType[:2] == ["DERIVED", "SECONDARY"]
-        assert dataset.SyntheticData == "YES"
+        assert dataset[dicom_writer.SYNTHETIC_DATA].value == "YES"
         assert dataset.SeriesDescription == "SYNTHETIC T2 from t1 sag"
         assert "brain_mri_modality_translation v1.2" in dataset.DerivationDescription
         assert "not acquired" in dataset.ImageComments
@@ -189,4 +189,4 @@ class TestFaults:
 
     def test_unknown_output_format(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="output_format: expected nifti or dicom; found 'jpeg'"):
-            SaveTranslationsd("pred", tmp_path, "t2", output_format="jpeg")
+            SaveImageTranslationsd("pred", tmp_path, "t2", output_format="jpeg")

@@ -144,8 +144,9 @@ def test_dicom_comes_back_on_its_grid(workflow, write_series, tmp_path: Path, ou
 
 
 @pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
-def test_dicom_is_written_where_there_is_nifti(workflow, write_series, tmp_path: Path) -> None:
-    source = write_series("in/series", affine=OBLIQUE)
+def test_dicom_output_joins_nifti_results(workflow, write_series, tmp_path: Path) -> None:
+    """The documented second command, into the folder of the first."""
+    source = write_series("series")
     for output_format in ("nifti", "dicom"):
         workflow(image=str(source), targets="t2", output_format=output_format).run()
     assert written(tmp_path) == ["series_t2_synthetic", "series_t2_synthetic.nii.gz"]
@@ -188,6 +189,7 @@ def test_folder_is_translated_in_spite_of_faulty_files(workflow, write_volume, h
     assert "c.nii.gz: expected an MRI contrast" in message
 
 
+@pytest.mark.slow
 def test_a_second_run_translates_only_what_is_new_or_changed(workflow, write_volume, head, tmp_path) -> None:
     def run() -> dict[str, int]:
         workflow(image=str(tmp_path / "in"), targets=["t2", "flair"]).run()
@@ -284,6 +286,7 @@ def test_failed_write_leaves_nothing(write_volume, head, tmp_path, monkeypatch) 
     assert written(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_one_line_on_the_terminal(tmp_path: Path) -> None:
     """A user's mistake ends with one line and a failure status, from a working directory that is not the bundle."""
     command = [sys.executable, "-m", "monai.bundle", "run", "inference", "--config_file", str(CONFIG)]

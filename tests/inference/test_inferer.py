@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
-
 import pytest
 import torch
 from monai.data import MetaTensor
 
 from custom.inference.inferer import TranslationInferer
+from custom.networks.diffusion import draw_noise
 from custom.networks.fast import slabs
 from custom.networks.fast.workspace import current_workspace
 
@@ -60,6 +58,12 @@ def test_shape(tiny_translator, batch: int, targets) -> None:
     assert float(prediction.abs().max()) <= 1
 
 
+def test_called_by_keywords_as_monai_deploy_does(tiny_translator) -> None:
+    inferer, image = TranslationInferer("t2"), images(1)
+    result = inferer(inputs=image, network=tiny_translator, foreground=torch.ones_like(image))
+    assert torch.equal(result, inferer(image, tiny_translator))
+
+
 def test_channels_follow_the_targets(tiny_translator) -> None:
     both = TranslationInferer(["flair", "t2"])(images(1), tiny_translator)
     for channel, target in enumerate(["flair", "t2"]):
@@ -67,12 +71,12 @@ def test_channels_follow_the_targets(tiny_translator) -> None:
         assert torch.equal(both[:, channel], alone[:, 0])
 
 
-def test_equals_the_network_itself(tiny_translator) -> None:
+def test_equals_the_network_itself(tiny_translator, assert_near) -> None:
     image = images(1)
     with torch.no_grad():
-        noise = tiny_translator.draw_noise(tiny_translator.encode(image), 5)
+        noise = draw_noise(tiny_translator.encode(image), 5)
         expected = tiny_translator(image, torch.tensor([2]), noise).clamp(-1, 1)
-    assert torch.allclose(TranslationInferer("t2", seed=5)(image, tiny_translator), expected, atol=1e-6)
+    assert_near(TranslationInferer("t2", seed=5)(image, tiny_translator), expected)
 
 
 def test_source_is_encoded_once() -> None:
@@ -91,12 +95,12 @@ def test_encoding_and_decodings_share_their_memory(tiny_translator, monkeypatch)
     assert all(workspace is used[0] for workspace in used)
 
 
-def test_batch_equals_single(tiny_translator) -> None:
+def test_batch_equals_single(tiny_translator, assert_near) -> None:
     batch = images(3)
     inferer = TranslationInferer(["t1", "t2"])
     together = inferer(batch, tiny_translator)
     alone = torch.cat([inferer(item[None], tiny_translator) for item in batch])
-    assert torch.allclose(together, alone, atol=1e-5)
+    assert_near(together, alone)
 
 
 def test_seed_decides() -> None:
@@ -120,10 +124,10 @@ def test_global_random_state_is_left_alone(tiny_translator) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_scripted_equals_eager(tiny_translator) -> None:
+def test_scripted_equals_eager(tiny_translator, assert_near) -> None:
     inferer = TranslationInferer(["t1", "flair"], num_inference_steps=3)
     scripted = torch.jit.script(tiny_translator)
-    assert torch.allclose(inferer(images(1), scripted), inferer(images(1), tiny_translator), atol=1e-5)
+    assert_near(inferer(images(1), scripted), inferer(images(1), tiny_translator))
 
 
 def test_plain_callable() -> None:
@@ -161,9 +165,10 @@ def test_amp_gives_float32_close_to_full_precision(tiny_translator) -> None:
     [
         ({"targets": "pet"}, "expected one or more of t1, t1ce, t2, flair; found 'pet'"),
         ({"targets": []}, "found none"),
-        ({"targets": "t1", "num_samples": 0}, "num_samples: expected a whole number of at least 1"),
+        ({"targets": 5}, "expected one or more of t1, t1ce, t2, flair; found 5"),
+        ({"targets": "t1", "num_samples": 0}, "num_samples: expected a whole number from 1 to 1000"),
         ({"targets": "t1", "num_inference_steps": -1}, "num_inference_steps: expected"),
-        ({"targets": "t1", "num_inference_steps": "many"}, "num_inference_steps: expected .* found many"),
+        ({"targets": "t1", "num_inference_steps": "many"}, "num_inference_steps: expected .* found 'many'"),
     ],
 )
 def test_faults_are_found_at_construction(arguments: dict, message: str) -> None:
@@ -171,21 +176,33 @@ def test_faults_are_found_at_construction(arguments: dict, message: str) -> None
         TranslationInferer(**arguments)
 
 
-def test_a_label_server_gets_the_fault_from_the_call(monkeypatch) -> None:
+@pytest.mark.parametrize("value", [1.5, True, 10**9, "1.5", -1])
+@pytest.mark.parametrize("name", ["num_samples", "num_inference_steps"])
+def test_only_whole_numbers_within_bounds(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a whole number from . to 1000; found"):
+        TranslationInferer("t1", **{name: value})
+    with pytest.raises(ValueError, match="seed: expected a whole number from 0 to"):
+        TranslationInferer("t1", seed=1.5)
+
+
+@pytest.mark.parametrize("steps", [0, "", None])
+def test_no_steps_are_the_default_number(steps: object) -> None:
+    assert TranslationInferer("t1", num_inference_steps=steps).num_steps == 0
+
+
+def test_a_label_server_gets_the_fault_from_the_call(label_server) -> None:
     """Its client is told the text of FastAPI's own exception only, and only if no constructor's wrapper hides it."""
-
-    class HTTPException(Exception):
-        def __init__(self, status_code: int, detail: str) -> None:
-            super().__init__(status_code, detail)
-
-    monkeypatch.setitem(sys.modules, "monailabel.app", ModuleType("monailabel.app"))
-    monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=HTTPException))
     inferer = TranslationInferer("pet")
-    with pytest.raises(HTTPException) as raised:
+    with pytest.raises(label_server) as raised:
         inferer(images(1), CountingNetwork())
-    status, text = raised.value.args
-    assert status == 400
-    assert "expected one or more of t1, t1ce, t2, flair; found 'pet'" in text
+    assert raised.value.status_code == 400
+    assert "expected one or more of t1, t1ce, t2, flair; found 'pet'" in raised.value.detail
+
+
+def test_a_label_server_answers_with_one_volume(label_server) -> None:
+    with pytest.raises(label_server) as raised:
+        TranslationInferer(["t1", "t2"])(images(1), CountingNetwork())
+    assert raised.value.detail == "target: expected one modality; found ['t1', 't2']. Ask for one after the other."
 
 
 def test_vocabulary_of_another_size(tiny_translator) -> None:

@@ -66,10 +66,20 @@ def test_default_is_a_held_out_subject(brats_folder: Callable) -> None:
 
 
 def test_nothing_is_named() -> None:
-    with pytest.raises(ValueError, match="found an empty list"):
+    with pytest.raises(ValueError, match=r"expected a file, .*; found \[\]"):
         inference_inputs([])
     with pytest.raises(ValueError, match="Add --image"):
         inference_inputs()
+
+
+@pytest.mark.parametrize("image", ["", [""], ["scan.nii.gz", ""], True, 3])
+def test_an_empty_path_or_none_is_no_scan(image: object, brats_folder: Callable, monkeypatch, tmp_path: Path) -> None:
+    """A shell's unset variable would else translate the working directory, or phantoms that are made first."""
+    root = brats_folder({"a": ("t1",)})
+    monkeypatch.chdir(root)
+    with pytest.raises(ValueError, match="image: expected a file, a list of files or a folder; found"):
+        inference_inputs(image, dataset_dir=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_missing_file(tmp_path: Path) -> None:

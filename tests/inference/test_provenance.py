@@ -114,6 +114,8 @@ def test_what_is_done_is_passed_over(translated, tmp_path: Path) -> None:
     assert pending_inputs(translated, provenance(), tmp_path / "out", ["t2", "flair"]) == translated
     assert pending_inputs(translated, provenance(), tmp_path / "elsewhere", "t2") == translated
     assert pending_inputs(translated, provenance(), tmp_path / "out", "t2", skip_done="false") == translated
+    # what lies there is NIfTI
+    assert pending_inputs(translated, provenance(), tmp_path / "out", "t2", output_format="dicom") == translated
 
 
 def test_what_is_stale_is_redone_and_said(translated, source: Path, tmp_path: Path, caplog) -> None:

@@ -27,6 +27,9 @@ VARIANTS: dict[str, Callable[[], ConditionalUNet]] = {
     "cross-attention": unet,
     "two blocks a level": lambda: unet(num_res_blocks=2),
     "class embedding": lambda: unet(class_embedding=True),
+    "gated transformer": lambda: unet(attention="gated_transformer"),
+    "self-attention": lambda: unet(attention="self", class_embedding=True),
+    "settings by level": lambda: unet(num_res_blocks=[1, 2], num_heads=[1, 4]),
 }
 every_variant = pytest.mark.parametrize("make", VARIANTS.values(), ids=VARIANTS)
 
@@ -93,11 +96,11 @@ def test_class_embedding_replaces_cross_attention() -> None:
     assert not any("class_embedding" in name for name in unet().state_dict())
 
 
-def test_shortcut_equals_full_cross_attention(randomize, monkeypatch) -> None:
+def test_shortcut_equals_full_cross_attention(randomize, monkeypatch, assert_near) -> None:
     network = randomize(unet())
     short = network(noisy_ := noisy(), TIMES, TARGETS)
     monkeypatch.setattr(Attention, "forward", Attention.attend)
-    torch.testing.assert_close(network(noisy_, TIMES, TARGETS), short, rtol=1e-4, atol=1e-4)
+    assert_near(network(noisy_, TIMES, TARGETS), short)
 
 
 @every_variant
@@ -107,6 +110,12 @@ def test_state_dict_round_trip_and_script(make, randomize, check_state_dict, che
     check_script(randomize(make()), *args)
 
 
-def test_levels_that_do_not_match() -> None:
-    with pytest.raises(ValueError, match=r"attention_levels: expected 2 entries, one a level; found \[True\]"):
-        unet(attention_levels=[True])
+@pytest.mark.parametrize("name", ["attention_levels", "num_res_blocks", "num_heads"])
+def test_levels_that_do_not_match(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: expected 2 entries, one a level; found \[1\]"):
+        unet(**{name: [1]})
+
+
+def test_unknown_attention() -> None:
+    with pytest.raises(ValueError, match=r"attention: expected one of .*transformer.*found 'cross'"):
+        unet(attention="cross")

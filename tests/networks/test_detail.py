@@ -53,6 +53,7 @@ def test_gradients(randomize) -> None:
     assert torch.autograd.gradcheck(lambda *x: network(*x, TARGETS[:1]), (decoded, source), fast_mode=True)
 
 
+@pytest.mark.slow
 def test_it_can_take_over_the_sources_detail(network: DetailTransfer) -> None:
     """Trained where the target is the source under another sign, it leaves less than a tenth of the error."""
     torch.manual_seed(0)

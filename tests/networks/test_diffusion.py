@@ -56,18 +56,18 @@ def test_training_targets() -> None:
 
 
 @every_schedule
-def test_split_undoes_add_noise(path: type[NoiseSchedule], prediction_type: str) -> None:
+def test_split_undoes_add_noise(path: type[NoiseSchedule], prediction_type: str, assert_near) -> None:
     schedule = path(prediction_type=prediction_type)
     clean, noise, t = torch.randn(SHAPE), torch.randn(SHAPE), torch.tensor([10, 321, 700])
     target = schedule.training_target(clean, noise, t)
     found = schedule.split(target, schedule.add_noise(clean, noise, t), t)
-    torch.testing.assert_close(found, (clean, noise), rtol=1e-3, atol=1e-4)
+    assert_near(found, (clean, noise), tolerance=1e-4)
 
 
 @every_type
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("timestep", [950, 500, 50])
-def test_step_equals_monai(prediction_type: str, eta: float, timestep: int) -> None:
+def test_step_equals_monai(prediction_type: str, eta: float, timestep: int, assert_near) -> None:
     schedule, scheduler = NoiseSchedule(prediction_type=prediction_type), ddim(prediction_type, 10)
     prediction, noisy = torch.randn(SHAPE), torch.randn(SHAPE)
     torch.manual_seed(1)
@@ -75,12 +75,12 @@ def test_step_equals_monai(prediction_type: str, eta: float, timestep: int) -> N
     torch.manual_seed(1)
     fresh = torch.randn(SHAPE)
     found = schedule.step(prediction, noisy, torch.tensor([timestep]), torch.tensor([timestep - 100]), eta, fresh)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_near(found, expected, tolerance=1e-4)
 
 
 @every_type
 @pytest.mark.parametrize("timestep", [999, 500, 1, 0])
-def test_eta_1_over_every_timestep_is_ddpm(prediction_type: str, timestep: int) -> None:
+def test_eta_1_over_every_timestep_is_ddpm(prediction_type: str, timestep: int, assert_near) -> None:
     schedule = NoiseSchedule(prediction_type=prediction_type)
     scheduler = DDPMScheduler(
         1000, schedule="scaled_linear_beta", clip_sample=False, prediction_type=prediction_type, **BETAS
@@ -91,24 +91,24 @@ def test_eta_1_over_every_timestep_is_ddpm(prediction_type: str, timestep: int) 
     now, after = torch.tensor([timestep]), torch.tensor([timestep - 1])
     found = schedule.step(prediction, noisy, now, after, 1.0, fresh)
     # ᾱ_T is 1e-4: MONAI's float32 arithmetic on it costs as many digits as ours
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+    assert_near(found, expected, tolerance=2e-3)
 
 
 @pytest.mark.parametrize("timestep", [999, 321, 0])
-def test_flow_equals_monai(timestep: int) -> None:
+def test_flow_equals_monai(timestep: int, assert_near) -> None:
     flow, scheduler = RectifiedFlow(), RFlowScheduler(1000)
     clean, noise, now = torch.randn(SHAPE), torch.randn(SHAPE), torch.tensor([timestep])
     # MONAI counts from the clean end, 0, to pure noise, 1000; here -1 and 999
     noisy = scheduler.add_noise(clean, noise, now + 1)
-    torch.testing.assert_close(flow.add_noise(clean, noise, now), noisy)
-    torch.testing.assert_close(flow.training_target(clean, noise, now), clean - noise)
+    assert_near(flow.add_noise(clean, noise, now), noisy)
+    assert_near(flow.training_target(clean, noise, now), clean - noise)
     velocity, after = torch.randn(SHAPE), max(timestep - 100, -1)
     scheduler.set_timesteps(10)
     expected, _ = scheduler.step(velocity, timestep + 1, noisy, after + 1)
     _, expected_clean = scheduler.step(velocity, timestep + 1, noisy)
     found = flow.step(velocity, noisy, now, torch.tensor([after]), 0.0)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(flow.split(velocity, noisy, now)[0], expected_clean, rtol=1e-5, atol=1e-5)
+    assert_near(found, expected)
+    assert_near(flow.split(velocity, noisy, now)[0], expected_clean)
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 10])
@@ -136,7 +136,7 @@ def test_a_stochastic_step_keeps_the_noise_level(path: type[NoiseSchedule], eta:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
 def test_sampler_with_a_perfect_denoiser_returns_the_clean_sample(
-    path: type[NoiseSchedule], prediction_type: str, eta: float, num_steps: int
+    path: type[NoiseSchedule], prediction_type: str, eta: float, num_steps: int, assert_near
 ) -> None:
     schedule = path(prediction_type=prediction_type).double()
     clean, z = torch.randn(SHAPE, dtype=torch.float64), torch.randn(SHAPE, dtype=torch.float64)
@@ -145,17 +145,17 @@ def test_sampler_with_a_perfect_denoiser_returns_the_clean_sample(
         signal, sigma = schedule.coefficients(now)
         noise = (z - signal * clean) / sigma
         z = schedule.step(schedule.training_target(clean, noise, now), z, now, after, eta, torch.randn_like(z))
-    torch.testing.assert_close(z, clean)
+    assert_near(z, clean)
 
 
 @every_schedule
-def test_deterministic_path_keeps_the_noise(path: type[NoiseSchedule], prediction_type: str) -> None:
+def test_deterministic_path_keeps_the_noise(path: type[NoiseSchedule], prediction_type: str, assert_near) -> None:
     schedule = path(prediction_type=prediction_type).double()
     clean, noise = torch.randn(SHAPE, dtype=torch.float64), torch.randn(SHAPE, dtype=torch.float64)
     now, after = torch.tensor([800]), torch.tensor([300])
     prediction = schedule.training_target(clean, noise, now)
     found = schedule.step(prediction, schedule.add_noise(clean, noise, now), now, after, 0.0)
-    torch.testing.assert_close(found, schedule.add_noise(clean, noise, after))
+    assert_near(found, schedule.add_noise(clean, noise, after))
 
 
 @pytest.mark.parametrize(
@@ -212,11 +212,11 @@ def test_noise_is_drawn_by_a_generator_of_its_own() -> None:
 
 
 @every_schedule
-def test_script_equals_eager(path: type[NoiseSchedule], prediction_type: str) -> None:
+def test_script_equals_eager(path: type[NoiseSchedule], prediction_type: str, assert_near) -> None:
     schedule = path(prediction_type=prediction_type)
     holder = _Step(schedule)
     args = (torch.randn(SHAPE), torch.randn(SHAPE), torch.tensor([700]), torch.tensor([-1]))
-    torch.testing.assert_close(torch.jit.script(holder)(*args), holder(*args))
+    assert_near(torch.jit.script(holder)(*args), holder(*args))
 
 
 class _Step(torch.nn.Module):

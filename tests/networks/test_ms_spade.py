@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.spade_norm import SPADE
-from torch import Tensor, nn
+from torch import nn
 
 from custom.networks import (
     MSSPADE,
@@ -106,15 +106,15 @@ def test_state_dict_round_trip_and_script(make, channels: int, out_channels: int
     check_script(make(), x, TARGETS)
 
 
-def test_convolution_is_torchs_with_the_targets_kernel() -> None:
+def test_convolution_is_torchs_with_the_targets_kernel(assert_near) -> None:
     convolution, x = SwitchableConv3d(M, 2, 5), torch.randn(3, 2, 4, 5, 3)
     found = convolution(x, TARGETS)
     for item, target in enumerate(TARGETS):
         expected = F.conv3d(x[item : item + 1], convolution.weight[target], convolution.bias[target], padding=1)
-        torch.testing.assert_close(found[item : item + 1], expected)
+        assert_near(found[item : item + 1], expected)
 
 
-def test_equation_1() -> None:
+def test_equation_1(assert_near) -> None:
     layer, h = MSSPADE(M, 4, 3), 2 + 3 * torch.randn(2, 4, 4, 5, 3)
     found = layer(h, torch.tensor([2, 2]))
     mean, var = h.mean(dim=(2, 3, 4), keepdim=True), h.var(dim=(2, 3, 4), keepdim=True, unbiased=False)
@@ -122,11 +122,11 @@ def test_equation_1() -> None:
     weight, bias = layer.gamma_beta.weight[2], layer.gamma_beta.bias[2]
     gamma = 1 + F.conv3d(hidden, weight[:4], bias[:4], padding=1)
     beta = F.conv3d(hidden, weight[4:], bias[4:], padding=1)
-    torch.testing.assert_close(found, gamma * (h - mean) / (var + 1e-5).sqrt() + beta)
+    assert_near(found, gamma * (h - mean) / (var + 1e-5).sqrt() + beta)
 
 
 @pytest.mark.parametrize("target", range(M))
-def test_equals_monais_spade_of_the_target(target: int) -> None:
+def test_equals_monais_spade_of_the_target(target: int, assert_near) -> None:
     layer, h = MSSPADE(M, 4, 3), torch.randn(2, 4, 4, 5, 3)
     spade = SPADE(4, 4, kernel_size=3, spatial_dims=3, hidden_channels=3)
     spade.mlp_shared.adn = nn.ReLU()  # MONAI's is leaky; the paper's is not
@@ -140,7 +140,7 @@ def test_equals_monais_spade_of_the_target(target: int) -> None:
     for convolution in (spade.mlp_gamma, spade.mlp_beta):
         convolution.adn = nn.Identity()
     spade.param_free_norm = nn.InstanceNorm3d(4)
-    torch.testing.assert_close(layer(h, torch.full((2,), target)), spade(h, h))
+    assert_near(layer(h, torch.full((2,), target)), spade(h, h))
 
 
 def test_residual_style_transfer_starts_from_the_identity() -> None:
@@ -149,32 +149,32 @@ def test_residual_style_transfer_starts_from_the_identity() -> None:
     assert not torch.allclose(residual_style_transfer()(z, TARGETS), z)
 
 
-def test_summary_is_of_a_set_of_voxels() -> None:
+def test_summary_is_of_a_set_of_voxels(assert_near) -> None:
     summary, voxels = SourceSummary(L, 6, hidden_channels=5, num_heads=2), torch.randn(3, L, 40)
     expected = summary(voxels)
     assert expected.shape == (3, 6)
-    torch.testing.assert_close(summary(voxels[..., torch.randperm(40)]), expected)
-    torch.testing.assert_close(summary(voxels.repeat(1, 1, 2)), expected)
+    assert_near(summary(voxels[..., torch.randperm(40)]), expected)
+    assert_near(summary(voxels.repeat(1, 1, 2)), expected)
     assert not torch.allclose(summary(voxels + 1), expected)
 
 
-def test_a_crop_with_the_context_of_the_whole_is_the_crop_of_the_whole() -> None:
+def test_a_crop_with_the_context_of_the_whole_is_the_crop_of_the_whole(assert_near) -> None:
     network, z = residual_style_transfer(5, num_blocks=1), torch.randn(3, L, 20, 20, 20)
     # a block has six 3³ convolutions in a row, and one stands before and one after: they reach eight voxels far
     inner, middle = (..., *[slice(1, 19)] * 3), (..., *[slice(8, 10)] * 3)
     expected = network(z, TARGETS)[inner][middle]
     found = network(z[inner], TARGETS, z.flatten(2))[middle]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_near(found, expected)
     other = network(z[inner], TARGETS, z.flatten(2) + 1)[middle]
-    assert not torch.allclose(other, expected, rtol=1e-4, atol=1e-5)
+    assert (other - expected).abs().max() > 1e-4 * expected.abs().max()
 
 
-def test_channel_norm_does_not_depend_on_the_rest_of_the_volume() -> None:
+def test_channel_norm_does_not_depend_on_the_rest_of_the_volume(assert_near) -> None:
     layer, h = MSSPADE(M, 4, 3, norm="channel"), torch.randn(3, 4, 9, 9, 9)
     inner, middle = (..., *[slice(1, 8)] * 3), (..., *[slice(3, 6)] * 3)  # two 3³ convolutions reach two voxels far
     changed = torch.full_like(h, 5.0)
     changed[inner] = h[inner]
-    torch.testing.assert_close(layer(changed, TARGETS)[middle], layer(h, TARGETS)[middle])
+    assert_near(layer(changed, TARGETS)[middle], layer(h, TARGETS)[middle])
     instance = MSSPADE(M, 4, 3)
     assert not torch.allclose(instance(changed, TARGETS)[middle], instance(h, TARGETS)[middle], atol=0.1)
     with torch.no_grad():  # kernels of zero leave the normalisation alone
@@ -188,27 +188,3 @@ def test_channel_norm_does_not_depend_on_the_rest_of_the_volume() -> None:
 def test_unknown_norm() -> None:
     with pytest.raises(ValueError, match=r"norm: expected one of .*instance.*channel.*found 'batch'"):
         MSSPADE(M, 4, norm="batch")
-
-
-def release_state(state: dict[str, Tensor], num_modalities: int) -> dict[str, Tensor]:
-    """The release's ``spade.block.*`` as a state dict of ``ReleaseStyleTransfer``: kernels stacked by modality."""
-    mapped: dict[str, Tensor] = {}
-    for i in range(4):
-        for kind in ("weight", "bias"):
-            for n in (0, 1):
-                mapped[f"blocks.{i}.conv{n + 1}.{kind}"] = state[f"spade.block.{i}.conv_{n}.{kind}"]
-                spades = [f"spade.block.{i}.norm_{n}.spades.{m}" for m in range(num_modalities)]
-                shared = [state[f"{s}.mlp_shared.0.{kind}"] for s in spades]
-                maps = [torch.cat([state[f"{s}.mlp_{part}.{kind}"] for part in ("gamma", "beta")]) for s in spades]
-                mapped[f"blocks.{i}.norm{n + 1}.shared.{kind}"] = torch.stack(shared)
-                mapped[f"blocks.{i}.norm{n + 1}.gamma_beta.{kind}"] = torch.stack(maps)
-        mapped[f"blocks.{i}.shortcut.weight"] = state[f"spade.block.{i}.conv_s.weight"]
-    return mapped
-
-
-def test_release_style_transfer_computes_what_the_release_does(release_layout) -> None:
-    config = release_layout["config"]
-    network = ReleaseStyleTransfer(config["num_classes"], config["embed_dim"], width=config["spade_width"])
-    network.load_state_dict(release_state(release_layout["state_dict"], config["num_classes"]), strict=True)
-    found = network(release_layout["quantized"], release_layout["target"])
-    torch.testing.assert_close(found, release_layout["target_like"], rtol=0, atol=1e-4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,12 @@ from custom.networks import (
     ConditionalUNet,
     IdentityTransfer,
     LatentTranslator,
+    NoDenoiser,
     NoiseSchedule,
     RectifiedFlow,
     StyleTransfer,
 )
-from custom.networks.diffusion import PREDICTION_TYPES
+from custom.networks.diffusion import PREDICTION_TYPES, draw_noise
 from custom.networks.translator import CONDITIONINGS
 
 M, L = 3, 2
@@ -92,46 +95,30 @@ def test_shapes_and_attributes(tiny_translator) -> None:
     assert tiny_translator.transfer(z, torch.tensor([3, 1])).shape == z.shape
     assert tiny_translator.decode(z).shape == x.shape
     assert tiny_translator(x).shape == x.shape
-    assert tiny_translator.translate(x[:1], torch.tensor([0, 1, 3])).shape == (3, 1, 16, 16, 32)
 
 
-def test_forward_is_the_chain_of_its_parts(trained) -> None:
+def test_forward_is_the_chain_of_its_parts(trained, assert_near) -> None:
     network, x, noise = trained(), image(), latent()
     z = network.encode(x)
     target_like = network.transfer(z, TARGETS)
     expected = network.decode(network.sample(z, target_like, TARGETS, noise))
-    torch.testing.assert_close(network(x, TARGETS, noise), expected)
+    assert_near(network(x, TARGETS, noise), expected)
 
 
 def test_batch_equals_items(trained, check_batch) -> None:
     check_batch(trained(), image(), TARGETS, latent())
 
 
-def test_same_seed_same_volume_in_batch_or_single(trained) -> None:
+def test_same_seed_same_volume_in_batch_or_single(trained, assert_near) -> None:
     network, x = trained(), image(3)
     targets = torch.tensor([2, 0, 1])
-    noise = network.draw_noise(network.encode(x), seed=5)
+    noise = draw_noise(network.encode(x), 5)
     assert noise.shape == (1, L, 4, 2, 4)
-    assert torch.equal(noise, network.draw_noise(network.encode(x[:1]), seed=5))
-    assert not torch.equal(noise, network.draw_noise(network.encode(x), seed=6))
+    assert torch.equal(noise, draw_noise(network.encode(x[:1]), 5))
+    assert not torch.equal(noise, draw_noise(network.encode(x), 6))
     batch = network(x, targets, noise)
     for i in range(3):
-        torch.testing.assert_close(batch[i : i + 1], network(x[i : i + 1], targets[i : i + 1], noise))
-
-
-def test_translate_equals_forward_for_each_target(trained) -> None:
-    network, x, noise = trained(), image(1), latent(1)
-    found = network.translate(x, torch.tensor([1, 2, 0]), noise)
-    for row, target in zip(found.split(1), (1, 2, 0), strict=True):
-        torch.testing.assert_close(row, network(x, torch.tensor([target]), noise))
-
-
-def test_translate_encodes_once(trained, monkeypatch) -> None:
-    network, calls = trained(), []
-    encode = network.autoencoder.encode
-    monkeypatch.setattr(network.autoencoder, "encode", lambda x: calls.append(len(x)) or encode(x))
-    network.translate(image(1), torch.tensor([0, 1, 2]))
-    assert calls == [1]
+        assert_near(batch[i : i + 1], network(x[i : i + 1], targets[i : i + 1], noise))
 
 
 def test_default_target(trained) -> None:
@@ -148,25 +135,27 @@ def test_noise_is_drawn_where_it_is_not_given(trained) -> None:
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_perfect_denoiser_gives_the_target_latent(schedule: str, eta: float, strength: float, num_steps: int) -> None:
+def test_a_perfect_denoiser_gives_the_target_latent(
+    schedule: str, eta: float, strength: float, num_steps: int, assert_near
+) -> None:
     truth = latent()
     network = translator(Perfect(1.7 * truth, SCHEDULES[schedule]), schedule, eta=eta, strength=strength)
     found = network.sample(latent(), latent(), TARGETS, latent(), num_steps)
-    torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-3)
+    assert_near(found, truth, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
-def test_residual_with_an_untrained_unet_is_ms_spade(num_steps: int) -> None:
+def test_residual_with_an_untrained_unet_is_ms_spade(num_steps: int, assert_near) -> None:
     network = translator(schedule="sample", residual=True, num_inference_steps=num_steps)
     x = image()
     z = network.encode(x)
     target_like = network.transfer(z, TARGETS)
-    torch.testing.assert_close(network.sample(z, target_like, TARGETS, latent()), target_like)
-    torch.testing.assert_close(network(x, TARGETS), network.decode(target_like))
+    assert_near(network.sample(z, target_like, TARGETS, latent()), target_like)
+    assert_near(network(x, TARGETS), network.decode(target_like))
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_conditioning_latents(conditioning: str) -> None:
+def test_conditioning_latents(conditioning: str, assert_near) -> None:
     schedule = NoiseSchedule()
     unet = Perfect(latent(), schedule)
     network = translator(unet, conditioning=conditioning)
@@ -175,7 +164,7 @@ def test_conditioning_latents(conditioning: str) -> None:
     inputs = unet.inputs[0]
     assert inputs.shape[1] == LATENTS[conditioning] * L
     scaled = {"none": [], "source": [z], "target_like": [target_like], "source_and_target_like": [z, target_like]}
-    torch.testing.assert_close(inputs, torch.cat([noise, *(1.7 * t for t in scaled[conditioning])], dim=1))
+    assert_near(inputs, torch.cat([noise, *(1.7 * t for t in scaled[conditioning])], dim=1))
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
@@ -185,14 +174,14 @@ def test_every_conditioning_translates(conditioning: str, trained) -> None:
 
 @pytest.mark.parametrize("strength", [0.25, 0.6])
 @pytest.mark.parametrize("kind", ["epsilon", "flow"])
-def test_strength_starts_from_the_noised_target_like_latent(kind: str, strength: float) -> None:
+def test_strength_starts_from_the_noised_target_like_latent(kind: str, strength: float, assert_near) -> None:
     schedule = SCHEDULES[kind]
     unet = Perfect(latent(), schedule)
     network = translator(unet, kind, strength=strength)
     target_like, noise = latent(), latent()
     network.sample(latent(), target_like, TARGETS, noise)
     start = torch.tensor([round(strength * 1000) - 1])
-    torch.testing.assert_close(unet.inputs[0][:, :L], schedule.add_noise(1.7 * target_like, noise, start))
+    assert_near(unet.inputs[0][:, :L], schedule.add_noise(1.7 * target_like, noise, start))
 
 
 def test_requantize_gives_codes(trained) -> None:
@@ -223,7 +212,7 @@ def test_without_ms_spade_the_source_stands_for_the_target_like_latent(trained) 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_stochastic_sampler_follows_its_start_alone(trained, schedule: str) -> None:
+def test_stochastic_sampler_follows_its_start_alone(trained, schedule: str, assert_near) -> None:
     network = trained(schedule=schedule, eta=1.0, num_inference_steps=3)
     z, target_like, noise, state = latent(1), latent(1), latent(1), torch.get_rng_state()
     first = network.sample(z, target_like, TARGETS[:1], noise)
@@ -232,7 +221,30 @@ def test_stochastic_sampler_follows_its_start_alone(trained, schedule: str) -> N
     assert torch.equal(network.sample(z, target_like, TARGETS[:1], noise), first)
     assert not torch.allclose(network.sample(z, target_like, TARGETS[:1], latent(1)), first)
     pair = network.sample(z.expand(2, -1, -1, -1, -1), target_like.expand(2, -1, -1, -1, -1), TARGETS, noise)
-    torch.testing.assert_close(pair[:1], first)
+    assert_near(pair[:1], first)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"eta": 1.0}, {"strength": 0.4}, {"requantize": True}], ids=lambda s: next(iter(s))
+)
+def test_settings_of_a_call_stand_for_the_network_s_own(trained, settings: dict) -> None:
+    network, args = trained(), (latent(), latent(), TARGETS, latent())
+    before, own = dict(vars(network)), network.sample(*args)
+    found = network.sample(*args, **settings)
+    assert torch.equal(found, trained_alike(network, settings).sample(*args))
+    assert not torch.equal(found, own)
+    assert {name: getattr(network, name) for name in ("eta", "strength", "requantize")} == {
+        name: before[name] for name in ("eta", "strength", "requantize")
+    }
+    assert torch.equal(network.sample(*args), own)
+
+
+def trained_alike(network: LatentTranslator, settings: dict) -> LatentTranslator:
+    """A copy of the network with these settings as its own."""
+    other = deepcopy(network)
+    for name, value in settings.items():
+        setattr(other, name, value)
+    return other
 
 
 def test_number_of_steps(trained) -> None:
@@ -252,33 +264,34 @@ def test_number_of_steps(trained) -> None:
     ],
     ids=["default", "small preset", "other branches", "stochastic flow", "MS-SPADE alone"],
 )
-def test_script_equals_eager(trained, settings: dict) -> None:
+@pytest.mark.slow
+def test_script_equals_eager(trained, settings: dict, assert_near) -> None:
     network = trained(**settings)
     script = torch.jit.script(network)
     x, z, target_like, noise = image(), latent(), latent(), latent()
     with torch.no_grad(), torch.jit.optimized_execution(False):
         for name, args in {
             "forward": (x, TARGETS, noise),
-            "translate": (x[:1], torch.tensor([0, 1, 2]), noise[:1]),
-            "sample": (z, target_like, TARGETS, noise, 3),
+            "sample": (z, target_like, TARGETS, noise, 3, 1.0, 0.5, True),
             "encode": (x,),
             "transfer": (z, TARGETS),
             "decode": (z,),
             "predict": (noise, z, target_like, torch.tensor([7, 900]), TARGETS),
         }.items():
-            torch.testing.assert_close(getattr(script, name)(*args), getattr(network, name)(*args), msg=name)
-        torch.testing.assert_close(script(x, noise=noise), network(x, noise=noise))
+            assert_near(getattr(script, name)(*args), getattr(network, name)(*args), msg=name)
+        assert_near(script(x, noise=noise), network(x, noise=noise))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_scripted_network_survives_saving(trained, tmp_path, eta: float) -> None:
+@pytest.mark.slow
+def test_scripted_network_survives_saving(trained, tmp_path, eta: float, assert_near) -> None:
     network, x, noise = trained(eta=eta), image(), -latent().abs()
     script = torch.jit.script(network)
     script(x, TARGETS, noise)
     script.save(str(tmp_path / "network.ts"))
     loaded = torch.jit.load(str(tmp_path / "network.ts"))
     with torch.no_grad(), torch.jit.optimized_execution(False):
-        torch.testing.assert_close(loaded(x, TARGETS, noise), network(x, TARGETS, noise))
+        assert_near(loaded(x, TARGETS, noise), network(x, TARGETS, noise))
 
 
 def test_state_dict_is_flat_and_complete(trained, check_state_dict) -> None:
@@ -319,3 +332,14 @@ def test_every_trained_parameter_gets_a_gradient(trained) -> None:
 def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         translator(**settings)
+
+
+def test_without_a_denoiser_it_is_ms_spade_alone(check_script) -> None:
+    image, target = torch.rand(2, 1, 8, 8, 8) * 2 - 1, TARGETS
+    network = translator(unet=NoDenoiser(), num_inference_steps=0)
+    latent = network.encode(image)
+    assert torch.equal(network(image, target), network.decode(network.transfer(latent, target)))
+    check_script(network, image, target)
+    noise = torch.randn_like(latent)
+    with pytest.raises(ValueError, match="num_inference_steps: expected 0, as these weights hold no diffusion"):
+        network.sample(latent, latent, target, noise, 2)

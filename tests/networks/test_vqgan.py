@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from torch import Tensor
 
-from custom.networks import VQGAN, KLBottleneck, VectorQuantizer
+from custom.networks import VQGAN, KLBottleneck, SelfAttentionBlock, VectorQuantizer
 
 
 def vqgan(**settings) -> VQGAN:
@@ -55,6 +53,36 @@ def test_final_activation() -> None:
         assert convolution.conv.weight.ndim == 5
 
 
+ATTENTIVE = {"attention_levels": [False, True], "nonlocal_attention": True}
+
+
+def test_attention_is_behind_every_residual_block_and_at_the_bottom() -> None:
+    network = vqgan(**ATTENTIVE)
+    for half in (network.encoder, network.decoder):
+        assert sum(isinstance(block, SelfAttentionBlock) for block in half.blocks) == 2
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (-3.0, 5.0)])
+def test_intensity_range_is_that_of_the_inner_network(lower: float, upper: float) -> None:
+    network, inner = vqgan(intensity_range=[lower, upper]), vqgan()
+    inner.load_state_dict(network.state_dict())
+    x = image()
+    expected = inner.encode((x + 1) / 2 * (upper - lower) + lower)
+    torch.testing.assert_close(network.encode(x), expected)
+    decoded = network.decode(expected)
+    torch.testing.assert_close((decoded + 1) / 2 * (upper - lower) + lower, inner.decode(expected))
+
+
+def test_intensity_range_counts_as_structure() -> None:
+    assert repr(vqgan(intensity_range=[-1, 1])) == repr(vqgan())
+    assert "intensity_range=(0.0, 1.0)" in repr(vqgan(intensity_range=[0, 1]))
+
+
+def test_intensity_range_that_is_none() -> None:
+    with pytest.raises(ValueError, match=r"intensity_range: expected a lower and a higher number, found \[1, 0\]"):
+        vqgan(intensity_range=[1, 0])
+
+
 def test_decoder_may_be_deeper() -> None:
     plain, deeper = vqgan(), vqgan(decoder_num_res_blocks=[2, 2])
     assert len(deeper.decoder.blocks) == len(plain.decoder.blocks) + 2
@@ -90,9 +118,13 @@ def test_state_dict_round_trip(bottleneck, check_state_dict) -> None:
     check_state_dict(make, image())
 
 
-@pytest.mark.parametrize("bottleneck", [None, KLBottleneck], ids=["vq", "kl"])
-def test_script_equals_eager(bottleneck, check_script) -> None:
-    check_script(Reconstruction(vqgan(bottleneck=bottleneck and bottleneck(3))), image())
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bottleneck": KLBottleneck(3)}, ATTENTIVE, {"intensity_range": [0, 1]}],
+    ids=["vq", "kl", "attention", "range"],
+)
+def test_script_equals_eager(settings, check_script) -> None:
+    check_script(Reconstruction(vqgan(**settings)), image())
 
 
 class Reconstruction(torch.nn.Module):
@@ -128,66 +160,3 @@ def test_kl_divergence(mean: float, log_var: float, divergence: float) -> None:
     moments = torch.cat([torch.full((1, 2, 2, 2, 2), mean), torch.full((1, 2, 2, 2, 2), log_var)], dim=1)
     found = KLBottleneck(2, kl_weight=0.5).eval()(moments).loss
     torch.testing.assert_close(found, torch.tensor(0.5 * divergence))
-
-
-# the release's names of the blocks that MONAI numbers in the order of the forward pass; the release's residual block
-# in the middle stands at the bottom level: after the encoder's last, before the decoder's first
-RELEASE_BLOCKS = {
-    "encoder": [
-        *("conv_in", "down.0.block.0", "down.0.downsample", "down.1.block.0", "down.1.downsample", "down.2.block.0"),
-        *("mid.block_1", "norm_out", "activation", "conv_out"),
-    ],
-    "decoder": [
-        *("conv_in", "mid.block_1", "up.2.block.0", "up.2.block.1", "up.2.upsample"),
-        *("up.1.block.0", "up.1.block.1", "up.1.upsample", "up.0.block.0", "up.0.block.1"),
-        *("norm_out", "activation", "conv_out"),
-    ],
-}
-
-
-def release_name(name: str) -> str:
-    """The release's name of a parameter of ``VQGAN``."""
-    name = name.replace("bottleneck.", "quantize.").replace(".postconv.", ".conv.")
-    if match := re.match(r"(encoder|decoder)\.blocks\.(\d+)", name):
-        half, number = match.groups()
-        name = name.replace(match.group(), f"{half}.{RELEASE_BLOCKS[half][int(number)]}", 1)
-    # MONAI wraps every convolution in a module of its own
-    return re.sub(r"\.conv\.(weight|bias)$", r".\1", name)
-
-
-@pytest.fixture(scope="module")
-def release(release_layout) -> VQGAN:
-    config = release_layout["config"]
-    channels = [config["ch"] * m for m in config["ch_mult"]]
-    network = VQGAN(
-        channels,
-        config["embed_dim"],
-        config["n_embed"],
-        num_res_blocks=[1, 1, 2],
-        decoder_num_res_blocks=[2, 2, 3],
-        norm_num_groups=config["num_groups"],
-        haar_levels=0,
-        final_activation=True,
-    ).eval()
-    weights, state = release_layout["state_dict"], network.state_dict()
-    names = {name: release_name(name) for name in state}
-    for name, theirs in names.items():
-        if theirs in weights:
-            state[name] = weights[theirs]
-    unused = {name for name in weights if not name.startswith("spade.")} - set(names.values())
-    assert not unused
-    network.load_state_dict(state, strict=True)
-    return network
-
-
-def test_release_encodes(release: VQGAN, release_layout) -> None:
-    latent = release.encode(release_layout["image"])
-    torch.testing.assert_close(latent, release_layout["latent"], rtol=0, atol=1e-4)
-    quantized = release.quantize(latent)
-    assert torch.equal(quantized.indices, release_layout["indices"])
-    torch.testing.assert_close(quantized.latent, release_layout["quantized"], rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(("latent", "image"), [("quantized", "reconstruction"), ("target_like", "translation")])
-def test_release_decodes(release: VQGAN, release_layout, latent: str, image: str) -> None:
-    torch.testing.assert_close(release.decode(release_layout[latent]), release_layout[image], rtol=0, atol=1e-4)

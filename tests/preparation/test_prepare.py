@@ -303,6 +303,7 @@ class TestSplit:
             run(tmp_path / "gone")
 
 
+@pytest.mark.slow
 class TestProcesses:
     def test_the_same_in_several(self, cohort) -> None:
         jobs = [(str(path), False) for path in sorted(cohort(2).glob("*/*"))]
@@ -323,6 +324,7 @@ class TestProcesses:
         assert "killed" in results[2].fault[1]
 
 
+@pytest.mark.slow
 class TestRegistration:
     @pytest.fixture
     def ixi(self, cohort, brain) -> Path:

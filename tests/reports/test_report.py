@@ -50,7 +50,8 @@ def one_subject(results: Results, subject: str, seed: int, *, labelled: bool) ->
         methods = [CEILING] if source == target else [COPY_SOURCE, FULL_MODEL]
         for method in methods:
             values = truths[source] if method == COPY_SOURCE else 0.9 * truths[target]
-            scores = Reference(torch.from_numpy(truths[target])).score(torch.from_numpy(values))
+            truth = torch.from_numpy(truths[target])
+            scores = Reference(truth, brain=truth > 0).score(torch.from_numpy(values))
             result.rows += rows_of(subject, source, target, method, scores)
             pictures.add((method, source, target), values, scroll=method != COPY_SOURCE)
         result.costs.append([methods[-1], source, target, 1.5, 4, 100.0])
@@ -106,6 +107,7 @@ def test_names_that_no_file_can_bear_do_not_meet(tmp_path):
     assert {results.load(s).subject for s in ("a/b", "a_b", "a b")} == {"a/b", "a_b", "a b"}
 
 
+@pytest.mark.slow
 def test_report_is_written_from_its_folder_alone(folder, capsys):
     page = report(str(folder))
     text = (folder / "report.txt").read_text()
@@ -122,6 +124,7 @@ def test_report_is_written_from_its_folder_alone(folder, capsys):
     assert page == folder / "report.html"
 
 
+@pytest.mark.slow
 def test_page_needs_no_network(folder, capsys):
     (folder / "extra").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "extra" / "quality_by_steps.png")
@@ -142,6 +145,7 @@ def test_page_needs_no_network(folder, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_viewer_keeps_to_its_budget_and_says_so(folder, capsys):
     results = Results(folder)
     setup = results.load_setup()
@@ -200,6 +204,7 @@ def test_clear_errors(tmp_path):
         report(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_viewer_runs_in_a_browser(folder, tmp_path, capsys):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:

@@ -20,7 +20,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandSpatialCropSamplesd
 
 from custom.networks import LatentTranslator
-from custom.training.checkpoints import Checkpoints, load_stage, write_atomically
+from custom.training.checkpoints import Checkpoints, load_pretrained, load_stage, require_stage, write_atomically
 from custom.training.handlers import MovingAverage
 from custom.training.latents.sampling import RandModalityd
 from custom.training.objectives import AutoencoderObjective
@@ -113,7 +113,9 @@ def interrupted(folder: Path, translator: LatentTranslator, stop_after: int, **k
     return run
 
 
-def test_resumed_run_equals_one_that_never_stopped(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+def test_resumed_run_equals_one_that_never_stopped(
+    tiny_translator: LatentTranslator, tmp_path: Path, assert_near
+) -> None:
     whole = start(make_run(tmp_path / "whole", tiny_translator))
     first = interrupted(tmp_path / "half", tiny_translator, stop_after=EPOCHS // 2)
     torch.manual_seed(99)
@@ -125,9 +127,9 @@ def test_resumed_run_equals_one_that_never_stopped(tiny_translator: LatentTransl
         assert found == pytest.approx(expected, rel=1e-5)
     resumed, expected = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("half", "whole"))
     for part in ("network", "best_network", "discriminator"):
-        torch.testing.assert_close(resumed[part], expected[part], rtol=1e-4, atol=1e-6, msg=part)
+        assert_near(resumed[part], expected[part], msg=part)
     assert resumed["epoch"] == EPOCHS
-    torch.testing.assert_close(second.average.state_dict(), expected["best_network"], rtol=1e-4, atol=1e-6)
+    assert_near(second.average.state_dict(), expected["best_network"])
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +334,51 @@ def test_stage_takes_the_trained_parts_and_leaves_the_rest(tmp_path: Path) -> No
         load_stage(network, path, parts=["first"], trained_by="x")
 
 
+def test_shipped_weights_stand_in_for_a_missing_stage_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, shipped = tmp_path / "spade" / "best.pt", tmp_path / "model.pt"
+    given, network = (torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1)}) for _ in range(2))
+    write_atomically(given.state_dict(), shipped)
+    load_stage(network, path, parts=["first"], trained_by="train_spade.json", shipped=shipped)
+    assert torch.equal(network["first"].weight, given["first"].weight)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"{path}: expected the weights of the stage before; found no file" in record.getMessage()
+    assert f"train_spade.json has been run, or another file is named, the network takes its first from {shipped}" in (
+        record.getMessage()
+    )
+    path.parent.mkdir()
+    write_atomically({"first.weight": torch.full((1, 1), 3.0), "first.bias": torch.zeros(1)}, path)
+    load_stage(network, path, parts=["first"], trained_by="train_spade.json", shipped=shipped)
+    assert network["first"].weight.item() == 3
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("modalities", [("t1", "t2", "pd"), ("t1", "t2", "t1ce", "flair")])
+def test_shipped_weights_of_another_vocabulary_are_refused(tmp_path: Path, modalities: tuple[str, ...]) -> None:
+    network, shipped = torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1)}), tmp_path / "model.pt"
+    write_atomically(network.state_dict(), shipped)
+    settings = {"parts": ["first"], "trained_by": "train_spade.json", "shipped": shipped}
+    with pytest.raises(ValueError, match=f"those of the bundle are for t1, t1ce, t2, flair, not for {modalities[0]}"):
+        load_stage(network, tmp_path / "best.pt", modalities=modalities, **settings)
+    load_stage(network, tmp_path / "best.pt", modalities=("T1w", "T1Gd", "T2", "FLAIR"), **settings)
+
+
+def test_shipped_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    write_atomically(torch.nn.ModuleDict({"first": torch.nn.Linear(2, 2)}).state_dict(), tmp_path / "model.pt")
+    network = torch.nn.ModuleDict({"first": torch.nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match=r"spade.pt: expected.*found no file, and those of the bundle do not fit"):
+        load_stage(network, tmp_path / "spade.pt", parts=["first"], trained_by="x", shipped=tmp_path / "model.pt")
+
+
+def test_a_run_requires_the_stage_before(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"best.pt: expected.*Run the training of train_spade.json first"):
+        require_stage(tmp_path / "best.pt", "train_spade.json")
+    (tmp_path / "best.pt").touch()
+    require_stage(tmp_path / "best.pt", "train_spade.json")
+
+
 def test_random_state_covers_every_generator(tmp_path: Path) -> None:
     data = dataset()
     DataLoader(data)  # seeds the transforms
@@ -352,3 +399,43 @@ def test_random_state_of_other_transforms_is_an_error() -> None:
     DataLoader(data)
     with pytest.raises(ValueError, match=r"expected a random transform at data.transform.*; found none"):
         restore_random_state(random_state(data))
+
+
+def test_training_starts_from_what_a_file_holds(tmp_path: Path) -> None:
+    def make() -> torch.nn.ModuleDict:
+        parts = {"first": torch.nn.Linear(2, 2), "second": torch.nn.Linear(2, 2), "bare": torch.nn.Identity()}
+        return torch.nn.ModuleDict(parts)
+
+    network, given = make(), make()
+    kept = network["second"].weight.clone()
+    write_atomically({k: v for k, v in given.state_dict().items() if k.startswith("first")}, tmp_path / "first.pt")
+    assert load_pretrained(network, tmp_path / "first.pt") is network
+    assert torch.equal(network["first"].weight, given["first"].weight)
+    assert torch.equal(network["second"].weight, kept)
+
+
+def test_training_starts_anew_without_a_file() -> None:
+    network = torch.nn.Linear(2, 2)
+    before = network.weight.clone()
+    assert load_pretrained(network, None) is network
+    assert torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"third.weight": torch.ones(2, 2)}, "start.pt: expected weights of first; found third. Import weights"),
+        ({"first.weight": torch.ones(3, 2), "first.bias": torch.ones(2)}, "1 tensors of another shape"),
+        ({"first.weight": torch.ones(2, 2)}, "1 missing tensors .first.bias."),
+    ],
+)
+def test_start_that_does_not_fit(state: dict[str, torch.Tensor], message: str, tmp_path: Path) -> None:
+    write_atomically(state, tmp_path / "start.pt")
+    network = torch.nn.ModuleDict({"first": torch.nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(network, tmp_path / "start.pt")
+
+
+def test_start_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="found no file"):
+        load_pretrained(torch.nn.Linear(2, 2), tmp_path / "start.pt")

@@ -65,6 +65,7 @@ def allocated(trainer: StageTrainer, batch: dict[str, torch.Tensor]) -> int:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
 def test_prediction_is_what_a_step_takes(stage: str) -> None:
     trainer, batch, averages = prepare_step([CONFIGS / f"{stage}.json"], SIZE, **NARROW)
     trainer._iteration(trainer, batch)
@@ -77,6 +78,7 @@ def test_prediction_is_what_a_step_takes(stage: str) -> None:
     assert predicted(stage) == pytest.approx(averages + there + allocated(trainer, batch), rel=0.2)
 
 
+@pytest.mark.slow
 def test_what_takes_more_and_less() -> None:
     whole = predicted("train_autoencoder")
     assert predicted("train_autoencoder", gradient_checkpointing=True) < whole
@@ -86,10 +88,12 @@ def test_what_takes_more_and_less() -> None:
     assert halves < predicted("train_autoencoder", amp=True, like_cuda=True) < whole
 
 
+@pytest.mark.slow
 def test_crops_bound_what_is_taken() -> None:
     assert predicted("train", (96, 96, 96)) == predicted("train", (64, 64, 64))
 
 
+@pytest.mark.slow
 def test_joint_training_is_on_images() -> None:
     joint = predicted("train_spade", joint=True)
     assert joint > predicted("train_spade")

@@ -54,6 +54,7 @@ OF_STAGE = {
 EVALUATION = {"pairs": [["t1", "t2"]], "num_figures": 1}
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
     pytest.mark.filterwarnings("ignore:Default metadata file:UserWarning"),
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of torch has no gloo"),

@@ -38,8 +38,9 @@ def test_a_matrix_is_treated_as_torchs_muon_treats_it() -> None:
     for gradient in gradients:
         ours.grad, theirs.grad = gradient.view_as(ours), gradient
         one.step(), other.step()
-    # bfloat16 products in another order: 1 % of three steps of 0.01 x 0.2 sqrt(432) / sqrt(432)
-    torch.testing.assert_close(ours.flatten(1), theirs, rtol=0, atol=6e-4)
+    moved = theirs - start
+    # products of bfloat16 (roundings of 0.4 %) in another order
+    assert (ours.flatten(1) - theirs).std() < 0.05 * moved.std()
 
 
 def test_what_is_no_inner_kernel_is_treated_as_adamw_treats_it() -> None:
@@ -57,7 +58,7 @@ def test_what_is_no_inner_kernel_is_treated_as_adamw_treats_it() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_switchable_kernels_are_orthogonalised_each_on_its_own() -> None:
+def test_switchable_kernels_are_orthogonalised_each_on_its_own(assert_near) -> None:
     kernels = nn.Parameter(torch.randn(2, 16, 16, 3, 3, 3, generator=torch.Generator().manual_seed(3)))
     single = [nn.Parameter(k.detach().clone()) for k in kernels]
     both, alone = ConvolutionMuon([kernels]), ConvolutionMuon(single)
@@ -65,7 +66,7 @@ def test_switchable_kernels_are_orthogonalised_each_on_its_own() -> None:
     for parameter, gradient in zip(single, kernels.grad, strict=True):
         parameter.grad = gradient
     both.step(), alone.step()
-    torch.testing.assert_close(kernels, torch.stack(list(single)), rtol=0, atol=1e-5)  # products in another order
+    assert_near(kernels, torch.stack(list(single)))  # products in another order
 
 
 def test_a_resumed_run_equals_one_that_went_on() -> None:

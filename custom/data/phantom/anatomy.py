@@ -271,12 +271,12 @@ def build_anatomy(
     threshold = rng.uniform(0.4, 0.6)
     mask = template.maps[..., -1]
     coarse = ndimage.map_coordinates(mask, nodes, order=1) > 0.02
-    box = []
+    sides = []
     for axis, count in enumerate(shape):
         used = np.flatnonzero(coarse.any(axis=tuple(a for a in range(3) if a != axis))) - 1
         low, high = int((used[0] - 1.5) * step), int(np.ceil((used[-1] + 1.5) * step)) + 1
-        box.append(slice(max(low, 0), min(high, count)))
-    box = tuple(box)
+        sides.append(slice(max(low, 0), min(high, count)))
+    box = tuple(sides)
     field = np.stack([spline_upsample(nodes[axis], shape, step, box) for axis in range(3)])
     near = ndimage.binary_dilation(ndimage.map_coordinates(mask, field[:, ::3, ::3, ::3], order=0) > 0, iterations=1)
     for axis in range(3):

@@ -49,11 +49,11 @@ def _tilted_radius(rng: np.random.Generator, offsets: list[np.ndarray], stretch:
     axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     factors = np.exp(rng.normal(0, stretch, 3))
     factors /= np.cbrt(factors.prod())
-    squared = 0.0
-    for axis, factor in zip(axes, factors, strict=True):
-        along = sum(np.float32(a) * o for a, o in zip(axis, offsets, strict=True))
-        squared = squared + (along * np.float32(factor)) ** 2
-    return np.sqrt(squared)
+    squared = [
+        (sum(np.float32(a) * o for a, o in zip(axis, offsets, strict=True)) * np.float32(factor)) ** 2
+        for axis, factor in zip(axes, factors, strict=True)
+    ]
+    return np.sqrt(squared[0] + squared[1] + squared[2])
 
 
 def _ramp(depth: np.ndarray, width: float) -> np.ndarray:
@@ -63,6 +63,7 @@ def _ramp(depth: np.ndarray, width: float) -> np.ndarray:
 
 def _glioma(rng: np.random.Generator, anatomy: Anatomy, plan: LesionPlan) -> tuple[tuple[slice, ...], dict]:
     """Fractions of oedema, core, enhancing tumour and necrosis around the tumour's place, in a window of the box."""
+    assert anatomy.tumour is not None
     mm = anatomy.spacing
     window = _window(anatomy.brain, anatomy.tumour, (1.9 * plan.oedema_radius + 6) / mm)
     shape = tuple(s.stop - s.start for s in window)
@@ -98,6 +99,7 @@ def _glioma(rng: np.random.Generator, anatomy: Anatomy, plan: LesionPlan) -> tup
 def _other_side(anatomy: Anatomy) -> np.ndarray:
     """1 in the hemisphere without the tumour, 0 in the other, with a ramp at the midline: few tracts cross it."""
     x = anatomy.volume(anatomy.coordinates[0] - np.float32(load_template().centre[0]))
+    assert anatomy.tumour is not None
     middle = anatomy.tumour.astype(int).clip(0, np.array(x.shape) - 1)
     return np.clip(-np.sign(x[tuple(middle)]) * x / 8, 0, 1)
 
@@ -129,7 +131,7 @@ def draw_lesions(
         labels: (N,) uint8, the label of the largest of the fractions where that is over 0.25, else 0.
     """
     volumes: dict[str, np.ndarray] = {}
-    window = (slice(None),) * 3
+    window: tuple[slice, ...] = (slice(None),) * 3
     if plan.kind in ("high", "low"):
         window, volumes = _glioma(rng, anatomy, plan)
     elif plan.kind == "ms":

@@ -1,4 +1,4 @@
-"""Convolutions in the way that is fastest where no gradients are wanted."""
+"""Convolutions in the way that is fastest without gradients."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from custom.networks.fast import winograd
 from custom.networks.fast.workspace import Workspace, current_workspace
 
 __all__ = [
-    "Conv3d",
     "SlabConvolution",
     "channels_last",
     "convolve",
     "folded_kernel",
-    "forward_alone",
     "slab_edges",
     "upsample",
-    "with_fast_convolutions",
     "with_zeros",
 ]
 
@@ -31,43 +28,12 @@ SLAB_ELEMENTS = 2**22
 SMALL = 20480
 
 
-def forward_alone(x: Tensor) -> bool:
-    """Whether ``x`` needs neither gradients nor a record of the modules' operations, so that what is here may run."""
-    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or x.is_meta
-    return not torch.is_grad_enabled() and not recorded
-
-
-class Conv3d(nn.Conv3d):
-    """A 3³ convolution that keeps the size: ``torch.nn.Conv3d`` in training, ``convolve`` otherwise."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True, device: str | None = None) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias, device=device)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._conv_forward(input, self.weight, self.bias)
-        return convolve(input, self.weight, self.bias)
-
-
-def with_fast_convolutions(module: nn.Module) -> nn.Module:
-    """``module`` with ``Conv3d``, of the same parameters, in place of its 3³ convolutions that keep the size."""
-    for name, child in module.named_children():
-        keeps_size = type(child) is nn.Conv3d and child.kernel_size == (3, 3, 3)
-        if keeps_size and child.padding == child.stride == (1, 1, 1):
-            made = Conv3d(child.in_channels, child.out_channels, bias=child.bias is not None, device="meta")
-            made.weight, made.bias = child.weight, child.bias
-            setattr(module, name, made)
-        else:
-            with_fast_convolutions(child)
-    return module
-
-
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x`` (B, C, h, w, d) convolved with ``weight`` (O, C, 3, 3, 3), zeros around it: (B, O, h, w, d).
 
-    Without gradients by Winograd's method, where it pays; equal within the rounding of float32.
+    On a CPU by Winograd's method, where it pays; equal within the rounding of float32. It has no gradients.
     """
-    if not forward_alone(x) or x.device.type != "cpu":
+    if x.device.type != "cpu":
         return F.conv3d(x, weight, bias, padding=1)
     x = channels_last(x)
     if winograd.pays(x, weight):
@@ -151,10 +117,10 @@ def _is_small(x: Tensor) -> bool:
 
 
 def upsample(modules: nn.Sequential, x: Tensor) -> Tensor:
-    """``modules``, nearest upsampling by 2 and a 3³ convolution; one transposed convolution where that is allowed."""
-    if not forward_alone(x):
-        return modules(x)
-    return F.conv_transpose3d(x, folded_kernel(modules[1].weight), modules[1].bias, stride=2, padding=1)
+    """``modules``, nearest upsampling by 2 and a 3³ convolution, as one transposed convolution."""
+    conv = modules[1]
+    assert isinstance(conv, nn.Conv3d)
+    return F.conv_transpose3d(x, folded_kernel(conv.weight), conv.bias, stride=2, padding=1)
 
 
 def folded_kernel(weight: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from monai.networks.blocks import Convolution, UpSample
 from monai.networks.nets.autoencoderkl import AEKLDownsample, AEKLResBlock
 from torch import Tensor, nn
 
+from custom.networks.attention import SelfAttentionBlock
 from custom.networks.fast.convolution import (
     CHANNELS_LAST,
     SlabConvolution,
@@ -28,7 +29,9 @@ from custom.networks.fast.convolution import (
 )
 from custom.networks.fast.workspace import Workspace, current_workspace
 
-__all__ = ["run_blocks"]
+__all__ = ["BLOCKS", "run_blocks"]
+
+BLOCKS = (Convolution, UpSample, AEKLDownsample, AEKLResBlock, SelfAttentionBlock, nn.GroupNorm, nn.SiLU)
 
 # on a CPU 16 MB in float32 (64 channels of 192 × 144 voxels: 2 planes): what is larger than 32 MB the C library returns
 # to the system when it is freed, and has to fetch anew for the next slab; a GPU prefers few slabs
@@ -73,7 +76,7 @@ def run_blocks(blocks: Sequence[nn.Module], x: Tensor, *, slab_elements: int | N
     """What ``for block in blocks: x = block(x)`` gives, within rounding.
 
     Args:
-        blocks: those of MONAI's ``Encoder`` or ``Decoder`` without attention, ``SiLU`` allowed between the last
+        blocks: those of a ``VQGAN``'s ``Encoder`` or ``Decoder`` (``BLOCKS``), ``SiLU`` allowed between the last
             normalisation and the last convolution.
         x: input (B, C, h, w, d); items are computed one after the other.
         slab_elements: bound on the elements of a slab; a slab has one plane at least. By default what suits the device.
@@ -116,24 +119,33 @@ class _Run(NamedTuple):
     def block(self, block: nn.Module, x: Tensor | _Map, prepare: _Normalization | None) -> _Map:
         values = x.values if isinstance(x, _Map) else x
         if isinstance(block, Convolution):
-            return self.convolve(values, block.conv, prepare)
+            return self.convolve(values, _conv(block), prepare)
         if isinstance(block, UpSample):
-            return self.upsample(values, block.postconv.conv)
+            return self.upsample(values, _conv(block.get_submodule("postconv")))
         if isinstance(block, AEKLDownsample):
-            return self.downsample(values, block.conv.conv)
+            return self.downsample(values, _conv(block.conv))
         if isinstance(block, AEKLResBlock) and isinstance(x, _Map):
             return self.residual(block, x)
-        raise TypeError(f"expected a block of MONAI's Encoder or Decoder without attention; found {block}.")
+        if isinstance(block, SelfAttentionBlock):
+            return self.attention(block, values)
+        raise TypeError(f"expected a block of MONAI's Encoder or Decoder; found {block}.")
 
     def residual(self, block: AEKLResBlock, x: _Map) -> _Map:
         """The block's result; where the channels stay it overwrites ``x``."""
-        h = self.convolve(x.values, block.conv1.conv, _Normalization.of(block.norm1, x, silu=True))
+        h = self.convolve(x.values, _conv(block.conv1), _Normalization.of(block.norm1, x, silu=True))
         into = x.values
         if not isinstance(block.nin_shortcut, nn.Identity):
-            into = self.convolve(into, block.nin_shortcut.conv).values
-        result = self.convolve(h.values, block.conv2.conv, _Normalization.of(block.norm2, h, silu=True), into=into)
+            into = self.convolve(into, _conv(block.nin_shortcut)).values
+        result = self.convolve(h.values, _conv(block.conv2), _Normalization.of(block.norm2, h, silu=True), into=into)
         self.memory.give(h.values)
         return result
+
+    def attention(self, block: SelfAttentionBlock, x: Tensor) -> _Map:
+        """The block's result: every voxel looks at all others, so there are no slabs."""
+        result, statistics = self.memory.take(x, x.shape[1], x.shape[2:]), _Statistics()
+        result.copy_(block(x.contiguous()))
+        statistics.add(result)
+        return statistics.of(result)
 
     def convolve(
         self, x: Tensor, conv: nn.Conv3d, prepare: _Normalization | None = None, *, into: Tensor | None = None
@@ -230,6 +242,12 @@ class _Statistics:
         sizes, means, variances = zip(*self.parts, strict=True)
         weight = torch.tensor(sizes, dtype=means[0].dtype, device=values.device).unsqueeze(1)
         weight = weight / weight.sum()
-        means, variances = torch.stack(means), torch.stack(variances)
-        mean = (weight * means).sum(dim=0)
-        return _Map(values, mean, (weight * (variances + (means - mean).square())).sum(dim=0))
+        stacked = torch.stack(means)
+        mean = (weight * stacked).sum(dim=0)
+        return _Map(values, mean, (weight * (torch.stack(variances) + (stacked - mean).square())).sum(dim=0))
+
+
+def _conv(block: nn.Module) -> nn.Conv3d:
+    conv = block.get_submodule("conv")
+    assert isinstance(conv, nn.Conv3d)
+    return conv

@@ -59,8 +59,11 @@ def current_workspace() -> Workspace:
 
 @contextmanager
 def shared_workspace() -> Iterator[None]:
-    """What is computed within uses one workspace, such as one encoding and several decodings; freed at the end."""
-    token = _shared.set(Workspace())
+    """What is computed within uses one workspace, such as one encoding and several decodings; freed at the end.
+
+    Within another ``shared_workspace`` it is that one.
+    """
+    token = _shared.set(current_workspace())
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 from custom.networks import VQGAN, VectorQuantizer
@@ -310,7 +311,7 @@ def _voxels(file: str, divisor: int) -> int:
         return 0
     try:
         shape = nib.load(path).shape[:3]
-    except (OSError, nib.filebasedimages.ImageFileError):
+    except (OSError, ImageFileError):
         header = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
         if header is None:
             return 0

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from custom.networks import LatentTranslator
+from custom.networks.fast import accelerate
 from custom.training.latents.cache import LatentCache
 from custom.training.latents.sampling import RandModalityPaird, check_pairable
 from custom.training.latents.target_like import pair_number, translate_subjects
@@ -103,7 +104,7 @@ def encode_subjects(
                 cache.write_images(file, turned)
     present = [torch.tensor([k for k, m in enumerate(modalities) if m in entry]) for entry in data]
     stored = [(i, file) for i in range(len(data)) for file in copies[i]]
-    subjects = [{"latents": cache.find(file), "modality": present[i]} for i, file in stored]
+    subjects: list[dict[str, Any]] = [{"latents": cache.find(file), "modality": present[i]} for i, file in stored]
     if images:
         subjects = [{**s, "images": cache.find_images(f)} for s, (_, f) in zip(subjects, stored, strict=True)]
     return subjects
@@ -113,7 +114,7 @@ def _encode(network: LatentTranslator, images: Tensor, device: torch.device, amp
     """Indices of codes (m, h, w, d), or latents (m, L, h, w, d) without a codebook, of ``images`` (m, 1, H, W, D)."""
     parts = []
     for image in images.unsqueeze(1):  # one at a time: a subject's images together may not fit the device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+        with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
             quantized = network.autoencoder.quantize(network.autoencoder.encode(image.to(device)))
         parts.append(quantized.indices if quantized.indices.numel() else quantized.latent)
     return torch.cat(parts)
@@ -175,7 +176,7 @@ class LatentPairs(Dataset, Randomizable):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: Any) -> dict[str, Tensor]:
         """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,).
 
         With crops also ``source_context``, ``target_context`` (K, L, N): random voxels of the whole latents. Where the
@@ -267,7 +268,7 @@ def style_pairs(
     pair = ["image", "label"]
     mirror = RandFlipd(pair, prob=0.5 if as_bool("flip", flip) else 0.0, spatial_axis=0)
     crop = RandSpatialCropd(pair, roi_size=image_crop, random_size=False)
-    random_part = [RandModalityPaird(modalities), crop, mirror, Lambda(_as_batch)]
+    random_part: list[Callable[..., Any]] = [RandModalityPaird(modalities), crop, mirror, Lambda(_as_batch)]
     return CachedShare(data, Compose([*transform.transforms, *random_part]), progress=False)
 
 

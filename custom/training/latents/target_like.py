@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.networks import LatentTranslator
+from custom.networks.fast import accelerate
 from custom.training.latents.cache import StoredLatents, check_room, find_stored, store_array
 from custom.utils.distributed import is_main, world_size
 from custom.utils.identity import digest, identity
@@ -60,7 +61,7 @@ def translate_subjects(
     for subject, file in tqdm(
         missing, "translating latents", unit="subject", disable=not (missing and is_main())
     ):  # fmt: skip
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
+        with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
             store_array(file, _translated(subject, network, device).numpy())
     return [{**s, "target_like": _stored(f)} for s, f in zip(subjects, files, strict=True)]
 

@@ -70,6 +70,7 @@ def test_own_grid() -> None:
     assert subject.volumes["t1"].shape == subject.seg.shape == (50, 56, 40)
 
 
+@pytest.mark.slow
 def test_default_grid_is_that_of_brats() -> None:
     subject = generate_subject(0, ("t2",))
     assert subject.volumes["t2"].shape == (240, 240, 155)

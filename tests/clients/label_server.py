@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import requests
+from harness import variables_of_a_client
 
 __all__ = ["Answer", "Client", "serving"]
 
@@ -26,11 +26,11 @@ STOP_SECONDS = 20
 
 
 class Answer(NamedTuple):
-    """What the server said to one request, and how long it took from sending it to the last byte."""
+    """What the server said to one request, and the name of the file that it sent."""
 
     status: int
     content: bytes
-    seconds: float
+    name: str
 
     @property
     def text(self) -> str:
@@ -52,54 +52,50 @@ class Client:
         answer.raise_for_status()
         return answer.json()["models"][self.model]
 
-    def infer(self, image: str = "", *, file: Path | None = None, **params: Any) -> Answer:
+    def infer(self, image: str = "", *, file: Path | None = None, output: str = "image", **params: Any) -> Answer:
         """Ask for a translation of the study ``image``, or of an uploaded ``file``."""
         parts: dict[str, Any] = {"params": (None, json.dumps({"device": "cpu", **params}))}
         if file is not None:
             parts["file"] = (file.name, file.read_bytes())
-        query = {"image": image, "output": "image"}
-        start = time.perf_counter()
+        query = {"image": image, "output": output}
         answer = self.session.post(
             f"{self.address}/infer/{self.model}", params=query, files=parts, timeout=ANSWER_SECONDS
         )
-        return Answer(answer.status_code, answer.content, time.perf_counter() - start)
+        name = re.search(r'filename="(.+?)"', answer.headers.get("content-disposition", ""))
+        return Answer(answer.status_code, answer.content, name[1] if name else "")
 
 
 @contextmanager
-def serving(bundle: Path, studies: Path, folder: Path, log: Path) -> Iterator[tuple[Client, float]]:
+def serving(python: Path, app: Path, bundle: Path, studies: Path, cwd: Path) -> Iterator[Client]:
     """Serve a bundle with the sample app ``monaibundle``; the server is stopped in any case.
 
     Args:
-        bundle: unpacked bundle, which is moved under the app.
+        python: of an environment with MONAI Label.
+        app: folder of the sample app.
+        bundle: under the app's ``model``.
         studies: folder of images.
-        folder: for the app.
-        log: file for what the server prints.
+        cwd: working directory of the server; its log goes to ``server.log`` beside it.
 
     Yields:
-        A client, and the seconds from start to the first answer.
+        A client, once the server answers.
 
     Raises:
         RuntimeError: if the server ends or does not answer in time, with the end of its log.
     """
-    label = [sys.executable, "-m", "monailabel.main"]
-    subprocess.run(
-        [*label, "apps", "--download", "--name", "monaibundle", "--output", folder],
-        cwd=folder, check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    app = folder / "monaibundle"
-    (app / "model").mkdir(exist_ok=True)
-    shutil.copytree(bundle, app / "model" / bundle.name)
+    label, log = [python, "-m", "monailabel.main"], cwd.with_name("server.log")
     port = _free_port()
     # without zoo_source "local" the app asks the model zoo, which needs the network
     conf = ["--conf", "models", bundle.name, "--conf", "zoo_source", "local"]
     command = [*label, "start_server", "--app", app, "--studies", studies, *conf, "--host", HOST, "--port", str(port)]
-    start = time.perf_counter()
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=cwd, env=variables_of_a_client(), stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
     try:
         client = Client(port, bundle.name)
         _wait(client, process, log)
-        yield client, time.perf_counter() - start
+        yield client
     finally:
         _stop(process)
 

@@ -1,0 +1,196 @@
+"""The front door for Python: a :class:`Translator` from the bundle's weights and its ``inference.json``.
+
+.. code-block:: python
+
+    from custom import Translator
+
+    translator = Translator.load()
+    t2 = translator("scan_t1.nii.gz", "t2")
+    translator.save(t2, "scan_t2.nii.gz")
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Compose, SaveImaged
+from torch import nn
+
+from custom.data.readers import volume_of_image
+from custom.inference.saver import save_synthetic
+from custom.utils.bundle import bundle_folder
+from custom.utils.errors import user_errors
+from custom.utils.modalities import canonical
+
+__all__ = ["Translator"]
+
+CONFIG = Path("configs", "inference.json")
+WEIGHTS = Path("models", "model.pt")
+ZIPPED = (str(CONFIG), "configs/metadata.json", str(WEIGHTS))  # of an artifact; its code is not run
+DESCRIPTION = "descrip"
+TARGET = "target"
+
+
+class _Place(NamedTuple):
+    """Where configs and weights are."""
+
+    root: Path
+    weights: Path
+
+
+class Translator:
+    """Translates scans of a brain as ``inference.json`` does, voxel for voxel; made by :meth:`load`.
+
+    Attributes:
+        modalities: the contrasts that it translates from and into, canonical names in the network's order.
+        network: the ``LatentTranslator``, in evaluation mode.
+    """
+
+    def __init__(self, parser: ConfigParser) -> None:
+        self._parser = parser
+        self.network: nn.Module = parser.get_parsed_content("network").eval()
+        self.modalities: list[str] = [canonical(m) for m in parser.get_parsed_content("modalities")]
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] | None = None,
+        *,
+        device: torch.device | str | None = None,
+        **settings: Any,
+    ) -> Translator:
+        """A translator with the weights of a bundle.
+
+        Args:
+            bundle: a bundle's folder or zip, whose configs and weights are used, or a ``.pt`` file of weights for the
+                configs beside this package. By default the bundle beside this package: ``bundle/`` of the repository,
+                or the unpacked bundle that holds the package. An installation of the package alone has no weights.
+            device: to compute on; by default a GPU where there is one.
+            settings: keys of ``inference.json``, such as ``seed``, ``num_samples``, ``num_inference_steps``, ``amp``
+                or ``volume_size``.
+
+        Raises:
+            FileNotFoundError: where there are no configs or weights.
+            ValueError: for weights of another network, an unknown setting, or a device that is not there.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            place = _find(bundle, Path(folder))
+            parser = ConfigParser()
+            parser.read_config(str(place.root / CONFIG))
+            unknown = [key for key in settings if key.partition("#")[0] not in parser.get()]
+            if unknown:
+                known = ", ".join(k for k, v in parser.get().items() if not isinstance(v, dict | list))
+                raise ValueError(f"{unknown[0]}: expected a key of inference.json ({known}); found none. Correct it.")
+            parser.update({"bundle_root": str(place.root), "ckpt_path": str(place.weights), **settings})
+            if device is not None:
+                parser["device"] = _device(device)
+            with user_errors():
+                return cls(parser)
+
+    def __call__(self, image: Any, targets: str | Sequence[str], **settings: Any) -> MetaTensor | dict[str, MetaTensor]:
+        """Translate one scan.
+
+        Args:
+            image: path of a scan (any format that the command line reads); a nibabel or ITK image; or a ``MetaTensor``
+                (H, W, D) or (1, H, W, D) with its affine, in the scanner's units.
+            targets: a contrast, or several: the scan is encoded once for all of them.
+            settings: as in :meth:`load`, for this call.
+
+        Returns:
+            (1, H, W, D) float32 in [0, 1] on the scan's own grid, with its affine; for several targets a dictionary of
+            them by name. The metadata says that it is synthetic, and of which contrast.
+
+        Raises:
+            FileNotFoundError, ValueError: for a scan that is missing or cannot be translated, or an unknown target.
+        """
+        with user_errors():
+            return self._translate(image, targets, settings)
+
+    def _translate(
+        self, image: Any, targets: str | Sequence[str], settings: dict[str, Any]
+    ) -> MetaTensor | dict[str, MetaTensor]:
+        names = [targets] if isinstance(targets, str) else list(targets)
+        preprocessing, inferer, postprocessing = self._parts(names, settings)
+        given = str(image) if isinstance(image, str | os.PathLike) else volume_of_image(image)
+        item = preprocessing({"image": given})
+        source = item["image"]
+        parameter = next(self.network.parameters())
+        prediction = inferer(source.as_tensor()[None].to(parameter.device), self.network)[0]
+        item["pred"] = MetaTensor(prediction, meta=source.meta, applied_operations=source.applied_operations)
+        channels = postprocessing(item)["pred"]
+        found = {}
+        for channel, target in zip(channels, inferer.targets, strict=True):
+            found[target] = MetaTensor(channel[None], meta={**channels.meta, TARGET: target})
+        return found[inferer.targets[0]] if isinstance(targets, str) else found
+
+    def save(self, image: MetaTensor, path: str | os.PathLike[str]) -> Path:
+        """Write a translation as NIfTI, marked as synthetic, with the header of its source where that is NIfTI.
+
+        Args:
+            image: of a call.
+            path: file to write, ``.nii`` or ``.nii.gz``; its folder is made.
+
+        Raises:
+            ValueError: for another suffix, or an image that no call gave.
+        """
+        file = Path(path).expanduser()
+        if not file.name.lower().endswith((".nii", ".nii.gz")):
+            raise ValueError(f"{file}: expected a name that ends with .nii or .nii.gz; found {file.name}. Rename it.")
+        if TARGET not in image.meta or DESCRIPTION not in image.meta:
+            raise ValueError("image: expected what a call of the translator gave; found no mark that it is synthetic.")
+        save_synthetic(image[0], file, image.meta["filename_or_obj"], image.meta, image.meta[DESCRIPTION])
+        return file
+
+    def _parts(self, targets: Sequence[str], settings: dict[str, Any]) -> tuple[Compose, Any, Compose]:
+        """Preprocessing, inferer and postprocessing of a call, as the config describes them, but for what saves."""
+        parser = ConfigParser(copy.deepcopy(self._parser.get()))
+        parser.update({"targets": list(targets), **settings})
+        transforms = parser.get_parsed_content("postprocessing").transforms
+        kept = [t for t in transforms if not isinstance(t, SaveImaged)]
+        return parser.get_parsed_content("preprocessing"), parser.get_parsed_content("inferer"), Compose(kept)
+
+
+def _find(bundle: str | os.PathLike[str] | None, folder: Path) -> _Place:
+    """Configs and weights; those of a zip are unpacked into ``folder``."""
+    if bundle is None:
+        root = bundle_folder()
+        return _Place(root, root / WEIGHTS)
+    place = Path(bundle).expanduser()
+    if place.is_file() and zipfile.is_zipfile(place) and place.suffix.lower() == ".zip":
+        return _unpacked(place, folder)
+    if place.is_file():
+        return _Place(bundle_folder(), place)
+    if (place / CONFIG).is_file():
+        return _Place(place, place / WEIGHTS)
+    raise FileNotFoundError(
+        f"{place}: expected a bundle's folder (with {CONFIG} and {WEIGHTS}), its zip, or a .pt file of weights; found "
+        f"{'none of them in the folder' if place.is_dir() else 'nothing there'}. Correct the path."
+    )
+
+
+def _unpacked(archive: Path, folder: Path) -> _Place:
+    with zipfile.ZipFile(archive) as content:
+        names = content.namelist()
+        top = names[0].partition("/")[0] if names else ""
+        missing = [name for name in ZIPPED if f"{top}/{name}" not in names]
+        if missing:
+            raise FileNotFoundError(f"{archive}: expected a bundle with {missing[0]}; found no such file in it.")
+        for name in ZIPPED:
+            content.extract(f"{top}/{name}", folder)
+    return _Place(folder / top, folder / top / WEIGHTS)
+
+
+def _device(name: torch.device | str) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that is here; found {name!r}, but no CUDA device. Use 'cpu'.")
+    return device

@@ -1,0 +1,148 @@
+"""Tests of custom.inference.translation."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor
+
+from custom.inference.translation import Sampling, Translation
+from custom.networks import LatentTranslator
+from custom.networks.diffusion import draw_noise
+from custom.networks.fast import accelerate
+
+TARGET = 2
+INDEX = torch.tensor([TARGET, TARGET])
+
+
+@pytest.fixture
+def network(tiny_translator: LatentTranslator) -> LatentTranslator:
+    """A translator whose UNet predicts something: untrained, it predicts zeros, whatever is sampled."""
+    network, generator = deepcopy(tiny_translator), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.unet.conv_out.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.rand((2, 1, 16, 16, 32), generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@torch.no_grad()
+def by_hand(network: LatentTranslator, image: Tensor, seed: int, **settings) -> Tensor:
+    latent = network.encode(image)
+    target_like = network.transfer(latent, INDEX)
+    sampled = network.sample(latent, target_like, INDEX, draw_noise(latent, seed), **settings)
+    return network.render(sampled, image, INDEX)
+
+
+@torch.no_grad()
+def test_results_are_those_of_the_network_s_parts(network, image) -> None:
+    translation = Translation(network, image)
+    with accelerate(network):  # as a translation computes
+        latent = network.encode(image)
+        reconstruction = network.decode(latent)
+        by_style = network.render(network.transfer(latent, INDEX), image, INDEX)
+        whole = by_hand(network, image, 3)
+    assert torch.equal(translation.reconstruct().image, reconstruction.clamp(-1, 1))
+    assert torch.equal(translation.spade_only(TARGET).image, by_style.clamp(-1, 1))
+    assert torch.equal(translation.translate(TARGET, seed=3).image, whole.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("scripted", [False, True], ids=["eager", "scripted"])
+def test_settings_of_the_sampler_are_those_of_the_call(network, image, scripted: bool) -> None:
+    settings = {"num_steps": 3, "eta": 0.7, "strength": 0.5, "requantize": True}
+    translation = Translation(torch.jit.script(network) if scripted else network, image)
+    found = translation.translate(TARGET, Sampling(**settings), seed=3).image
+    expected = by_hand(network, image, 3, **settings).clamp(-1, 1)
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    own = by_hand(network, image, 3).clamp(-1, 1)
+    torch.testing.assert_close(translation.translate(TARGET, seed=3).image, own, atol=1e-5, rtol=0)
+
+
+def test_mean_and_spread_of_samples(network, image) -> None:
+    samples = torch.stack([by_hand(network, image, 5 + k) for k in range(4)])
+    found = Translation(network, image).translate(TARGET, seed=5, num_samples=4, spread=True)
+    scale = float(samples.abs().max())
+    torch.testing.assert_close(found.image, samples.mean(dim=0).clamp(-1, 1), atol=1e-6 * scale, rtol=0)
+    torch.testing.assert_close(found.spread, samples.std(dim=0), atol=1e-5 * scale, rtol=0)
+    assert found.spread.max() > 0.01  # the samples do differ
+    assert Translation(network, image).translate(TARGET, seed=5, num_samples=4).spread is None
+    assert Translation(network, image).translate(TARGET, spread=True).spread is None
+
+
+def test_mask_is_applied_to_every_result(network, image) -> None:
+    mask = image > 0
+    masked, whole = Translation(network, image, mask=mask), Translation(network, image)
+    for make in (
+        lambda t: t.reconstruct(),
+        lambda t: t.spade_only(TARGET),
+        lambda t: t.translate(TARGET, num_samples=2, spread=True),
+    ):
+        found, unmasked = make(masked), make(whole)
+        assert torch.equal(found.image, torch.where(mask, unmasked.image, -1.0))
+    assert torch.equal(found.spread, torch.where(mask, unmasked.spread, 0.0))
+
+
+def test_source_is_encoded_once_and_styled_once_for_a_target(network, image, monkeypatch) -> None:
+    calls = []
+    for name in ("encode", "transfer", "sample", "decode"):
+        part = getattr(network, name)
+        monkeypatch.setattr(network, name, lambda *a, part=part, name=name, **k: calls.append(name) or part(*a, **k))
+    translation = Translation(network, image, keep_samples=True)
+    assert calls == []
+    for target in (0, 1):
+        translation.spade_only(target)
+        translation.translate(target, num_samples=2)
+        translation.translate(target)  # the first of the two samples
+    assert {name: calls.count(name) for name in calls} == {"encode": 1, "transfer": 2, "sample": 4, "decode": 6}
+
+
+def test_costs_are_those_from_the_source_on(network, image) -> None:
+    translation = Translation(network, image, measured=True)
+    spade, full = translation.spade_only(TARGET), translation.translate(TARGET, Sampling(3), num_samples=2)
+    assert (spade.cost.evaluations, full.cost.evaluations) == (0, 6)
+    assert translation.reconstruct().cost.seconds > 0
+    again = translation.translate(TARGET, Sampling(3)).cost
+    assert again.evaluations == 3
+    assert again.seconds > 0  # with the encoding, though it was not done again
+    assert Translation(network, image).spade_only(TARGET).cost is None
+
+
+def test_networks_that_share_parts_share_latents(network, image, monkeypatch) -> None:
+    other, latents = deepcopy(network), {}
+    other.autoencoder, other.style_transfer = network.autoencoder, network.style_transfer
+    Translation(network, image, latents=latents).spade_only(TARGET)
+    monkeypatch.setattr(other, "encode", lambda image: pytest.fail("encoded again"))
+    monkeypatch.setattr(other, "transfer", lambda *args: pytest.fail("brought to the target's style again"))
+    found = Translation(other, image, latents=latents).translate(TARGET).image
+    assert torch.equal(found, Translation(network, image).translate(TARGET).image)
+
+
+def test_a_plain_callable_draws_for_each_target_as_for_it_alone(image) -> None:
+    def network(image: Tensor, target: Tensor) -> Tensor:
+        return image * 0 + torch.rand(1) + target.view(-1, 1, 1, 1, 1) * 0
+
+    translation, state = Translation(network, image), torch.get_rng_state()
+    first, second = (translation.translate(target, seed=4, num_samples=2).image for target in (0, 1))
+    assert torch.equal(first, second)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match=r"num_inference_steps: the network .* found Sampling"):
+        translation.translate(0, Sampling(eta=1.0))
+
+
+def test_no_gradients_are_kept(network, image) -> None:
+    assert not Translation(network, image).translate(TARGET).image.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"num_steps": -1}, "num_steps: expected 0 or more; found -1"), ({"strength": 0.0}, "strength: .*found 0.0")],
+)
+def test_settings_that_do_not_exist(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampling(**settings)

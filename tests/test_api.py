@@ -1,0 +1,131 @@
+"""The front door for Python gives what the command line writes, whatever form the scan has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+import custom
+from custom import Translator
+from custom.commands.package import package
+from custom.commands.workflows import bundle_workflow
+from custom.data.phantom import write_dataset
+
+TARGETS = ["t2", "flair"]
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """T1 of a phantom of 4 mm."""
+    folder = tmp_path_factory.mktemp("phantom")
+    write_dataset(folder, 1, spacing=4.0, progress=False)
+    return next(folder.glob("**/*_t1.nii.gz"))
+
+
+@pytest.fixture(scope="module")
+def translator() -> Translator:
+    return Translator.load(device="cpu", amp=False)
+
+
+@pytest.fixture(scope="module")
+def written(scan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, nib.Nifti1Image]:
+    """What ``inference.json`` writes."""
+    output = tmp_path_factory.mktemp("written")
+    values = {
+        "image": str(scan),
+        "targets": TARGETS,
+        "output_dir": str(output),
+        "amp": False,
+        "device": "$torch.device('cpu')",
+    }
+    workflow = bundle_workflow("inference", values)
+    workflow.initialize()
+    workflow.run()
+    return {t: nib.load(output / f"{scan.name.removesuffix('.nii.gz')}_{t}_synthetic.nii.gz") for t in TARGETS}
+
+
+def tensor_of(scan: Path) -> MetaTensor:
+    image = nib.load(scan)
+    return MetaTensor(torch.from_numpy(image.get_fdata(dtype=np.float32)), affine=torch.from_numpy(image.affine))
+
+
+def test_voxels_of_the_command_line(translator, scan, written):
+    found = translator(scan, TARGETS)
+    assert list(found) == TARGETS
+    for target, image in found.items():
+        np.testing.assert_array_equal(image[0].numpy(), written[target].get_fdata(dtype=np.float32))
+        np.testing.assert_allclose(image.affine.numpy(), written[target].affine)
+        assert image.meta["descrip"].startswith("SYNTHETIC")
+    single = translator(str(scan), "FLAIR")
+    assert isinstance(single, MetaTensor)
+    assert torch.equal(single.as_tensor(), found["flair"].as_tensor())
+
+
+@pytest.mark.parametrize("form", ["nibabel", "itk", "monai", "monai without channel"])
+def test_images_in_memory(translator, scan, written, form):
+    image = {
+        "nibabel": lambda: nib.load(scan),
+        "itk": lambda: itk.imread(str(scan)),
+        "monai": lambda: tensor_of(scan)[None],
+        "monai without channel": lambda: tensor_of(scan),
+    }[form]()
+    found = translator(image, "t2")
+    np.testing.assert_allclose(found.affine.numpy(), written["t2"].affine, atol=1e-4)
+    np.testing.assert_array_equal(found[0].numpy(), written["t2"].get_fdata(dtype=np.float32))
+
+
+def test_saved_like_the_command_line(translator, scan, written, tmp_path):
+    file = translator.save(translator(scan, "t2"), tmp_path / "new" / "t2.nii.gz")
+    saved, like = nib.load(file), written["t2"]
+    np.testing.assert_array_equal(saved.get_fdata(), like.get_fdata())
+    np.testing.assert_array_equal(saved.affine, like.affine)
+    assert bytes(saved.header["descrip"]) == bytes(like.header["descrip"])
+    with pytest.raises(ValueError, match=r"ends with .nii or .nii.gz; found t2.png"):
+        translator.save(translator(scan, "t2"), tmp_path / "t2.png")
+    with pytest.raises(ValueError, match="no mark that it is synthetic"):
+        translator.save(tensor_of(scan)[None], tmp_path / "t2.nii.gz")
+
+
+def test_the_artifact_serves_too(translator, scan, tmp_path):
+    archive = package(tmp_path)
+    of_zip = Translator.load(archive, device="cpu", amp=False)
+    assert torch.equal(of_zip(scan, "t2").as_tensor(), translator(scan, "t2").as_tensor())
+
+
+def test_settings_of_a_call(translator, scan):
+    with pytest.raises(ValueError, match="num_samples: expected a whole number"):
+        translator(scan, "t2", num_samples=1.5)
+    with pytest.raises(ValueError, match="'ct'"):
+        translator(scan, "ct")
+    with pytest.raises(ValueError, match="found ndarray"):
+        translator(np.zeros((8, 8, 8), np.float32), "t2")
+    with pytest.raises(FileNotFoundError, match=r"missing\.nii"):
+        translator("missing.nii", "t2")
+
+
+def test_where_weights_are_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a bundle's folder .* found nothing there"):
+        Translator.load(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="none of them in the folder"):
+        Translator.load(tmp_path)
+    with pytest.raises(ValueError, match=r"number_of_samples: expected a key of inference\.json"):
+        Translator.load(number_of_samples=2)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA device"):
+            Translator.load(device="cuda")
+
+
+def test_names_that_the_package_shows():
+    assert "Translator" in dir(custom)
+    with pytest.raises(AttributeError, match="Translater"):
+        custom.Translater  # noqa: B018
+    code = "import sys, custom; assert not {'torch', 'monai'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
