@@ -21,6 +21,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch import Tensor, nn
 
+from custom.data.foreground import foreground_key
 from custom.evaluation.baselines import IntensityLookup, TrainingMean
 from custom.evaluation.metrics import Reference
 from custom.inference.inferer import TranslationInferer
@@ -198,14 +199,16 @@ def test_files(network: LatentTranslator, write_volume: Callable[..., Path], tmp
 
 def test_baselines_and_scores(image: Tensor) -> None:
     first = image[0].as_tensor()
-    images = {"t1": first, "t2": torch.where(first > -1, -0.5 * first, first)}
+    brain = first > -1
+    images = {"t1": first, "t2": torch.where(brain, -0.5 * first, first)}
+    images |= {foreground_key(name): brain for name in ("t1", "t2")}
     mean = TrainingMean(MODALITIES)
     mean.update(images)
-    scores = Reference((images["t2"][0] + 1) / 2, brain=first[0] > -1).score((first[0] + 1) / 2)
+    scores = Reference((images["t2"][0] + 1) / 2, brain=brain[0]).score((first[0] + 1) / 2)
     check(
         {
-            "intensity lookup": IntensityLookup(MODALITIES).fit([images]).predict(first, "t1", "t2"),
-            "training mean": mean.predict(first, "t2"),
+            "intensity lookup": IntensityLookup(MODALITIES).fit([images]).predict(first, "t1", "t2", brain=brain),
+            "training mean": mean.predict(first, "t2", brain=brain),
             "scores": np.array([value for region in sorted(scores) for value in scores[region]]),
         }
     )
