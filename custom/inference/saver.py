@@ -54,6 +54,8 @@ class DeclareSyntheticd(MapTransform):
         version: version written into the description.
     """
 
+    not_in_identity = ("target", "description")
+
     def __init__(
         self,
         keys: KeysCollection,

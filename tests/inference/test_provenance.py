@@ -14,7 +14,7 @@ from torch import nn
 
 from custom.inference.inferer import TranslationInferer
 from custom.inference.provenance import Provenance, pending_inputs, read_provenance, write_provenance
-from custom.inference.saver import SaveTranslationsd
+from custom.inference.saver import SaveImageTranslationsd
 from custom.utils.precision import fast_bfloat16
 
 
@@ -29,7 +29,7 @@ def provenance(
     made: nn.Module | None = None, lower: float = 0.5, targets: str = "t2", folder: str = "out", **changes: Any
 ) -> Provenance:
     inferer = TranslationInferer(targets, **{"seed": 0, **changes})
-    saver = SaveTranslationsd("pred", folder, targets)
+    saver = SaveImageTranslationsd("pred", folder, targets)
     return Provenance(
         made or network(),
         Compose([ScaleIntensityRangePercentilesd("image", lower, 99.5, -1.0, 1.0)]),
