@@ -21,7 +21,8 @@ from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSched
 from custom.utils.modalities import BRATS_MODALITIES
 
 pytest_plugins = tuple(
-    f"tests.fixtures.{name}" for name in ("brains", "elsewhere", "foreign", "near", "order", "skips", "toy")
+    f"tests.fixtures.{name}"
+    for name in ("brains", "elsewhere", "foreign", "near", "order", "segmenter", "skips", "toy")
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]

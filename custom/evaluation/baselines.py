@@ -23,9 +23,11 @@ from custom.data.tolerant import FAULT_KEY, TolerantDataset
 from custom.evaluation.metrics import bounding_box
 from custom.utils.distributed import main_first
 from custom.utils.files import appearing_whole
-from custom.utils.identity import describe, digest
+from custom.utils.identity import FileDigests, digest, identity
 
 logger = logging.getLogger(__name__)
+
+DIGESTS_NAME = "files.jsonl"
 
 
 def copy_source(image: torch.Tensor) -> torch.Tensor:
@@ -255,11 +257,12 @@ def fit_or_load(
         ValueError: if no subject can be read.
     """
     chosen = list(entries)[:max_subjects]
-    fingerprint = digest([list(modalities), [file_states(entry) for entry in chosen], describe(transform)])
+    fitted = TrainedBaselines(IntensityLookup(modalities), TrainingMean(modalities), [])
+    contents = file_contents(chosen, FileDigests(Path(path).with_name(DIGESTS_NAME)))
+    fingerprint = digest([identity(None, transform, fitted), contents])
     known = TrainedBaselines.load(path, fingerprint)
     if known is not None:
         return known
-    fitted = TrainedBaselines(IntensityLookup(modalities), TrainingMean(modalities), [])
     dataset = TolerantDataset(chosen, transform)
     for entry, images in zip(tqdm(chosen, desc="fitting baselines", unit="subject"), iter(dataset), strict=True):
         if FAULT_KEY in images:
@@ -274,12 +277,14 @@ def fit_or_load(
     return fitted
 
 
-def file_states(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Path, size and time of each file of an entry; they change when other files or other contents are used."""
-    files = {key: Path(str(value)) for key, value in entry.items() if key != "subject"}
-    return {
-        key: [str(f), f.stat().st_size, f.stat().st_mtime_ns] if f.is_file() else str(f) for key, f in files.items()
-    }
+def file_contents(entries: Sequence[Mapping[str, Any]], digests: FileDigests) -> list[dict[str, str]]:
+    """Digest of the content of each file of each entry, by its key; what cannot be read is left out."""
+    files = [
+        {k: str(v) for k, v in entry.items() if k != "subject" and os.access(Path(str(v)).expanduser(), os.R_OK)}
+        for entry in entries
+    ]
+    contents = digests.of([list(paths.values()) for paths in files])
+    return [dict(zip(paths, values, strict=True)) for paths, values in zip(files, contents, strict=True)]
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,15 +17,15 @@ from typing import Any
 
 from torch import nn
 
-from custom.evaluation.baselines import file_states
+from custom.evaluation.baselines import DIGESTS_NAME, file_contents
 from custom.evaluation.metrics import PROTOCOL
 from custom.evaluation.pictures import Pictures
 from custom.evaluation.rows import Row, from_fields, to_fields
 from custom.utils.arguments import as_bool
 from custom.utils.files import appearing_whole
-from custom.utils.identity import PLAIN, describe, digest
+from custom.utils.identity import FileDigests, digest, identity
 
-__all__ = ["ResultStore", "Results", "Setup", "SubjectResult", "network_state"]
+__all__ = ["ResultStore", "Results", "Setup", "SubjectResult"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,33 +159,30 @@ class ResultStore(Results):
 
     Args:
         output_dir: folder of the evaluation.
-        network: whose state and settings count.
-        settings: whatever else a subject's results depend on, such as the inferer and the preprocessing.
+        network: with its weights.
+        preprocessing: of the subjects.
+        settings: whatever else a subject's results depend on, such as the inferer.
         resume: whether to use what is there; false for doing everything again.
     """
 
     def __init__(
-        self, output_dir: str | os.PathLike[str], *, network: nn.Module, settings: Any, resume: bool | str = True
+        self,
+        output_dir: str | os.PathLike[str],
+        *,
+        network: nn.Module,
+        preprocessing: Any,
+        settings: Any,
+        resume: bool | str = True,
     ) -> None:
         super().__init__(output_dir)
         self.resume = as_bool("resume", resume)
-        self._common = digest([PROTOCOL, network_state(network), describe(settings)])
+        self._identity = identity(network, preprocessing, [PROTOCOL, settings])
+        self._digests = FileDigests(self.output_dir / DIGESTS_NAME)
 
     def fingerprint(self, entry: Mapping[str, Any]) -> str:
         """Changes with anything that the results of the subject ``entry`` depend on."""
-        return digest([self._common, file_states(entry)])
+        return digest([self._identity, file_contents([entry], self._digests)])
 
     def known(self, entry: Mapping[str, Any]) -> SubjectResult | None:
         """The results of ``entry`` if they are there and still valid."""
         return self.load(str(entry[SUBJECT]), self.fingerprint(entry)) if self.resume else None
-
-
-def network_state(network: nn.Module) -> dict[str, Any]:
-    """What a network computes: classes, plain settings such as the number of steps, parameters and buffers."""
-    settings = {
-        f"{name}.{key}": value
-        for name, module in network.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, PLAIN) and key != "training"
-    }
-    return {"modules": repr(network), "settings": settings, "state": describe(dict(network.state_dict()))}

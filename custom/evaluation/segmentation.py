@@ -56,6 +56,8 @@ class Segmenter:
         ValueError: if the input channels cannot be told.
     """
 
+    not_in_identity = ("root",)
+
     def __init__(
         self,
         bundle: str | os.PathLike[str],

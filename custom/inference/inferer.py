@@ -45,6 +45,9 @@ class TranslationInferer(Inferer):
             constructors raise. There a list of targets is refused too, since an answer is one volume.
     """
 
+    # a translation does not depend on the others that are asked for
+    not_in_identity = ("targets", "indices", "fault")
+
     def __init__(
         self,
         targets: str | Sequence[str],
@@ -55,7 +58,7 @@ class TranslationInferer(Inferer):
         num_inference_steps: int | None = 0,
         amp: bool | str = False,
     ) -> None:
-        self.num_modalities = len(modalities)
+        self.modalities = tuple(modalities)
         self.amp = amp_choice(amp)
         self.fault: ValueError | None = None
         try:
@@ -93,10 +96,10 @@ class TranslationInferer(Inferer):
         """
         if self.fault is not None:
             raise self.fault
-        known = getattr(network, "num_modalities", self.num_modalities)
-        if known != self.num_modalities:
+        known = getattr(network, "num_modalities", len(self.modalities))
+        if known != len(self.modalities):
             raise ValueError(
-                f"modalities: expected the {known} of the network; found {self.num_modalities}. Give the inferer the "
+                f"modalities: expected the {known} of the network; found {len(self.modalities)}. Give the inferer the "
                 "vocabulary that the weights were trained with."
             )
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from custom.data.names import NAME_KEY, image_stem, translation_name
 from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, rank, world_size
-from custom.utils.identity import content_digest
+from custom.utils.identity import FileDigests, differences, digest, identity
 from custom.utils.modalities import canonical
 
 __all__ = ["Provenance", "pending_inputs", "read_provenance", "write_provenance"]
@@ -28,32 +28,29 @@ logger = logging.getLogger(__name__)
 
 COMMENT_CODE = 6  # of a NIfTI header extension
 NAME = "brain_mri_modality_translation"
-PLAIN = (bool, int, float, str)
 
 
 class Provenance:
-    """Identifies what decides a translation: contents of source and weights, and the settings.
+    """Identifies what decides a translation: the content of its source, and the identity of what computes it.
 
     Args:
-        weights: file of the weights.
-        network: the translator, whose sampler's settings count.
-        settings: of the inferer and of the bundle, by name.
+        network: the translator with its weights.
+        preprocessing: of the source.
+        settings: whatever else takes part, by name: the inferer, the postprocessing.
     """
 
-    def __init__(self, weights: str | os.PathLike, network: nn.Module, **settings: Any) -> None:
-        self.weights = weights
-        parts = (network, getattr(network, "schedule", None))
-        own = [{k: v for k, v in vars(p).items() if isinstance(v, PLAIN) and k != "training"} for p in parts if p]
-        self.settings = json.loads(json.dumps({"network": own, **settings}, default=str))
-
-    @cached_property
-    def _weights_digest(self) -> str:
-        return content_digest(str(self.weights))
+    def __init__(self, network: nn.Module, preprocessing: Any, **settings: Any) -> None:
+        computed = identity(network, preprocessing, settings)
+        chains = [key for key, part in computed["settings"].items() if "transforms" in part]
+        # settings such as the seed are for a reader, too; chains of transforms are long
+        computed["settings"] |= {key: digest(computed["settings"][key]) for key in chains}
+        self.identity = {**computed, "preprocessing": digest(computed["preprocessing"])}
+        self._digests = FileDigests()
 
     def of(self, source: str | os.PathLike) -> str:
         """The record, in JSON, of translations of ``source``, a file or a folder with a DICOM series."""
-        entry = {"source": content_digest(str(source)), "weights": self._weights_digest, "settings": self.settings}
-        return json.dumps({NAME: entry}, sort_keys=True)
+        [[content]] = self._digests.of([[str(source)]])
+        return json.dumps({NAME: {"source": content, **self.identity}}, sort_keys=True)
 
 
 def write_provenance(header: nib.Nifti1Header, record: str) -> None:
@@ -82,6 +79,15 @@ def _text(extension: nib.nifti1.Nifti1Extension) -> str:
     return text.rstrip("\x00")
 
 
+def _differences(found: str | None, expected: str) -> list[str]:
+    """Names of the parts in which two records differ."""
+    try:
+        entries = [json.loads(record or "{}").get(NAME, {}) for record in (found, expected)]
+        return differences(*entries)
+    except (AttributeError, TypeError, ValueError):
+        return ["record"]
+
+
 def pending_inputs(
     inputs: Sequence[Mapping[str, str]],
     provenance: Provenance,
@@ -93,8 +99,9 @@ def pending_inputs(
 ) -> list[dict[str, str]]:
     """The inputs that this process has to translate.
 
-    An input is passed over if ``output_dir`` holds its translation into every target, made from the same source, by
-    the same weights with the same settings. A translation appears whole or not at all, so what an interrupted run has
+    An input is passed over if ``output_dir`` holds its translation into every target with the record that it would
+    have now: made from the same source, with the same identity. Others are made anew, and it is said in what they
+    differ. A translation appears whole or not at all, so what an interrupted run has
     left is done. Several processes share the rest evenly.
 
     Args:
@@ -108,17 +115,23 @@ def pending_inputs(
     skip = as_bool("skip_done", skip_done) and check_output_format(output_format) == "nifti"
     names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
 
+    stale: Counter[str] = Counter()
+
     def done(item: Mapping[str, str]) -> bool:
         stem = item.get(NAME_KEY) or image_stem(item["image"])
         files = [Path(output_dir).expanduser() / f"{translation_name(stem, name)}.nii.gz" for name in names]
         if not all(file.is_file() for file in files):
             return False
         record = provenance.of(item["image"])
-        return all(read_provenance(file) == record for file in files)
+        found = [read_provenance(file) for file in files]
+        stale.update({", ".join(_differences(other, record)) for other in found if other != record})
+        return found == [record] * len(files)
 
     pending = [dict(item) for item in inputs if not (skip and done(item))]
     if world_size() > 1:
         dist.barrier()  # nobody writes before everybody has looked
     if len(pending) < len(inputs) and is_main():
-        logger.info("%d of %d files are translated already", len(inputs) - len(pending), len(inputs))
+        logger.warning("%d of %d files are translated already", len(inputs) - len(pending), len(inputs))
+    for parts, count in stale.items() if is_main() else ():
+        logger.warning("%d of %d files are translated anew: made with another %s", count, len(inputs), parts)
     return pending[rank() :: world_size()]

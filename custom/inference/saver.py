@@ -54,6 +54,8 @@ class DeclareSyntheticd(MapTransform):
         version: version written into the description.
     """
 
+    not_in_identity = ("target", "description")
+
     def __init__(
         self,
         keys: KeysCollection,
@@ -99,6 +101,9 @@ class SaveImageTranslationsd(SaveImaged):
     Raises:
         ValueError: if the number of channels, the shape or the format does not fit the source.
     """
+
+    # where and under which name, and MONAI's own saver, which is not used
+    not_in_identity = ("output_dir", "targets", "bundle", "version", "saver")
 
     def __init__(
         self,

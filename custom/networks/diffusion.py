@@ -164,9 +164,12 @@ def draw_noise(latent: Tensor, seed: int) -> Tensor:
 
 
 def path_seed(noise: Tensor) -> int:
-    """Seed of the noise that a stochastic sampler adds on its way: from the first value of its start, ``noise``.
+    """Seed of the noise that a stochastic sampler adds on its way: from the signs of its start, ``noise``.
 
-    So the same start gives the same volume, and the global generator is neither asked nor moved.
+    So the same start gives the same volume, and the global generator is neither asked nor moved. The signs are the same
+    on every processor, where the last bits of normal numbers are not.
     """
-    # not negative: TorchScript writes a generator with its last seed, and reads no other
-    return int(abs(float(noise.flatten()[0])) * 1e12)
+    bits = (noise.flatten()[:32] > 0).long()
+    # The generator takes the low 32 bits. TorchScript writes it with its last seed, and reads none that is negative or
+    # very small rightly.
+    return (1 << 32) + int((bits << torch.arange(bits.shape[0], device=bits.device)).sum())

@@ -47,6 +47,12 @@ class VectorQuantizer(nn.Module):
     (https://arxiv.org/abs/2005.00341).
     """
 
+    # of the training alone; the chunks bound the memory
+    not_in_identity = (
+        "commitment_cost", "ema", "decay", "epsilon", "revival_threshold", "chunk_sizes",
+        "ema_cluster_size", "ema_w", "initialized",
+    )  # fmt: skip
+
     def __init__(
         self,
         num_embeddings: int,

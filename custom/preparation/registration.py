@@ -29,7 +29,7 @@ from custom.data.readers import read_volume
 from custom.evaluation.slices import to_ras
 from custom.reports.figures import volume_panel
 from custom.utils.files import appearing_whole
-from custom.utils.identity import digest
+from custom.utils.identity import content_digest, digest, identity
 
 __all__ = ["Registration", "mutual_information", "register", "rigid_transform"]
 
@@ -93,7 +93,8 @@ def register(
     source = Path(moving).expanduser()
     folder = source.parent if output_dir is None else Path(output_dir).expanduser()
     image, record, picture = (folder / f"{image_stem(source)}{suffix}{kind}" for kind in (".nii.gz", ".json", ".png"))
-    key = digest([METHOD, seed, _content(source), _content(Path(fixed).expanduser())])
+    computed = identity(None, None, {"seed": seed}, version=METHOD)
+    key = digest([computed, content_digest(str(source)), content_digest(str(fixed))])
     if image.is_file() and picture.is_file() and (earlier := _earlier(record, key)) is not None:
         return Registration(image, picture, **earlier, reused=True)
     still, moved = read_volume(fixed), read_volume(source)
@@ -293,14 +294,6 @@ def _draw(
 def _unit(image: np.ndarray) -> np.ndarray:
     low, high = np.percentile(image, CLIP_PERCENTILES)
     return np.clip((image - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
-
-
-def _content(path: Path) -> str:
-    """Digest of a file or of all files of a folder."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected a scan to register; found nothing there. Correct the path.")
-    files: Sequence[Path] = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
-    return digest([digest(file.read_bytes()) for file in files])
 
 
 def _earlier(record: Path, key: str) -> dict[str, float] | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -142,15 +144,25 @@ def test_errors(tmp_path):
         IntensityLookup(MODALITIES, bins=1)
 
 
-def test_fit_or_load_fits_once_and_again_when_the_files_change(tmp_path):
-    reads = []
+class Reading:
+    """Remembers what it was called with; of the class, as attributes of the object would make it another transform."""
 
-    def transform(entry):
-        reads.append(entry["subject"])
+    reads: list[str] = []  # noqa: RUF012
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def __call__(self, entry):
+        self.reads.append(entry["subject"])
         if entry["subject"] == "broken":
             raise ValueError("not an image")
         return subject(len(entry["subject"]))
 
+
+def test_fit_or_load_fits_once_and_again_when_the_files_change(tmp_path, monkeypatch):
+    reads: list[str] = []
+    monkeypatch.setattr(Reading, "reads", reads)
+    transform = Reading()
     entries = []
     for name in ("a", "bb", "broken"):
         entries.append({"subject": name, "t1": tmp_path / f"{name}_t1", "t2": tmp_path / f"{name}_t2"})
@@ -166,11 +178,10 @@ def test_fit_or_load_fits_once_and_again_when_the_files_change(tmp_path):
     entries[0]["t1"].write_text("other contents")
     fit_or_load(path, entries, transform, MODALITIES, max_subjects=1)
     assert reads[3:] == ["a", "a"]
-
-    def another(entry):
-        return transform(entry)
-
-    fit_or_load(path, entries, another, MODALITIES, max_subjects=1)
+    os.utime(entries[0]["t1"], (1, 1))
+    fit_or_load(path, entries, transform, MODALITIES, max_subjects=1)
+    assert len(reads) == 5  # the content decides
+    fit_or_load(path, entries, Reading(2.0), MODALITIES, max_subjects=1)
     assert len(reads) == 6  # other transforms, other baselines
     with pytest.raises(ValueError, match="none of 1 could be read"):
         fit_or_load(path, entries[2:], transform, MODALITIES)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -77,7 +79,7 @@ def test_native_grid_equals_the_scan_and_scores_equal_those_in_the_box(tmp_path)
 
 
 def store(folder: Path, network: nn.Module, **settings: object) -> ResultStore:
-    return ResultStore(folder, network=network, settings=settings)
+    return ResultStore(folder, network=network, preprocessing=transforms(), settings=settings)
 
 
 def run(
@@ -149,16 +151,22 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, capsys, toy):
 def test_what_has_changed_is_evaluated_anew(tmp_path):
     entry = write_subject(tmp_path, "one")
     network, inferer = nn.Linear(2, 2), PairwiseInferer(MODALITIES)
+    original = shutil.copy(entry["t2"], tmp_path / "original.nii.gz")
     same = store(tmp_path, network, inferer=inferer).fingerprint(entry)
     assert store(tmp_path, network, inferer=inferer).fingerprint(entry) == same
     assert store(tmp_path, network.eval(), inferer=inferer).fingerprint(entry) == same
     assert store(tmp_path, network, inferer=PairwiseInferer(MODALITIES, seed=1)).fingerprint(entry) != same
-    assert store(tmp_path, network, inferer=inferer, preprocessing=transforms()).fingerprint(entry) != same
+    other = ResultStore(tmp_path, network=network, preprocessing=Compose([]), settings={"inferer": inferer})
+    assert other.fingerprint(entry) != same
     network.num_inference_steps = 3
     assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same
     del network.num_inference_steps
-    nib.save(nib.load(entry["t2"]), entry["t2"])
-    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same  # a file was written
+    os.utime(entry["t2"], (1, 1))
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) == same  # the content decides
+    shutil.copy(entry["t1"], entry["t2"])
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same
+    shutil.copy(original, entry["t2"])
+    assert store(tmp_path, network, inferer=inferer).fingerprint(entry) == same
     with torch.no_grad():
         network.bias.add_(1)
     assert store(tmp_path, network, inferer=inferer).fingerprint(entry) != same
@@ -275,8 +283,8 @@ def test_config_evaluates_every_pair(bundle_data, tmp_path, capsys):
     assert {r.method for r in rows} == set(METHODS)
     assert {r.subject for r in rows} == {"ccc"}
     assert {p.name for p in tmp_path.iterdir()} == {
-        "baselines.npz", "evaluation.json", "figures", "per_subject.csv", "report.html", "report.txt", "subjects",
-        "tables",
+        "baselines.npz", "evaluation.json", "figures", "files.jsonl", "per_subject.csv", "report.html", "report.txt",
+        "subjects", "tables",
     }  # fmt: skip
     assert "brain" in capsys.readouterr().out
 

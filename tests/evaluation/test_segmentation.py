@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -24,50 +21,6 @@ SHAPE = (16, 18, 14)
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning")
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """A bundle that finds "bright" where T1ce is above 0.5 and "dark" where FLAIR is."""
-    root = tmp_path / "segmenter"
-    for folder in ("configs", "models"):
-        (root / folder).mkdir(parents=True)
-    tensors = {
-        "inputs": {"image": {"channel_def": {"0": "T1c", "1": "FLAIR"}}},
-        "outputs": {"pred": {"channel_def": {"0": "bright", "1": "dark"}}},
-    }
-    (root / "configs/metadata.json").write_text(json.dumps({"network_data_format": tensors}))
-    config = {
-        "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 2, "out_channels": 2, "kernel_size": 1},
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "LoadImaged", "keys": "image"},
-                {"_target_": "EnsureChannelFirstd", "keys": "image"},
-                {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
-            ],
-        },
-        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16]},
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
-                {
-                    "_target_": "Invertd",
-                    "keys": "pred",
-                    "orig_keys": "image",
-                    "transform": "@preprocessing",
-                    "nearest_interp": False,
-                },
-                {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5},
-                {"_target_": "SaveImaged", "keys": "pred", "output_dir": str(tmp_path / "saved")},
-            ],
-        },
-    }
-    (root / "configs/inference.json").write_text(json.dumps(config))
-    state = {"weight": 100 * torch.eye(2).reshape(2, 2, 1, 1, 1), "bias": torch.full((2,), -50.0)}
-    torch.save(state, root / "models/model.pt")
-    return root
-
-
 def images() -> dict[str, torch.Tensor]:
     t1ce, flair = torch.full(SHAPE, 0.1), torch.full(SHAPE, 0.1)
     t1ce[2:8, 3:9, 2:8] = 0.9
@@ -75,8 +28,8 @@ def images() -> dict[str, torch.Tensor]:
     return {"t1": torch.zeros(SHAPE), "t1ce": t1ce, "flair": flair}
 
 
-def test_a_bundle_segments_files_on_their_own_grid(bundle, tmp_path):
-    segmenter = Segmenter(bundle)
+def test_a_bundle_segments_files_on_their_own_grid(segmenter_bundle, tmp_path):
+    segmenter = Segmenter(segmenter_bundle)
     assert segmenter.modalities == ["t1ce", "flair"]
     assert segmenter.structures == ["bright", "dark"]
     check = SegmenterCheck(segmenter, images(), None, affine=np.diag([-1.0, -1.0, 2.0, 1.0]))
@@ -86,10 +39,10 @@ def test_a_bundle_segments_files_on_their_own_grid(bundle, tmp_path):
     assert not (tmp_path / "saved").exists()  # it saves nothing of its own
 
 
-def test_dice_of_real_and_synthetic_input(bundle):
+def test_dice_of_real_and_synthetic_input(segmenter_bundle):
     real = images()
     label = (real["t1ce"] > 0.5) | (real["flair"] > 0.5)
-    check = SegmenterCheck(Segmenter(bundle), real, label, affine=np.eye(4))
+    check = SegmenterCheck(Segmenter(segmenter_bundle), real, label, affine=np.eye(4))
     synthetic = torch.full(SHAPE, 0.1)
     synthetic[2:8, 3:9, 2:5] = 0.9  # half of the bright structure
     rows = {(structure, of): value for _, _, structure, of, value in check.replaced("t1", "t1ce", synthetic)}
@@ -101,9 +54,12 @@ def test_dice_of_real_and_synthetic_input(bundle):
     assert check.replaced("t1ce", "t1", synthetic) == []  # the model does not use T1
 
 
-def test_a_subject_without_the_model_s_contrasts_is_not_checked(bundle):
+def test_a_subject_without_the_model_s_contrasts_is_not_checked(segmenter_bundle):
     known = {k: v for k, v in images().items() if k != "flair"}
-    assert SegmenterCheck(Segmenter(bundle), known, None, affine=np.eye(4)).replaced("t1", "t1ce", known["t1"]) == []
+    assert (
+        SegmenterCheck(Segmenter(segmenter_bundle), known, None, affine=np.eye(4)).replaced("t1", "t1ce", known["t1"])
+        == []
+    )
 
 
 def test_dice():
@@ -113,11 +69,11 @@ def test_dice():
     assert dice(first, second) == pytest.approx(2 * 2 / (4 + 2))
 
 
-def test_clear_errors(bundle, tmp_path):
+def test_clear_errors(segmenter_bundle, tmp_path):
     assert load_segmenter(None) is None
     with pytest.raises(FileNotFoundError, match=r"inference\.json: expected a part of a segmentation bundle"):
         load_segmenter(tmp_path / "absent")
-    (bundle / "configs/metadata.json").write_text("{}")
+    (segmenter_bundle / "configs/metadata.json").write_text("{}")
     with pytest.raises(ValueError, match="Give segmenter_modalities"):
-        Segmenter(bundle)
-    assert Segmenter(bundle, modalities=["T1c", "FLAIR"]).modalities == ["t1ce", "flair"]
+        Segmenter(segmenter_bundle)
+    assert Segmenter(segmenter_bundle, modalities=["T1c", "FLAIR"]).modalities == ["t1ce", "flair"]

@@ -4,51 +4,80 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import pytest
 import torch
+from monai.transforms import Compose, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from torch import nn
 
+from custom.inference.inferer import TranslationInferer
 from custom.inference.provenance import Provenance, pending_inputs, read_provenance, write_provenance
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    """A source and a file of weights."""
-    source, weights = tmp_path / "scan.nii.gz", tmp_path / "model.pt"
-    source.write_bytes(b"voxels")
-    weights.write_bytes(b"weights")
-    return source, weights
+from custom.inference.saver import SaveImageTranslationsd
+from custom.utils.precision import fast_bfloat16
 
 
 def network(steps: int = 1) -> nn.Module:
-    made = nn.Module()
+    torch.manual_seed(0)
+    made = nn.Linear(2, 2)
     made.num_inference_steps = steps
     return made
 
 
-def test_equal_contents_and_settings_give_equal_records(files, tmp_path: Path) -> None:
-    source, weights = files
+def provenance(
+    made: nn.Module | None = None, lower: float = 0.5, targets: str = "t2", folder: str = "out", **changes: Any
+) -> Provenance:
+    inferer = TranslationInferer(targets, **{"seed": 0, **changes})
+    saver = SaveImageTranslationsd("pred", folder, targets)
+    return Provenance(
+        made or network(),
+        Compose([ScaleIntensityRangePercentilesd("image", lower, 99.5, -1.0, 1.0)]),
+        inferer=inferer,
+        postprocessing=Compose([ScaleIntensityRanged("pred", -1.0, 1.0, 0.0, 1.0), saver]),
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "scan.nii.gz").write_bytes(b"voxels")
+    return tmp_path / "scan.nii.gz"
+
+
+def test_equal_contents_and_settings_give_equal_records(source: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.nii.gz"
     copy.write_bytes(source.read_bytes())
-    assert Provenance(weights, network(), seed=0).of(source) == Provenance(weights, network(), seed=0).of(copy)
-    assert Provenance(weights, network().eval(), seed=0).of(source) == Provenance(weights, network(), seed=0).of(copy)
+    assert provenance().of(source) == provenance().of(copy)
+    assert provenance(network().eval()).of(source) == provenance().of(copy)
 
 
-@pytest.mark.parametrize("change", ["source", "weights", "setting", "network"])
-def test_whatever_decides_the_result_changes_the_record(files, change: str) -> None:
-    source, weights = files
-    before = Provenance(weights, network(), seed=0).of(source)
-    if change in ("source", "weights"):
-        {"source": source, "weights": weights}[change].write_bytes(b"others")
-    after = Provenance(weights, network(2 if change == "network" else 1), seed=1 if change == "setting" else 0)
-    assert after.of(source) != before
+def test_what_changes_no_voxel_does_not_count(source: Path) -> None:
+    expected = provenance().of(source)
+    assert provenance(targets="flair").of(source) == expected  # of another translation
+    assert provenance(folder="elsewhere").of(source) == expected
+    assert provenance(amp="auto").of(source) == provenance(amp=fast_bfloat16(torch.device("cpu"))).of(source)
 
 
-def test_no_path_is_recorded(files) -> None:
-    source, weights = files
-    assert str(source.parent) not in Provenance(weights, network(), seed=0).of(source)
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 1}, {"num_samples": 2}, {"amp": True}, {"lower": 1.0}, {"modalities": ["t2", "t1"]}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_decides_the_result_changes_the_record(source: Path, changes: dict[str, Any]) -> None:
+    assert provenance(**changes).of(source) != provenance().of(source)
+
+
+def test_source_and_network_change_the_record(source: Path) -> None:
+    before, made = provenance().of(source), network()
+    assert provenance(network(2)).of(source) != before
+    made.weight.data[0, 0] += 1e-3
+    assert provenance(made).of(source) != before
+    source.write_bytes(b"others")
+    assert provenance().of(source) != before
+
+
+def test_no_path_is_recorded(source: Path) -> None:
+    assert str(source.parent) not in provenance(folder=str(source.parent)).of(source)
 
 
 def test_record_in_a_header(write_volume, head, tmp_path: Path) -> None:
@@ -71,34 +100,44 @@ def test_no_record(write_volume, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def translated(files, write_volume, tmp_path: Path) -> tuple[list[dict[str, str]], Provenance]:
+def translated(source: Path, write_volume, tmp_path: Path) -> list[dict[str, str]]:
     """One input with its translation into t2 in ``tmp_path/out``."""
-    source, weights = files
-    provenance = Provenance(weights, network(), seed=0)
     image = nib.load(write_volume("plain.nii.gz"))
-    write_provenance(image.header, provenance.of(source))
+    write_provenance(image.header, provenance().of(source))
     (tmp_path / "out").mkdir()
     nib.save(image, tmp_path / "out" / "case_t2_synthetic.nii.gz")
-    return [{"image": str(source), "name": "case"}], provenance
+    return [{"image": str(source), "name": "case"}]
 
 
 def test_what_is_done_is_passed_over(translated, tmp_path: Path) -> None:
-    inputs, provenance = translated
-    assert pending_inputs(inputs, provenance, tmp_path / "out", "t2w") == []
-    assert pending_inputs(inputs, provenance, tmp_path / "out", ["t2", "flair"]) == inputs
-    assert pending_inputs(inputs, provenance, tmp_path / "elsewhere", "t2") == inputs
-    assert pending_inputs(inputs, provenance, tmp_path / "out", "t2", skip_done="false") == inputs
+    assert pending_inputs(translated, provenance(), tmp_path / "out", "t2w") == []
+    assert pending_inputs(translated, provenance(), tmp_path / "out", ["t2", "flair"]) == translated
+    assert pending_inputs(translated, provenance(), tmp_path / "elsewhere", "t2") == translated
+    assert pending_inputs(translated, provenance(), tmp_path / "out", "t2", skip_done="false") == translated
     # what lies there is NIfTI
-    assert pending_inputs(inputs, provenance, tmp_path / "out", "t2", output_format="dicom") == inputs
+    assert pending_inputs(translated, provenance(), tmp_path / "out", "t2", output_format="dicom") == translated
 
 
-def test_what_is_stale_is_redone(translated, files, tmp_path: Path) -> None:
-    inputs, provenance = translated
-    assert pending_inputs(inputs, Provenance(files[1], network(), seed=1), tmp_path / "out", "t2") == inputs
-    files[0].write_bytes(b"another scan")
-    assert pending_inputs(inputs, provenance, tmp_path / "out", "t2") == inputs
+def test_what_is_stale_is_redone_and_said(translated, source: Path, tmp_path: Path, caplog) -> None:
+    changed = provenance(seed=1, lower=1.0)
+    assert pending_inputs(translated, changed, tmp_path / "out", "t2") == translated
+    assert "1 of 1 files are translated anew: made with another preprocessing, inferer" in caplog.text
+    source.write_bytes(b"another scan")
+    assert pending_inputs(translated, provenance(), tmp_path / "out", "t2") == translated
+    assert "made with another source" in caplog.text
 
 
-def test_record_is_json(files) -> None:
-    record = json.loads(Provenance(files[1], network(), amp="auto").of(files[0]))
-    assert record["brain_mri_modality_translation"]["settings"]["amp"] == "auto"
+def test_a_record_of_something_else_is_stale(translated, source: Path, write_volume, tmp_path: Path, caplog) -> None:
+    for number, entry in enumerate(('{"brain_mri_modality_translation": 1}', '{"brain_mri_modality_translation": ')):
+        image = nib.load(write_volume(f"plain{number}.nii.gz"))
+        write_provenance(image.header, entry)
+        nib.save(image, tmp_path / "out" / "case_t2_synthetic.nii.gz")
+        assert pending_inputs(translated, provenance(), tmp_path / "out", "t2") == translated
+    assert "made with another record" in caplog.text
+
+
+def test_record_tells_the_settings(source: Path) -> None:
+    record = json.loads(provenance(seed=3, amp=False).of(source))["brain_mri_modality_translation"]
+    assert record["settings"]["inferer"]["seed"] == 3
+    assert record["settings"]["inferer"]["amp"] is False
+    assert len(json.dumps(record)) < 1000

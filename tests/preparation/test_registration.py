@@ -23,6 +23,14 @@ FIXED = np.diag([4.0, 4.0, 6.0, 1.0])  # the grid of a whole head in few voxels
 FIXED[:3, 3] = -62, -62, -69
 MOVING = np.diag([-5.0, 4.5, 4.5, 1.0])
 MOVING[:3, 3] = 75, -70, -55
+ROUNDING_MM = 0.05
+GOLDEN = {  # METHOD → the motion that it finds, (3, 4)
+    2: [
+        [0.992844, -0.108706, -0.049427, -5.985330],
+        [0.104737, 0.991528, -0.076821, 4.011438],
+        [0.057359, 0.071094, 0.995819, 5.019977],
+    ]
+}
 TOLERANCE_MM = 0.7  # an eighth of the voxels here; the mark for scans is 1 mm
 
 
@@ -82,6 +90,15 @@ def test_known_motion_is_found(scans: Callable, shift: tuple, degrees: tuple) ->
     found = rigid_transform(*map(read_volume, scans(known)))
     assert distance(found, known) < TOLERANCE_MM
     np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-9)
+
+
+def test_motion_changes_only_with_the_number(scans: Callable) -> None:
+    """Rounding, carried on by the optimiser's steps, moves the head by less than ``ROUNDING_MM``."""
+    found = rigid_transform(*map(read_volume, scans(motion((-6, 4, 5), (4, -3, 6)))))
+    expected = GOLDEN.get(registration.METHOD)
+    said = f"another motion than that of METHOD {registration.METHOD}: raise it and write down {found[:3].tolist()}"
+    assert expected is not None, said
+    assert distance(found, np.vstack([expected, [0, 0, 0, 1]])) < ROUNDING_MM, said
 
 
 def test_same_result_each_time(scans: Callable) -> None:

@@ -6,6 +6,8 @@ import copy
 import json
 import os
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from monai.transforms import Compose, RandFlipd, ScaleIntensityRanged
 from torch import nn
 
 import custom.utils.identity
+from custom.data.transforms import CropForegroundUniond
 from custom.networks import LatentTranslator
-from custom.utils.identity import FileDigests, describe, weights_digest
+from custom.utils.identity import VOXELS, FileDigests, describe, differences, digest, identity
+from custom.utils.precision import fast_bfloat16
 
 TRAIN = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "train.json"
 
@@ -71,26 +75,125 @@ def test_what_json_can_hold() -> None:
     assert describe({"b", "a"}) == describe({"a", "b"})
 
 
-def test_code_of_this_package_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def scale(image: float, factor: float = 1.0) -> float:
+    return image * factor
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def method(self) -> float:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (partial(scale, factor=1.0), partial(scale, factor=2.0)),
+        (lambda x: x + 1, lambda x: x + 2),
+        (lambda x: np.exp(x), lambda x: np.log(x)),
+        (np.exp, np.log),
+        (Slotted(1), Slotted(2)),
+        (Slotted(1).method, Slotted(2).method),
+        (torch.ones(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.bfloat16)),
+        (b"a", b"b"),
+        (np.float32, np.float64),
+        ([nn.Linear(1, 1)], [nn.Linear(1, 2)]),
+    ],
+    ids=["partial", "constant", "names", "ufunc", "slots", "method", "bfloat16", "bytes", "type", "module"],
+)
+def test_what_looks_alike_is_told_apart(one: object, other: object) -> None:
+    assert json.dumps(describe(one)) == json.dumps(describe(one))
+    assert describe(one) != describe(other)
+
+
+def test_values_that_a_function_holds_count() -> None:
+    def scaled_by(factor: float) -> Callable[[float], float]:
+        return lambda x: factor * x
+
+    assert describe(scaled_by(1)) == describe(scaled_by(1))
+    assert describe(scaled_by(1)) != describe(scaled_by(2))
+
+
+def test_place_of_the_code_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     before = describe(of_the_config())
-    monkeypatch.setattr(custom.utils.identity, "_code_digest", lambda file: "mended")
-    assert describe(of_the_config()) != before
+    monkeypatch.setattr(CropForegroundUniond, "__module__", "custom.elsewhere")
+    assert describe(of_the_config()) == before
+
+
+def test_devices_do_not_count() -> None:
+    described = [describe({"device": torch.device(name), "on": [torch.device(name)]}) for name in ("cpu", "meta")]
+    assert described[0] == described[1]
+
+
+def test_what_a_class_leaves_out_does_not_count() -> None:
+    class Part(nn.Module):
+        not_in_identity = ("chunk", "statistics")
+
+        def __init__(self, chunk: int, statistics: float) -> None:
+            super().__init__()
+            self.chunk = chunk
+            self.register_buffer("statistics", torch.tensor(statistics))
+
+    class Special(Part):
+        pass
+
+    assert identity(Special(1, 0.0), None, None) == identity(Special(2, 1.0), None, None)
+
+
+def test_parts_of_an_identity() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(1, 1)
+    before = identity(network, Compose([scaling()]), {"seed": 0, "amp": False})
+    assert json.loads(json.dumps(before)) == before
+    assert digest(before) == digest(identity(network, Compose([scaling()]), {"seed": 0, "amp": False}))
+    assert differences(before, identity(network, Compose([scaling()]), {"seed": 1, "amp": True})) == ["amp", "seed"]
+    assert differences(before, identity(network, Compose([]), {"seed": 0, "amp": False})) == ["preprocessing"]
+    network.bias.data += 1
+    assert differences(before, identity(network, None, {"seed": 0, "amp": False})) == ["network", "preprocessing"]
+    assert differences(before, {}) == ["network", "preprocessing", "settings", "version"]
+    assert identity(None, None, 0)["version"] == VOXELS
+    assert identity(None, None, 0, version=7)["version"] == 7
+
+
+def test_automatic_precision_counts_as_what_it_means() -> None:
+    found = identity(nn.Linear(1, 1), None, [{"amp": "auto"}])["settings"]
+    assert found == [{"amp": fast_bfloat16(torch.device("cpu"))}]
 
 
 @pytest.mark.parametrize("name", ["encoder.blocks.0.conv.weight", "bottleneck.embedding.weight"])
 def test_digest_of_weights(tiny_translator: LatentTranslator, name: str) -> None:
     autoencoder = copy.deepcopy(tiny_translator.autoencoder)
-    before = weights_digest([autoencoder])
+    before = identity(autoencoder, None, None)
     autoencoder.bottleneck.ema_cluster_size.add_(1)
-    assert weights_digest([autoencoder]) == before
+    assert identity(autoencoder, None, None) == before
     parameter = autoencoder.get_parameter(name).data
     parameter.view(-1)[-1] += 1e-3
-    assert weights_digest([autoencoder]) != before
+    assert identity(autoencoder, None, None) != before
 
 
-def test_digest_of_the_structure() -> None:
-    assert weights_digest([nn.GroupNorm(2, 4)]) != weights_digest([nn.GroupNorm(4, 4)])
-    assert weights_digest([nn.Conv3d(1, 1, 1).requires_grad_(False).to(torch.bfloat16)]) != weights_digest([])
+@pytest.mark.parametrize(
+    "setting", ["num_inference_steps", "strength", "eta", "requantize", "conditioning", "residual"]
+)
+def test_settings_of_the_sampler_count(tiny_translator: LatentTranslator, setting: str) -> None:
+    network = copy.deepcopy(tiny_translator)
+    before = identity(network, None, None)
+    setattr(network, setting, 7)
+    assert differences(identity(network, None, None), before) == ["network"]
+
+
+def test_buffers_and_structure_count(tiny_translator: LatentTranslator) -> None:
+    network = copy.deepcopy(tiny_translator)
+    before = identity(network, None, None)
+    assert identity(network.train(), None, None) == before
+    network.latent_scale += 1
+    assert identity(network, None, None) != before
+    assert identity(nn.GroupNorm(2, 4), None, None) != identity(nn.GroupNorm(4, 4), None, None)
+    halves = [nn.Conv3d(1, 1, 1).requires_grad_(False).to(torch.bfloat16) for _ in range(2)]
+    assert identity(halves[0], None, None) != identity(halves[1], None, None)
 
 
 @pytest.fixture

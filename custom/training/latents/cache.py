@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import itk
-import monai
 import nibabel as nib
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from custom.networks import VQGAN, VectorQuantizer
 from custom.utils.distributed import is_main, world_size
 from custom.utils.files import appearing_whole
-from custom.utils.identity import FileDigests, describe, digest, weights_digest
+from custom.utils.identity import FileDigests, differences, digest, identity
 
 __all__ = [
     "LatentCache",
@@ -41,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 Stored = TypeVar("Stored")
 
-FORMAT = 1  # of the files, and of what computes them besides the transforms and the weights
+DECODING = ("post_quant_conv", "decoder")  # parts of the autoencoder that latents do not depend on
 DIGESTS_NAME = "files.jsonl"
 ENCODING_NAME = "encoding.json"
 SECONDS_A_DAY = 86400
@@ -110,9 +109,9 @@ class LatentCache:
 
     Beside them the preprocessed images, ``<subject>[_mirrored]_images.npy``, where a training asks for these too.
 
-    The encoding's name follows from the weights that compute latents, the preprocessing and the precision; the
-    subject's from the contents of its files. So whatever changes is computed anew, nothing that is found needs to be
-    trusted, and stages, runs and processes can share a folder. Files appear whole or not at all.
+    The encoding's name follows from the identity of what computes latents, its weights, the preprocessing and the
+    precision; the subject's from the contents of its files. So whatever changes is computed anew, nothing that is found
+    needs to be trusted, and stages, runs and processes can share a folder. Files appear whole or not at all.
 
     Latents of a codebook are stored as the codes' indices: exact, and 2 bytes a latent voxel, where values in float32
     take 12 to 32. Those of a ``KLBottleneck`` are stored in float32.
@@ -132,13 +131,8 @@ class LatentCache:
         self.codes = book.embedding.weight.detach().float().cpu().clone() if isinstance(book, VectorQuantizer) else None
         self.channels = autoencoder.embedding_dim
         self.downsampling = autoencoder.downsampling
-        encoding_parts = (autoencoder.haar, autoencoder.encoder, autoencoder.quant_conv, autoencoder.bottleneck)
-        self.encoding = {
-            "format": [FORMAT, monai.__version__],
-            "weights": [weights_digest(encoding_parts), self.downsampling],
-            "preprocessing": describe(transform),
-            "amp": amp,
-        }
+        parts = [part for name, part in autoencoder.named_children() if name not in DECODING]
+        self.encoding = identity(parts, transform, {"amp": amp})
         self.folder = self.root / digest(self.encoding)[:16]
         self.digests = FileDigests(self.root / DIGESTS_NAME)
 
@@ -216,7 +210,7 @@ class LatentCache:
         latest = max(others, key=lambda f: (f / ENCODING_NAME).stat().st_mtime)
         try:
             found = json.loads((latest / ENCODING_NAME).read_text(encoding="utf-8"))
-            differing = ", ".join(key for key in self.encoding if found.get(key) != self.encoding[key])
+            differing = ", ".join(differences(found, self.encoding))
         except (OSError, ValueError, AttributeError):
             differing = "what cannot be read"
         size = sum(f.stat().st_size for folder in others for f in folder.glob("*.npy"))

@@ -15,7 +15,7 @@ from custom.networks import LatentTranslator
 from custom.networks.fast import accelerate
 from custom.training.latents.cache import StoredLatents, check_room, find_stored, store_array
 from custom.utils.distributed import is_main, world_size
-from custom.utils.identity import weights_digest
+from custom.utils.identity import digest, identity
 from custom.utils.precision import uses_bfloat16
 
 __all__ = ["pair_number", "translate_subjects"]
@@ -37,7 +37,7 @@ def translate_subjects(
     """Target-like latents of every pair of every subject, computed where they are not stored yet.
 
     They are those of whole volumes, as at inference, in half precision; their files lie beside the latents' and are
-    named after the weights of MS-SPADE. It pays where each pair is drawn several times in a training.
+    named after the identity of MS-SPADE. It pays where each pair is drawn several times in a training.
 
     Args:
         subjects: from ``encode_subjects``.
@@ -53,7 +53,7 @@ def translate_subjects(
     """
     network = network.to(device).eval()
     fast = uses_bfloat16(amp, device)
-    suffix = f"_to_{weights_digest([network.style_transfer])[:16]}{'_bfloat16' if fast else ''}.npy"
+    suffix = f"_to_{digest(identity(network.style_transfer, None, {'amp': fast}))[:16]}.npy"
     files = [Path(s["latents"].path).with_name(Path(s["latents"].path).stem + suffix) for s in subjects]
     missing = [(s, f) for s, f in zip(subjects, files, strict=True) if _stored(f) is None]
     if missing:
