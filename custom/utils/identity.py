@@ -81,10 +81,10 @@ def identity(
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of the parts in which two identities differ; those of the settings where both hold several."""
     pairs = {key: (one.get(key), other.get(key)) for key in sorted({*one, *other})}
-    settings = pairs.get("settings", ())
-    if settings and all(isinstance(part, Mapping) for part in settings):
+    first, second = pairs.get("settings", (None, None))
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
         del pairs["settings"]
-        pairs |= {key: (settings[0].get(key), settings[1].get(key)) for key in sorted({*settings[0], *settings[1]})}
+        pairs |= {key: (first.get(key), second.get(key)) for key in sorted({*first, *second})}
     return [key for key, (a, b) in pairs.items() if a != b]
 
 
