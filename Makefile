@@ -52,7 +52,7 @@ lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)  ## mend style
+format: $(INSTALLED)  ## correct style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

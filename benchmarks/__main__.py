@@ -28,7 +28,7 @@ from benchmarks.whole import translate_in_fresh_process
 from custom.inference.inferer import TranslationInferer
 from custom.networks import LatentTranslator
 from custom.utils.bundle import config_folder
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.precision import fast_bfloat16
 
 TARGETS = ["t2", "flair", "t1ce"]
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = benchmark(args)
         name = f"{args.preset}_{'x'.join(map(str, args.size))}_{torch.device(args.device).type}"
         for suffix, text in ((".json", json.dumps(plain(result), indent=2) + "\n"), (".md", markdown(result))):
-            with appearing_whole(Path(args.out) / f"{name}{suffix}") as path:
+            with atomic_write(Path(args.out) / f"{name}{suffix}") as path:
                 path.write_text(text, encoding="utf-8")
     print(markdown(result))
     if args.page:

@@ -16,7 +16,7 @@ from benchmarks.report import Mark, markdown, share, table
 from benchmarks.scale import Scaling
 from benchmarks.stock import Comparison
 from benchmarks.whole import Whole
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 __all__ = ["fill_page", "load_result", "on_paper", "plain"]
 
@@ -108,7 +108,7 @@ def fill_page(page: str | os.PathLike, result: Mapping[str, Any]) -> None:
     if not begin or not end:
         raise ValueError(f"{page}: expected the lines {BEGIN} and {END}; found none. Add them where figures belong.")
     figures = "\n".join(line.replace("# ", "## ", 1) if line.startswith("#") else line for line in _lines(result))
-    with appearing_whole(page) as path:
+    with atomic_write(page) as path:
         path.write_text(f"{before}{begin}\n\n{figures}\n\n{end}{after}", encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
-"""What this package uses of others beyond their documented interfaces, in one place, each with its reason.
+"""Uses of other packages beyond their documented interfaces, in one place, each with its reason.
 
-Where a new version of a library changes something, it is mended here. Methods that MONAI leaves to subclasses
+Where a new version of a library changes something, it is corrected here. Methods that MONAI leaves to subclasses
 (``_iteration``, ``_transform``, ``_compute_metric``, ``_register_postprocessing``) are overridden where they belong.
 """
 

@@ -262,6 +262,11 @@ def make_tiny_translator(num_modalities: int = len(BRATS_MODALITIES)) -> LatentT
 
 
 @pytest.fixture(scope="session")
-def tiny_translator() -> LatentTranslator:
-    """See :func:`make_tiny_translator`; do not change it in a test."""
+def first_tiny_translator() -> LatentTranslator:
     return make_tiny_translator()
+
+
+@pytest.fixture
+def tiny_translator(first_tiny_translator: LatentTranslator) -> LatentTranslator:
+    """See :func:`make_tiny_translator`; a copy of each test's own."""
+    return copy.deepcopy(first_tiny_translator)

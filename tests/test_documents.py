@@ -49,6 +49,8 @@ CLIENTS = {
     "found 'pet'": "MONAI Label",
     "image=scan_t1&output=image": "MONAI Label",
     "file=@scan_t1.nii.gz": "MONAI Label",
+    "monai.deploy.operators": "MONAI Deploy",
+    'app.py "$BUNDLE"': "MONAI Deploy",
     "torchrun --nproc_per_node=2 -m monai.bundle run training": "torchrun",
     "torchrun --nproc_per_node=2 -m monai.bundle run inference": "torchrun",
 }

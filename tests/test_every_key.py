@@ -43,7 +43,7 @@ TINY = {
 }
 OF_TRAINING = {
     "train_autoencoder": {"crop_size": [16, 16, 16], "crops_per_subject": 1, "batch_size": 1},
-    "train_spade": {"subjects_per_batch": 1, "pairs_per_subject": 1, "latent_crop": [4, 4, 4]},
+    "train_spade": {"subjects_per_batch": 1, "pairs_per_subject": 1, "latent_crop": [8, 8, 8]},
     "train": {"subjects_per_batch": 1, "pairs_per_subject": 1, "latent_crop": [4, 4, 4]},
 }
 SMOOTH = {"_target_": "GaussianSmoothd", "sigma": 1.0}

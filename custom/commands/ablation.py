@@ -28,7 +28,7 @@ from custom.reports.render import to_text, write_table
 from custom.reports.tables import Ablation, ablation_table, summaries, task_name
 from custom.utils.bundle import config_folder
 from custom.utils.errors import user_message
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.precision import AUTO, amp_choice
 
 __all__ = ["TABLE_3", "VARIANTS", "Variant", "ablation"]
@@ -80,7 +80,7 @@ TABLE_3 = ("diffusion_only", "palette", "spade_only", "kl", "ours", "detail")
 
 
 class Budget(NamedTuple):
-    """What the run may cost: share of the configs' epochs; subjects by section and voxel size (mm) of the phantoms."""
+    """Budget of the run: share of the configs' epochs; subjects by section and voxel size (mm) of the phantoms."""
 
     share: float
     counts: tuple[int, int, int]
@@ -152,13 +152,13 @@ def ablation(
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """What is complete in a folder may be used again only if it was made with the same settings."""
+    """Check that a folder's complete parts, which are used again, were made with the same settings."""
     text = json.dumps(settings, indent=2, default=str)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise ValueError(
             f"{path}: expected the settings of this run; found others. Give another output_dir, or the settings there."
         )
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -218,7 +218,7 @@ def _train(stage: str, overlays: Sequence[str], folder: Path, budget: Budget, va
     workflow.run()
     workflow.finalize()
     record = {"epochs": epochs, "seconds": round(time.monotonic() - started, 1)}
-    with appearing_whole(folder / "trained.json") as temporary:
+    with atomic_write(folder / "trained.json") as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
     del workflow
     gc.collect()  # engines and handlers refer to one another, and hold the stage's data

@@ -17,7 +17,7 @@ from custom.commands.summary import config_folder
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule
 from custom.networks.layouts import monai_export
 from custom.networks.weights import load_weights, read_weights
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 __all__ = ["ExportedFiles", "export_weights"]
 
@@ -74,7 +74,7 @@ def export_weights(
         target, target.with_suffix(".json"), target.with_name(f"{target.stem}_quantizer.pt") if codebook else None
     )
     with ExitStack() as stack:  # all or none
-        temporary = [stack.enter_context(appearing_whole(file)) for file in done if file is not None]
+        temporary = [stack.enter_context(atomic_write(file)) for file in done if file is not None]
         torch.save({name: tensor.contiguous() for name, tensor in exported.state.items()}, temporary[0])
         temporary[1].write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
         if codebook is not None:
@@ -83,7 +83,7 @@ def export_weights(
 
 
 def _arguments(parser: ConfigParser, part: str, network: LatentTranslator) -> dict[str, Any]:
-    """What a part was built with, defaults too."""
+    """Arguments that a part was built with, defaults too."""
     kind = PARTS[part]
     if not isinstance(network.get_submodule(part), kind):
         found = type(network.get_submodule(part)).__name__
@@ -99,7 +99,7 @@ def _arguments(parser: ConfigParser, part: str, network: LatentTranslator) -> di
 
 
 def _diffusion(parser: ConfigParser, network: LatentTranslator, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What MONAI's ``LatentDiffusionInferer`` needs beside the UNet.
+    """Settings that MONAI's ``LatentDiffusionInferer`` needs beside the UNet.
 
     Raises:
         ValueError: for a prediction that its schedulers would take for another one.

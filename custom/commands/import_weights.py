@@ -17,7 +17,7 @@ from custom.networks.layouts import monai, monai_generative, release
 from custom.networks.layouts.mapping import Mapped, Part, build, map_tensors
 from custom.networks.layouts.reader import Tensors, find_tensors, read_checkpoint
 from custom.utils.arguments import as_bool
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.modalities import canonical
 
 __all__ = ["Imported", "import_weights", "report_text"]
@@ -27,7 +27,7 @@ SIGNED = (-1.0, 1.0)
 
 
 class Imported(NamedTuple):
-    """What ``import_weights`` has written.
+    """Files that ``import_weights`` has written.
 
     Attributes:
         weights: the flat state dict.
@@ -190,7 +190,7 @@ def _write(
     preset, training = target.with_name(f"preset_{name}.json"), target.with_name(f"preset_{name}_training.json")
     done = Imported(target, preset, training, target.with_name(f"{name}_tensors.txt"), mapped)
     with ExitStack() as files:  # all or none
-        weights, *texts = (files.enter_context(appearing_whole(path)) for path in done[:4])
+        weights, *texts = (files.enter_context(atomic_write(path)) for path in done[:4])
         torch.save(state, weights)
         for file, content in zip(texts, (*map(as_json, presets), report_text(mapped)), strict=True):
             file.write_text(content, encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from custom.networks.weights import load_weights
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 __all__ = ["BUNDLE_NAME", "package"]
 
@@ -128,7 +128,7 @@ def _files(bundle: Path, code: Path, licence: Path) -> dict[str, Path]:
 def _write(path: Path, content: Mapping[str, Path]) -> Path:
     large = [_large(name, file) for name, file in content.items() if file.stat().st_size > LARGE_FILE_BYTES]
     texts = {"large_files.yml": "large_files:\n" + "".join(large)} if large else {}
-    with appearing_whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted([*content, *texts]):
             data = texts[name].encode() if name in texts else content[name].read_bytes()
             # weights do not get smaller, and stored bytes do not depend on the version of zlib

@@ -1,4 +1,4 @@
-"""What a preset costs: parameters by part, latent shape, arithmetic, memory of training; nothing is allocated."""
+"""Cost of a preset: parameters by part, latent shape, arithmetic, memory of training; nothing is allocated."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from typing import Any
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY, discover
 from custom.data.splits import DATALIST_NAME, SECTIONS, Entry, split_by_subject
 from custom.utils.distributed import main_first
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def write_datalist(path: str | os.PathLike, split: Mapping[str, Sequence[Entry]]
             {key: value if key == SUBJECT_KEY else _shorten(value, folder) for key, value in entry.items()}
             for entry in split.get(section, ())
         ]
-    with appearing_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return target
 

@@ -1,4 +1,4 @@
-"""What is tissue in a scan: the one definition that crops, masks, metrics and baselines share.
+"""Foreground of a scan, its tissue: the one definition that crops, masks, metrics and baselines share.
 
 The mask is made once, from the scan as it was read (``custom.data.transforms.CropForegroundUniond``), and goes with
 the image from there on, under :func:`foreground_key`. It cannot be found again later: padding and clipping change what

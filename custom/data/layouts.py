@@ -85,7 +85,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 class Survey(NamedTuple):
-    """What was found by the names of files.
+    """Files found by their names.
 
     Attributes:
         files: id → modality (or ``seg``) → file, or folder of a DICOM series; sorted.

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: one table of problems, each with its remedy."""
+"""Problems of a data set: one table, each with its remedy."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ class Problem(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What kind of problem."""
+        """Kind of problem."""
         return PROBLEMS[self.code].title
 
     @property
     def remedy(self) -> str:
-        """What to do."""
+        """Remedy."""
         return PROBLEMS[self.code].remedy
 
     @property

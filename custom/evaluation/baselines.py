@@ -22,7 +22,7 @@ from custom.data.foreground import BACKGROUND, foreground_key
 from custom.data.tolerant import FAULT_KEY, TolerantDataset
 from custom.evaluation.metrics import bounding_box
 from custom.utils.distributed import main_first
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.identity import FileDigests, digest, identity
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class IntensityLookup:
         return torch.where(brain, table[index], BACKGROUND)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What it has learned, for a file."""
+        """Learned arrays, for a file."""
         return {"lookup_sums": self._sums, "lookup_counts": self._counts}
 
     @classmethod
@@ -183,7 +183,7 @@ class TrainingMean:
         return torch.where(inside, predicted, BACKGROUND).reshape(image.shape)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What it has learned, for a file."""
+        """Learned arrays, for a file."""
         return {"mean_sums": self._sums.numpy(), "mean_counts": self._counts.numpy()}
 
     @classmethod
@@ -195,7 +195,7 @@ class TrainingMean:
 
 
 class TrainedBaselines(NamedTuple):
-    """What is learned from the training split: the intensity lookup and the mean image, and from which subjects."""
+    """Baselines learned from the training split: the intensity lookup, the mean image, and their subjects."""
 
     lookup: IntensityLookup
     mean: TrainingMean
@@ -203,7 +203,7 @@ class TrainedBaselines(NamedTuple):
 
     def save(self, path: str | os.PathLike[str], fingerprint: str = "") -> None:
         """Write a ``.npz`` file (arrays only, nothing pickled), whole or not at all."""
-        with appearing_whole(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 allow_pickle=False,

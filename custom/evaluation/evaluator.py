@@ -28,7 +28,7 @@ from custom.evaluation.results import ResultStore, SubjectResult
 from custom.evaluation.rows import CEILING, FULL_MODEL, rows_of
 from custom.evaluation.segmentation import Segmenter, SegmenterCheck
 from custom.evaluation.statistics import correlation
-from custom.utils.distributed import own_share
+from custom.utils.distributed import share_of_rank
 from custom.utils.errors import user_message
 
 __all__ = [
@@ -81,7 +81,7 @@ def prepare_subject(
 class SubjectDataset(TolerantDataset):
     """Subjects ``{"subject", <modality>..., "seg"?}``; one that cannot be read becomes ``{"subject", "fault"}``.
 
-    In several processes: this one's share of them, in the order of ``own_share``.
+    In several processes: this one's share of them, in the order of ``share_of_rank``.
 
     Args:
         data: entries of a data list.
@@ -98,7 +98,7 @@ class SubjectDataset(TolerantDataset):
         max_subjects: int | None = None,
         store: ResultStore | None = None,
     ) -> None:
-        super().__init__(own_share(list(data)[:max_subjects]), transform)
+        super().__init__(share_of_rank(list(data)[:max_subjects]), transform)
         self.store = store
 
     def _transform(self, index: int) -> dict[str, Any]:

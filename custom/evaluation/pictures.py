@@ -1,4 +1,4 @@
-"""What an evaluation keeps of a subject's volumes: slices at full resolution for the figures, small volumes to scroll.
+"""Pictures of a subject that an evaluation keeps: slices at full resolution, and small volumes to scroll.
 
 Volumes are arrays (X, Y, Z) in RAS order with values in [0, 1]; they are kept as uint8.
 """
@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from custom.evaluation.slices import axial, sagittal
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 __all__ = ["TRUTH", "VIEWER_SPACING", "Key", "Pictures", "Slices", "Stamp", "quantised", "resized"]
 
@@ -80,7 +80,7 @@ class Pictures:
         for key, slices in {**self.slices, **({("lesion", "", ""): self.lesion} if self.lesion else {})}.items():
             arrays |= {_name(key, plane): image for plane, image in slices._asdict().items()}
         arrays |= {_name(key, "volume"): volume for key, volume in self.volumes.items()}
-        with appearing_whole(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     @classmethod

@@ -22,7 +22,7 @@ from custom.evaluation.metrics import PROTOCOL
 from custom.evaluation.pictures import Pictures
 from custom.evaluation.rows import Row, from_fields, to_fields
 from custom.utils.arguments import as_bool
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.identity import FileDigests, digest, identity
 
 __all__ = ["ResultStore", "Results", "Setup", "SubjectResult"]
@@ -36,7 +36,7 @@ SUBJECT = "subject"
 
 @dataclass
 class SubjectResult:
-    """What was measured on one subject.
+    """Measurements on one subject.
 
     Attributes:
         subject: its name.
@@ -60,13 +60,13 @@ class SubjectResult:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SubjectResult:
-        """What :meth:`to_json` gave."""
+        """Read the output of :meth:`to_json`."""
         return cls(**{**content, "rows": [from_fields(fields) for fields in content["rows"]]})
 
 
 @dataclass
 class Setup:
-    """What a report says and shows beside the results.
+    """Content of a report beside the results.
 
     Attributes:
         title: its heading.
@@ -107,7 +107,7 @@ class Results:
         """Write a subject's files; its results come last, so that they stand for both."""
         if pictures is not None:
             pictures.save(self._path(result.subject, "npz"))
-        with appearing_whole(self._path(result.subject, "json")) as temporary:
+        with atomic_write(self._path(result.subject, "json")) as temporary:
             content = {"fingerprint": fingerprint, **result.to_json()}
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
@@ -130,7 +130,7 @@ class Results:
 
     def save_setup(self, setup: Setup) -> None:
         """Write ``evaluation.json``."""
-        with appearing_whole(self.output_dir / SETUP) as temporary:
+        with atomic_write(self.output_dir / SETUP) as temporary:
             temporary.write_text(json.dumps(asdict(setup), indent=1) + "\n", encoding="utf-8")
 
     def load_setup(self) -> Setup:

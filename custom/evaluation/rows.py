@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from custom.evaluation.metrics import Scores
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 COPY_SOURCE = "copy-source"
 TRAINING_MEAN = "training mean"
@@ -43,7 +43,7 @@ def rows_of(subject: str, source: str, target: str, method: str, scores: Mapping
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
     """Write rows to a CSV file with a header line; the file appears whole or not at all."""
-    with appearing_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
         writer.writerows(to_fields(row) for row in rows)

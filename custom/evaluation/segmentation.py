@@ -1,4 +1,4 @@
-"""What a segmentation model makes of synthetic images: its Dice on real input against one synthetic image among them.
+"""Segmentation of synthetic images by a given model: its Dice on real input against one synthetic image among them.
 
 The model is a bundle of MONAI's Model Zoo whose input channels are MRI contrasts. Its own ``inference.json`` is used:
 ``network_def``, ``preprocessing``, ``inferer``, ``postprocessing`` without what saves files. A config is code, so only

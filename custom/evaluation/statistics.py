@@ -1,4 +1,4 @@
-"""What may be concluded from the scores of a few subjects: means with intervals, paired tests, correlations.
+"""Statistics of the scores of a few subjects: means with intervals, paired tests, correlations.
 
 Subjects are the independent units. Where a subject has several scores (one for each pair of modalities), it is drawn,
 or compared, with all of them.

@@ -1,4 +1,4 @@
-"""What a prediction costs: seconds, evaluations of the denoising network, peak memory."""
+"""Cost of a prediction: seconds, evaluations of the denoising network, peak memory."""
 
 from __future__ import annotations
 

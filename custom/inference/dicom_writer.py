@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
 from custom.data.dicom import DicomReader, DicomVolume, Frame, read_geometry
-from custom.utils.files import folder_appearing_whole
+from custom.utils.files import atomic_folder
 
 __all__ = ["MAXIMUM", "check_dicom_source", "save_synthetic_series", "write_dicom"]
 
@@ -105,7 +105,7 @@ def save_synthetic_series(
     with pydicom.config.disable_value_validation():  # what the source holds is kept, even where it breaks rules
         series = _series(geometry, target, bundle, version)
         series.SeriesNumber = 10_000 * number + int(geometry.frames[0].dataset.get("SeriesNumber") or 0)
-        with folder_appearing_whole(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             for index, frame in enumerate(geometry.frames):
                 instance = _instance(series, frame, index, stored[..., index])
                 write_dicom(temporary / f"{index + 1:04d}.dcm", instance)
@@ -121,7 +121,7 @@ def write_dicom(path: str | os.PathLike[str], dataset: Dataset) -> None:
 
 
 def _series(geometry: DicomVolume, target: str, bundle: str, version: str) -> Dataset:
-    """What all slices share."""
+    """Attributes that all slices share."""
     source = geometry.frames[0].dataset
     now = _now(source)
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")

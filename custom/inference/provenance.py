@@ -1,4 +1,4 @@
-"""What a translation was made from, kept in its file's header, and which inputs still need translating."""
+"""Provenance of translations, kept in the file's header, and which inputs still need translating."""
 
 from __future__ import annotations
 

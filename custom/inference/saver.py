@@ -22,7 +22,7 @@ from custom.data.names import NAME_KEY, PROVENANCE_KEY, image_stem, image_suffix
 from custom.inference.dicom_writer import save_synthetic_series
 from custom.inference.inputs import check_output_format
 from custom.inference.provenance import write_provenance
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.modalities import canonical
 
 __all__ = ["DeclareSyntheticd", "SaveImageTranslationsd", "save_synthetic"]
@@ -37,7 +37,7 @@ NIFTI_IMAGES = (nib.Nifti1Pair, nib.Nifti2Pair)
 
 
 def description(target: str, bundle: str, version: str) -> str:
-    """What a translation's metadata says of it."""
+    """Description of a translation, for its metadata."""
     return f"SYNTHETIC {target} from {bundle} {version}".rstrip()
 
 
@@ -170,7 +170,7 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
     image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIPTION_BYTES]
     if PROVENANCE_KEY in meta:
         write_provenance(image.header, meta[PROVENANCE_KEY])
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         nib.save(image, temporary)
 
 

@@ -210,7 +210,7 @@ class Translation:
 
 
 def _module(network: Callable, name: str) -> Hashable:
-    """What identifies the part ``name`` of a network, or the network where it has no such part."""
+    """Identify the part ``name`` of a network, or the network where it has no such part."""
     return name, id(getattr(network, name, network))
 
 

@@ -1,4 +1,4 @@
-"""What the latent loses of a translation and the source still shows: edges, folds, small structures."""
+"""Detail transfer: edges, folds and small structures that the latent loses and the source still shows."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class NoiseSchedule(nn.Module):
         return signal * clean + sigma * noise
 
     def training_target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should predict for ``z_t``."""
+        """Target of the network's prediction for ``z_t``."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -141,7 +141,7 @@ class RectifiedFlow(NoiseSchedule):
         return signal, 1 - signal
 
     def training_target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should predict for ``z_s``."""
+        """Target of the network's prediction for ``z_s``."""
         return clean if self.prediction_type == "sample" else clean - noise
 
     def split(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:

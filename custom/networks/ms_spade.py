@@ -252,7 +252,7 @@ class ReleaseStyleTransfer(nn.Module):
 
 
 class SourceSummary(nn.Module):
-    """What the voxels of a whole latent, in any order and number, say of their scan: its contrast, scale and lesions.
+    """Summarise the voxels of a whole latent, in any order and number: the scan's contrast, scale and lesions.
 
     Each voxel gives features; each of several heads averages them with weights of its own, so that background or
     fluid can be told from tissue; the averages become one vector.

@@ -16,7 +16,7 @@ DEVICE_CHUNK_ELEMENTS = 2**24  # few launches of kernels
 
 
 class Quantized(NamedTuple):
-    """What a bottleneck returns: ``latent`` (B, C, h, w, d), scalar ``loss``, ``indices`` (B, h, w, d) int64."""
+    """Output of a bottleneck: ``latent`` (B, C, h, w, d), scalar ``loss``, ``indices`` (B, h, w, d) int64."""
 
     latent: Tensor
     loss: Tensor

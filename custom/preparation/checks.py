@@ -1,4 +1,4 @@
-"""What one file of a data set holds, and what is wrong with it, from one reading.
+"""Check one file of a data set: its content and faults, from one reading.
 
 Reading a compressed volume is most of the time that a check of a data set takes. So a NIfTI file is decompressed in one
 piece and looked at in place, in its own numbers: no copy in another type is made. What needs more than the extremes is
@@ -40,7 +40,7 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
 class Checked(NamedTuple):
-    """What is known of one file. Axes are left-right, back-front, bottom-top, whatever the file's order.
+    """Content and faults of one file. Axes are left-right, back-front, bottom-top, whatever the file's order.
 
     Attributes:
         path: of the file, or of the folder of a DICOM series.

@@ -1,4 +1,4 @@
-"""What is wrong between the files of a data set: grids, copies, and modalities whose names are exchanged."""
+"""Checks across the files of a data set: grids, copies, and modalities whose names are exchanged."""
 
 from __future__ import annotations
 

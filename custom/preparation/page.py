@@ -23,7 +23,7 @@ from custom.preparation.alignment import Aligned
 from custom.preparation.checks import Checked
 from custom.preparation.registration import Registration
 from custom.reports.render import Table, to_html, to_text
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 __all__ = ["Preparation", "write_reports"]
 
@@ -36,7 +36,7 @@ BOARDS = 6  # registrations that are shown
 
 
 class Preparation(NamedTuple):
-    """What was found and decided, for the report.
+    """Findings and decisions of a preparation, for the report.
 
     Attributes:
         root: folder of the data set.
@@ -79,15 +79,15 @@ def write_reports(done: Preparation) -> tuple[Path, Path]:
     folder = done.datalist.parent
     html, text = folder / "prepare.html", folder / "prepare.txt"
     tables = [_sections(done), _modalities(done), _grids(done), *_registrations(done)]
-    with appearing_whole(text) as temporary:
+    with atomic_write(text) as temporary:
         temporary.write_text(_text(done, tables), encoding="utf-8")
-    with appearing_whole(html) as temporary:
+    with atomic_write(html) as temporary:
         temporary.write_text(_page(done, tables), encoding="utf-8")
     return html, text
 
 
 def summary(done: Preparation) -> str:
-    """What was found, in two sentences."""
+    """Two sentences on the findings."""
     files = sum(map(len, done.checked.values()))
     used = sum(map(len, done.split.values()))
     rate = files / max(done.seconds, 1e-9)

@@ -28,7 +28,7 @@ from custom.data.names import image_stem
 from custom.data.readers import read_volume
 from custom.evaluation.slices import to_ras
 from custom.reports.figures import volume_panel
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.identity import content_digest, digest, identity
 
 __all__ = ["Registration", "mutual_information", "register", "rigid_transform"]
@@ -112,9 +112,9 @@ def register(
         transform, after = np.eye(4), before
         quality = _quality(still, before, after, transform)
     _save_image(image, after, still, f"rigidly registered to {image_stem(fixed)}")
-    with appearing_whole(picture) as temporary:
+    with atomic_write(picture) as temporary:
         _draw(temporary, still, before, after, quality, image_stem(source))
-    with appearing_whole(record) as temporary:  # last: it vouches for the others
+    with atomic_write(record) as temporary:  # last: it vouches for the others
         content = {"key": key, "transform": transform.tolist(), "fixed": str(fixed), **quality}
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return Registration(image, picture, **quality, reused=False)
@@ -264,7 +264,7 @@ def _save_image(path: Path, values: np.ndarray, still: MetaTensor, description: 
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode("ascii", "replace")[:79]
     image.set_data_dtype(np.int16)  # with the slope that spreads the values over its range: half the space of float32
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         nib.save(image, temporary)
 
 

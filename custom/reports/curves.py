@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from custom.reports.render import Cell, Table
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 __all__ = ["SPADE_ONLY", "Point", "choose_default", "curve_table", "draw_curves", "write_points"]
 
@@ -63,7 +63,7 @@ class Mean(NamedTuple):
 
 def write_points(path: str | os.PathLike[str], points: Iterable[Point]) -> None:
     """Write a CSV file with a header line, whole or not at all."""
-    with appearing_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Point._fields)
         writer.writerows([*p[:8], *(f"{value:.6g}" for value in p[8:])] for p in points)
@@ -149,7 +149,7 @@ def draw_curves(path: str | os.PathLike[str], points: Sequence[Point]) -> Path:
     pairs = sorted({f"{p.subject}: {p.source} to {p.target}" for p in points})
     figure.suptitle(f"Quality against sampling cost, mean over {len(pairs)} validation volumes", fontsize=11)
     target = Path(path)
-    with appearing_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         figure.savefig(temporary, dpi=_DPI, format="png")
     return target
 

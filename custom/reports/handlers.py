@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind, and a progress bar while it runs."""
+"""Handlers of an evaluation: the report that it leaves behind, and a progress bar while it runs."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from custom.evaluation.pictures import TRUTH, Key, Pictures, quantised, resized
 from custom.evaluation.results import Results, Setup, SubjectResult
 from custom.evaluation.rows import METHODS, Row, display_name
 from custom.reports.render import Table, to_html
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 __all__ = ["sprite", "write_html"]
 
@@ -37,7 +37,7 @@ COLUMNS = 12
 
 
 class Volumes(NamedTuple):
-    """What the viewer shows, and what must be said about it."""
+    """Volumes that the viewer shows, and the notes about them."""
 
     subjects: list[dict[str, Any]]
     note: str
@@ -80,7 +80,7 @@ def write_html(
         scripts=[Markup(_library()), Markup(_asset(VIEWER))] if volumes.subjects else [],
     )
     path = results.output_dir / REPORT
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 

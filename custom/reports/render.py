@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 __all__ = [
     "CHECK",
@@ -152,7 +152,7 @@ def write_table(
     """Write ``<folder>/<name>`` with the suffixes ``formats``, of :data:`FORMATS`; returns the paths."""
     paths = [Path(folder) / f"{name}.{suffix}" for suffix in formats]
     for path, suffix in zip(paths, formats, strict=True):
-        with appearing_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(FORMATS[suffix](table).rstrip("\n") + "\n", encoding="utf-8")
     return paths
 

@@ -104,7 +104,7 @@ def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult
 
 
 def make_remarks(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult]) -> list[str]:
-    """What must be known to read the numbers: who is left out, what is missing, what cannot be averaged."""
+    """Notes that a reader of the numbers needs: who is left out, what is missing, what cannot be averaged."""
     subjects = list(dict.fromkeys(row.subject for row in rows))
     remarks = [f"Subjects evaluated: {len(subjects)}."]
     remarks += [f"Left out, {subject}: {why}" for subject, why in setup.failures.items()]

@@ -17,7 +17,7 @@ from custom.networks.weights import compact, load_weights, read_weights
 from custom.training.random_state import random_state, restore_random_state
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
 __all__ = ["Checkpoints", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
@@ -32,7 +32,7 @@ PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
 def write_atomically(state: Mapping[str, Any], path: str | Path) -> None:
     """``torch.save`` of a dictionary to ``path``, which appears whole or not at all."""
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(dict(state), temporary)
 
 

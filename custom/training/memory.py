@@ -66,7 +66,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 class _CudaAutocast(TorchFunctionMode):
-    """What a GPU's autocast computes in float32 and a CPU's does not."""
+    """Operations that a GPU's autocast computes in float32 and a CPU's does not."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in IN_FLOAT32_ON_CUDA and torch.is_autocast_enabled("cpu"):

@@ -1,4 +1,4 @@
-"""What each training stage minimises: modules that turn a batch into named losses.
+"""Objectives of the training stages: modules that turn a batch into named losses.
 
 An objective holds the whole ``LatentTranslator`` and trains one part of it; the rest is frozen and stays in evaluation
 mode. Its forward pass computes every term, so wrapping it for distributed training synchronises all gradients.

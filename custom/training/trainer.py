@@ -132,7 +132,7 @@ class StageTrainer(SupervisedTrainer):
     def _backward(
         self, engine: StageTrainer, part: dict[str, Tensor], active: nn.Module | None, share: float, last: bool
     ) -> tuple[Step, Tensor]:
-        """What the objective makes of a part of the batch, and its loss; adds the share of the gradients."""
+        """Apply the objective to a part of the batch, add its share of the gradients; gives step and loss."""
         if active is not None:
             active.requires_grad_(False)
         with nullcontext() if last else unsynchronized(engine.network):

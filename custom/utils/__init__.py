@@ -1,1 +1,1 @@
-"""What every room uses and none owns."""
+"""Tools that every room uses and none owns."""

@@ -27,10 +27,10 @@ __all__ = [
     "largest",
     "main_first",
     "mean_of_ranks",
-    "own_share",
     "rank",
     "same_start",
     "seed_rank",
+    "share_of_rank",
     "synchronized",
     "unsynchronized",
     "world_size",
@@ -69,7 +69,7 @@ def main_first() -> Iterator[None]:
             dist.barrier()
 
 
-def own_share(items: Sequence[Item], *, even: bool = False) -> list[Item]:
+def share_of_rank(items: Sequence[Item], *, even: bool = False) -> list[Item]:
     """Every ``world_size()``-th item, from this process's rank on; all in a single process.
 
     Args:
@@ -167,4 +167,4 @@ class CachedShare(CacheDataset):
     """
 
     def __init__(self, data: Sequence[Mapping], *args: Any, **kwargs: Any) -> None:
-        super().__init__(own_share(data, even=True), *args, **{"progress": is_main(), **kwargs})
+        super().__init__(share_of_rank(data, even=True), *args, **{"progress": is_main(), **kwargs})

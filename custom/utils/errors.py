@@ -1,4 +1,4 @@
-"""What a user is told when something fails: the one line that this project wrote, not the layers around it."""
+"""Errors as a user sees them: the one line that this project wrote, not the layers around it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find_user_error(error: BaseException) -> BaseException | None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """What fails inside raises the error that this package wrote for its user, without MONAI's layers around it."""
+    """Raise, for a failure inside, the error that this package wrote for its user, without MONAI's layers around it."""
     try:
         yield
     except Exception as error:

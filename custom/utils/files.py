@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["appearing_whole", "folder_appearing_whole"]
+__all__ = ["atomic_folder", "atomic_write"]
 
 
 @contextmanager
-def appearing_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file beside ``path``, with the same suffixes, which takes its place when the block ends well.
 
     A reader never sees half a file, and what an error leaves behind is what was there before. The folder is made where
@@ -36,8 +36,8 @@ def appearing_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_appearing_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As ``appearing_whole``: an empty folder beside ``path``, which takes its place when the block ends well.
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As ``atomic_write``: an empty folder beside ``path``, which takes its place when the block ends well.
 
     What was at ``path`` is removed only when the new folder is complete.
 

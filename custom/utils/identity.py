@@ -1,4 +1,4 @@
-"""What a result was computed from, as text that changes when it does: networks, transforms, settings, files."""
+"""Identity of a result, as text that changes when it does: networks, transforms, settings, files."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def digest(item: Any) -> str:
 
 
 def describe(item: Any, device: torch.device | None = None) -> Any:
-    """What ``item``, such as a transform, is and was given, as JSON can hold it: the same in every process.
+    """Describe ``item``, such as a transform, and its settings as JSON can hold them: the same in every process.
 
     Objects are described by class and attributes, functions by name or, where that says nothing, by their code, arrays
     and networks by digest. What is no setting is left out: random generators, devices, what belongs to a thread, which

@@ -129,7 +129,7 @@ class TestLoad:
         def refuse(*args: object, **kwargs: object) -> None:
             raise PermissionError("read-only")
 
-        monkeypatch.setattr(module, "appearing_whole", refuse)
+        monkeypatch.setattr(module, "atomic_write", refuse)
         assert len(load_datalist(root, "training")) == 1
         assert "cannot be written" in caplog.text
         assert not (root / "datalist.json").exists()

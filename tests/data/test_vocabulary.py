@@ -34,7 +34,7 @@ def test_of_the_datalist(workflow: str, with_ct: Path) -> None:
     assert parser.get_parsed_content("modalities") == ["t1", "ct"]
     assert parser.get_parsed_content("network_def#num_modalities") == 2
     if workflow == "evaluate":
-        assert parser.get_parsed_content("keys") == ["t1", "ct", "seg"]
+        assert parser.get_parsed_content("preprocessing").transforms[0].keys == ("t1", "ct", "seg")
     if workflow == "inference":
         assert parse(workflow, dataset_dir=str(with_ct), targets="ct").get_parsed_content("inferer").targets == ["ct"]
 

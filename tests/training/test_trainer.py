@@ -173,6 +173,7 @@ def test_batches_become_plain_tensors() -> None:
 def test_objective_is_moved_to_the_device(network: LatentTranslator) -> None:
     # a perceptual network is part of the objective, not of the network that the config has moved
     objective, moved = Scalar(), []
+    objective.register_buffer("perceptual", torch.empty(1, device="meta"))
     objective.to = moved.append
     scalar_trainer(objective)
     assert moved == [CPU]

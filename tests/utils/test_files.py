@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 
 
 def test_the_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "new" / "image.nii.gz"
-    with appearing_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text("whole")
         assert temporary.name.endswith(".nii.gz")
         assert not target.exists()
@@ -21,7 +21,7 @@ def test_the_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
 
 
 def fail_halfway(target: Path) -> None:
-    with appearing_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text("ne")
         raise RuntimeError("half")
 

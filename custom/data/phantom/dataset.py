@@ -31,7 +31,7 @@ from custom.data.phantom.signal_equations import (
     longitudinal,
     transverse,
 )
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.modalities import BRATS_MODALITIES
 
 BRATS_BOX_MM = (240, 240, 155)
@@ -232,7 +232,7 @@ def _save(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     image = nib.Nifti1Image(data, affine)
     image.header["descrip"] = DESCRIPTION
     image.header.set_xyzt_units("mm")
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 

@@ -17,7 +17,7 @@ LABELS = {"core": 1, "necrosis": 1, "oedema": 2, "plaque": 2, "enhancing": 4}
 
 
 class LesionPlan(NamedTuple):
-    """What a subject suffers from: ``kind`` is "high", "low" (grade of glioma), "ms" or "none"; radii in mm."""
+    """Disease of a subject: ``kind`` is "high", "low" (grade of glioma), "ms" or "none"; radii in mm."""
 
     kind: str
     core_radius: float

@@ -73,7 +73,7 @@ class _Normalization(NamedTuple):
 
 @torch.no_grad()
 def run_blocks(blocks: Sequence[nn.Module], x: Tensor, *, slab_elements: int | None = None) -> Tensor:
-    """What ``for block in blocks: x = block(x)`` gives, within rounding.
+    """Compute ``for block in blocks: x = block(x)``, equal within rounding.
 
     Args:
         blocks: those of a ``VQGAN``'s ``Encoder`` or ``Decoder`` (``BLOCKS``), ``SiLU`` allowed between the last

@@ -59,7 +59,7 @@ def current_workspace() -> Workspace:
 
 @contextmanager
 def shared_workspace() -> Iterator[None]:
-    """What is computed within uses one workspace, such as one encoding and several decodings; freed at the end.
+    """Share one workspace among all computations within, such as an encoding and several decodings; freed at the end.
 
     Within another ``shared_workspace`` it is that one.
     """

@@ -93,7 +93,7 @@ def _autoencoder_state(
 
 
 def _labels(half: str, depths: Sequence[int], attends: Sequence[bool], bottom: bool, activated: bool) -> list[str]:
-    """What each block of a half is, in the order of the forward pass."""
+    """Label each block of a half, in the order of the forward pass."""
     levels = list(enumerate(depths))
     middle = [f"mid {part}" for part in ("in", "attention", "out")] if bottom else []
     labels = ["in"] if half == "encoder" else ["in", *middle]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from custom.networks import VQGAN, VectorQuantizer
 from custom.utils.distributed import is_main, world_size
-from custom.utils.files import appearing_whole
+from custom.utils.files import atomic_write
 from custom.utils.identity import FileDigests, differences, digest, identity
 
 __all__ = [
@@ -100,7 +100,7 @@ class StoredImages:
 
     @classmethod
     def levels(cls, images: Tensor) -> np.ndarray:
-        """What the file of ``images`` (m, 1, H, W, D) in [-1, 1] holds."""
+        """Content of the file of ``images`` (m, 1, H, W, D) in [-1, 1]."""
         return ((images.squeeze(1) + 1) * (cls.LEVELS / 2)).round().clamp(0, cls.LEVELS).to(torch.uint8).cpu().numpy()
 
 
@@ -149,7 +149,7 @@ class LatentCache:
         return [self.folder / f"{digest(content)[:24]}.npy" for content in contents]
 
     def find(self, file: Path) -> StoredLatents | None:
-        """What is stored there; None where it must be computed. What is in use is marked by the file's time."""
+        """Stored latents; None where they must be computed. A file in use is marked by the file's time."""
         return find_stored(file, lambda: StoredLatents(file, self.codes))
 
     def find_images(self, file: Path) -> StoredImages | None:
@@ -172,7 +172,7 @@ class LatentCache:
     def _explain(self) -> None:
         """Write what the folder's name stands for."""
         if not (self.folder / ENCODING_NAME).is_file():
-            with _said_plainly(self.folder), appearing_whole(self.folder / ENCODING_NAME) as temporary:
+            with _said_plainly(self.folder), atomic_write(self.folder / ENCODING_NAME) as temporary:
                 temporary.write_text(json.dumps(self.encoding, indent=1) + "\n", encoding="utf-8")
 
     def check_space(
@@ -221,7 +221,7 @@ class LatentCache:
 
 
 def find_stored(file: Path, read: Callable[[], Stored]) -> Stored | None:
-    """What ``read`` makes of ``file``; None where there is none. What is in use is marked by the file's time."""
+    """Read ``file`` by ``read``; None where there is none. A file in use is marked by the file's time."""
     try:
         stored = read()
     except (OSError, ValueError, EOFError):  # none, or cut short by a crash of the machine
@@ -250,7 +250,7 @@ def store_array(file: Path, content: np.ndarray) -> None:
     Raises:
         OSError: where that cannot be done.
     """
-    with _said_plainly(file), appearing_whole(file) as temporary, temporary.open("wb") as stream:
+    with _said_plainly(file), atomic_write(file) as temporary, temporary.open("wb") as stream:
         np.save(stream, content, allow_pickle=False)
 
 

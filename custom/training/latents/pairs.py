@@ -22,7 +22,7 @@ from custom.training.latents.cache import LatentCache
 from custom.training.latents.sampling import RandModalityPaird, check_pairable
 from custom.training.latents.target_like import pair_number, translate_subjects
 from custom.utils.arguments import as_bool
-from custom.utils.distributed import CachedShare, is_main, largest, own_share
+from custom.utils.distributed import CachedShare, is_main, largest, share_of_rank
 from custom.utils.precision import uses_bfloat16
 
 __all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "measure_latent_scale", "style_pairs"]
@@ -238,7 +238,7 @@ def latent_pairs(
         pairs_per_subject, crop_size: as for ``LatentPairs``.
         target_like: also keep what the frozen MS-SPADE makes of every pair, see ``translate_subjects``.
     """
-    subjects = encode_subjects(own_share(data), transform, network, modalities, **kwargs)
+    subjects = encode_subjects(share_of_rank(data), transform, network, modalities, **kwargs)
     if as_bool("cache_target_like", target_like):
         subjects = translate_subjects(subjects, network, device=kwargs["device"], amp=kwargs.get("amp", False))
     return LatentPairs(subjects, pairs_per_subject, crop_size)

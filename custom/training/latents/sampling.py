@@ -9,7 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
-from custom.utils.distributed import own_share
+from custom.utils.distributed import share_of_rank
 
 __all__ = ["RandModalityPaird", "RandModalityd", "check_pairable", "single_images", "translation_pairs"]
 
@@ -72,7 +72,7 @@ def single_images(entries: Sequence[Mapping[str, Any]], modalities: Sequence[str
 
     In several processes: this one's share.
     """
-    return own_share([{"subject": e["subject"], "image": e[m]} for e in entries for m in modalities if m in e])
+    return share_of_rank([{"subject": e["subject"], "image": e[m]} for e in entries for m in modalities if m in e])
 
 
 def translation_pairs(entries: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> list[dict[str, Any]]:
@@ -104,4 +104,4 @@ def translation_pairs(entries: Sequence[Mapping[str, Any]], modalities: Sequence
                     "target_modality": target,
                 }
             )
-    return own_share(pairs)
+    return share_of_rank(pairs)
