@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ __all__ = ["Translator"]
 CONFIG = Path("configs", "inference.json")
 WEIGHTS = Path("models", "model.pt")
 ZIPPED = (str(CONFIG), "configs/metadata.json", str(WEIGHTS))  # of an artifact; its code is not run
+OF_A_CALL = ("seed", "num_samples", "num_inference_steps", "amp", "volume_size")
 DESCRIPTION = "descrip"
 TARGET = "target"
 
@@ -86,10 +88,7 @@ class Translator:
             place = _find(bundle, Path(folder))
             parser = ConfigParser()
             parser.read_config(str(place.root / CONFIG))
-            unknown = [key for key in settings if key.partition("#")[0] not in parser.get()]
-            if unknown:
-                known = ", ".join(k for k, v in parser.get().items() if not isinstance(v, dict | list))
-                raise ValueError(f"{unknown[0]}: expected a key of inference.json ({known}); found none. Correct it.")
+            _check_settings(parser, settings)
             parser.update({"bundle_root": str(place.root), "ckpt_path": str(place.weights), **settings})
             if device is not None:
                 parser["device"] = _device(device)
@@ -103,7 +102,7 @@ class Translator:
             image: path of a scan (any format that the command line reads); a nibabel or ITK image; or a ``MetaTensor``
                 (H, W, D) or (1, H, W, D) with its affine, in the scanner's units.
             targets: a contrast, or several: the scan is encoded once for all of them.
-            settings: as in :meth:`load`, for this call.
+            settings: for this call: ``seed``, ``num_samples``, ``num_inference_steps``, ``amp``, ``volume_size``.
 
         Returns:
             (1, H, W, D) float32 in [0, 1] on the scan's own grid, with its affine; for several targets a dictionary of
@@ -118,6 +117,8 @@ class Translator:
     def _translate(
         self, image: Any, targets: str | Sequence[str], settings: dict[str, Any]
     ) -> MetaTensor | dict[str, MetaTensor]:
+        if not isinstance(targets, str | list | tuple) or not all(isinstance(target, str) for target in targets):
+            raise ValueError(f"targets: expected a contrast or a list of contrasts; found {targets!r}. Name them.")
         names = [targets] if isinstance(targets, str) else list(targets)
         preprocessing, inferer, postprocessing = self._parts(names, settings)
         given = str(image) if isinstance(image, str | os.PathLike) else volume_of_image(image)
@@ -143,20 +144,37 @@ class Translator:
             ValueError: for another suffix, or an image that no call gave.
         """
         file = Path(path).expanduser()
-        if not file.name.lower().endswith((".nii", ".nii.gz")):
-            raise ValueError(f"{file}: expected a name that ends with .nii or .nii.gz; found {file.name}. Rename it.")
-        if TARGET not in image.meta or DESCRIPTION not in image.meta:
-            raise ValueError("image: expected what a call of the translator gave; found no mark that it is synthetic.")
-        save_synthetic(image[0], file, image.meta["filename_or_obj"], image.meta, image.meta[DESCRIPTION])
+        if not re.fullmatch(r".+\.nii(\.gz)?", file.name, re.IGNORECASE):
+            raise ValueError(f"{file}: expected a name that ends with .nii or .nii.gz; found {file.name!r}. Rename it.")
+        if not isinstance(image, MetaTensor) or TARGET not in image.meta or DESCRIPTION not in image.meta:
+            raise ValueError(
+                f"image: expected one translation, as a call gives it; found {type(image).__name__} without the "
+                "mark that it is synthetic. Of several targets save one after the other."
+            )
+        source = str(image.meta.get("filename_or_obj", ""))
+        if file.exists() and Path(source).exists() and file.samefile(source):
+            raise ValueError(
+                f"{file}: expected another file than the scan itself; found its path. Choose another name."
+            )
+        save_synthetic(image[0], file, source, image.meta, image.meta[DESCRIPTION])
         return file
 
     def _parts(self, targets: Sequence[str], settings: dict[str, Any]) -> tuple[Compose, Any, Compose]:
         """Preprocessing, inferer and postprocessing of a call, as the config describes them, but for what saves."""
+        _check_settings(self._parser, settings, OF_A_CALL)
         parser = ConfigParser(copy.deepcopy(self._parser.get()))
         parser.update({"targets": list(targets), **settings})
         transforms = parser.get_parsed_content("postprocessing").transforms
         kept = [t for t in transforms if not isinstance(t, SaveImaged)]
         return parser.get_parsed_content("preprocessing"), parser.get_parsed_content("inferer"), Compose(kept)
+
+
+def _check_settings(parser: ConfigParser, settings: Mapping[str, Any], known: Sequence[str] = ()) -> None:
+    """Refuse settings that are not among ``known``, by default the keys of the config."""
+    unknown = [key for key in settings if key.partition("#")[0] not in (known or parser.get())]
+    if unknown:
+        named = known or [k for k, v in parser.get().items() if k[0] != "_" and not isinstance(v, dict | list)]
+        raise ValueError(f"{unknown[0]}: expected one of {', '.join(named)}; found another setting. Correct it.")
 
 
 def _find(bundle: str | os.PathLike[str] | None, folder: Path) -> _Place:
@@ -165,7 +183,7 @@ def _find(bundle: str | os.PathLike[str] | None, folder: Path) -> _Place:
         root = bundle_folder()
         return _Place(root, root / WEIGHTS)
     place = Path(bundle).expanduser()
-    if place.is_file() and zipfile.is_zipfile(place) and place.suffix.lower() == ".zip":
+    if place.is_file() and place.suffix.lower() == ".zip":
         return _unpacked(place, folder)
     if place.is_file():
         return _Place(bundle_folder(), place)
@@ -178,19 +196,25 @@ def _find(bundle: str | os.PathLike[str] | None, folder: Path) -> _Place:
 
 
 def _unpacked(archive: Path, folder: Path) -> _Place:
-    with zipfile.ZipFile(archive) as content:
-        names = content.namelist()
-        top = names[0].partition("/")[0] if names else ""
-        missing = [name for name in ZIPPED if f"{top}/{name}" not in names]
-        if missing:
-            raise FileNotFoundError(f"{archive}: expected a bundle with {missing[0]}; found no such file in it.")
-        for name in ZIPPED:
-            content.extract(f"{top}/{name}", folder)
+    try:
+        with zipfile.ZipFile(archive) as content:
+            names = content.namelist()
+            top = names[0].partition("/")[0] if names else ""
+            missing = [name for name in ZIPPED if f"{top}/{name}" not in names]
+            if missing:
+                raise FileNotFoundError(f"{archive}: expected a bundle with {missing[0]}; found no such file in it.")
+            for name in ZIPPED:
+                content.extract(f"{top}/{name}", folder)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{archive}: expected a bundle's zip; found {error}. Replace the file.") from error
     return _Place(folder / top, folder / top / WEIGHTS)
 
 
 def _device(name: torch.device | str) -> torch.device:
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected cpu, cuda or cuda:N; found {name!r}. Correct it.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: expected one that is here; found {name!r}, but no CUDA device. Use 'cpu'.")
     return device

@@ -91,13 +91,29 @@ def test_saved_like_the_command_line(translator, scan, written, tmp_path):
     np.testing.assert_array_equal(saved.get_fdata(), like.get_fdata())
     np.testing.assert_array_equal(saved.affine, like.affine)
     assert bytes(saved.header["descrip"]) == bytes(like.header["descrip"])
-    with pytest.raises(ValueError, match=r"ends with .nii or .nii.gz; found t2.png"):
+    with pytest.raises(ValueError, match=r"ends with \.nii or \.nii\.gz; found 't2\.png'"):
         translator.save(translator(scan, "t2"), tmp_path / "t2.png")
-    with pytest.raises(ValueError, match="no mark that it is synthetic"):
+    with pytest.raises(ValueError, match="without the mark that it is synthetic"):
         translator.save(tensor_of(scan)[None], tmp_path / "t2.nii.gz")
 
 
 @pytest.mark.slow
+def test_saving_what_must_not_be_saved(translator, scan, tmp_path):
+    image = nib.load(scan)
+    copied = tmp_path / "copy.nii.gz"
+    nib.save(image, copied)
+    before = copied.read_bytes()
+    with pytest.raises(ValueError, match="expected another file than the scan itself"):
+        translator.save(translator(copied, "t2"), copied)
+    assert copied.read_bytes() == before
+    with pytest.raises(ValueError, match="Of several targets save one after the other"):
+        translator.save(translator(scan, TARGETS), tmp_path / "t2.nii.gz")
+    of_memory = translator(tensor_of(scan), "t2")
+    saved = nib.load(translator.save(of_memory, tmp_path / "memory.nii"))
+    np.testing.assert_allclose(saved.affine, image.affine, atol=1e-4)
+    np.testing.assert_array_equal(saved.get_fdata(dtype=np.float32), of_memory[0].numpy())
+
+
 def test_the_artifact_serves_too(translator, scan, tmp_path):
     archive = package(tmp_path)
     of_zip = Translator.load(archive, device="cpu", amp=False)
@@ -107,6 +123,15 @@ def test_the_artifact_serves_too(translator, scan, tmp_path):
 def test_settings_of_a_call(translator, scan):
     with pytest.raises(ValueError, match="num_samples: expected a whole number"):
         translator(scan, "t2", num_samples=1.5)
+    for setting in ({"nope": 1}, {"device": "cpu"}, {"output_dir": "here"}):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))}: expected one of seed, num_samples"):
+            translator(scan, "t2", **setting)
+    for targets in (None, 2, ["t2", 2]):
+        with pytest.raises(ValueError, match="targets: expected a contrast or a list of contrasts"):
+            translator(scan, targets)
+    for image in (tensor_of(scan).repeat(2, 1, 1, 1), MetaTensor(torch.zeros(4, 4, 4, dtype=torch.complex64))):
+        with pytest.raises(ValueError, match="expected one 3D volume with one channel of real numbers"):
+            translator(image, "t2")
     with pytest.raises(ValueError, match="'ct'"):
         translator(scan, "ct")
     with pytest.raises(ValueError, match="found ndarray"):
@@ -120,7 +145,12 @@ def test_where_weights_are_looked_for(tmp_path):
         Translator.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="none of them in the folder"):
         Translator.load(tmp_path)
-    with pytest.raises(ValueError, match=r"number_of_samples: expected a key of inference\.json"):
+    (tmp_path / "cut.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"cut\.zip: expected a bundle's zip"):
+        Translator.load(tmp_path / "cut.zip")
+    with pytest.raises(ValueError, match="expected cpu, cuda or cuda:N; found 'gpu'"):
+        Translator.load(device="gpu")
+    with pytest.raises(ValueError, match="number_of_samples: expected one of version, image"):
         Translator.load(number_of_samples=2)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):

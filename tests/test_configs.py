@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,3 +320,16 @@ def test_entry_with_a_single_modality(phantoms: Path, tmp_path: Path) -> None:
     assert lonely["subject"] in message
     assert "two or more of t1, t1ce, t2, flair" in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["inference", "train"])
+def test_each_workflow_finds_its_own_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    workflows = []
+    for copy in ("first", "second"):
+        shutil.copytree(CONFIGS, tmp_path / copy / "configs")
+        file = str(tmp_path / copy / "configs" / f"{name}.json")
+        workflows.append(ConfigWorkflow(file, logging_file=False, workflow_type=name))
+    monkeypatch.chdir(tmp_path / "second" / "configs")
+    workflows.append(ConfigWorkflow(f"{name}.json", logging_file=False, workflow_type=name))
+    found = [workflow.parser.get_parsed_content("bundle_root") for workflow in reversed(workflows)]
+    assert found == [str(tmp_path / copy) for copy in ("second", "second", "first")]

@@ -53,7 +53,7 @@ CODE = "finds the package or starts the run; what is computed, and by which obje
 WIRING = "joins the objects of the other keys, each of which is changed by itself"
 EXEMPT = {
     **dict.fromkeys(("imports", "bundle_code", "initialize", "run", "inference", "evaluating", "training"), CODE),
-    **dict.fromkeys(("bundle_places", "bundle_missing"), CODE),
+    **dict.fromkeys(("bundle_workflow", "bundle_places", "bundle_missing"), CODE),
     "bundle_root": "the folder of the bundle; the paths in it are keys of their own",
     "stage": "of a training: names what its own classes do, for its validation and for presets",
     **dict.fromkeys(("dataset", "evaluator", "train", "validate"), WIRING),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -126,6 +127,11 @@ def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
     """
     given = MetaTensor(image)
     meta, name = dict(given.meta), str(given.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the client's image"))
+    channel = meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM, math.nan)
+    unknown = given.ndim == SPATIAL_DIMS + 1 and given.shape[0] != 1 and isinstance(channel, float)
+    if unknown or given.ndim not in (SPATIAL_DIMS, SPATIAL_DIMS + 1) or given.is_complex():
+        kind = "complex numbers" if given.is_complex() else f"the shape {tuple(given.shape)}"
+        raise ValueError(f"{name}: expected one 3D volume with one channel of real numbers; found {kind}. Choose one.")
     values = given.as_tensor().float()
     if values.ndim == SPATIAL_DIMS + 1 and values.shape[0] == 1:
         values = values[0]

@@ -163,6 +163,12 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
         description: for the header's ``descrip``, cut to 79 bytes.
     """
     values = np.ascontiguousarray(convert_to_numpy(volume), dtype=np.float32)
+    faulty = int((~np.isfinite(values)).sum())
+    if faulty:
+        raise ValueError(
+            f"{source}: expected a translation of finite values; found {faulty} NaN or infinite voxels. "
+            "Check the weights."
+        )
     image = _like_source(values, source, meta)
     image.header.set_data_dtype(np.float32)
     image.header.set_slope_inter(1, 0)

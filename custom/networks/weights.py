@@ -50,7 +50,9 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        detail = (str(error) or type(error).__name__).splitlines()[0]
+        # of an unpickling error torch's text says how to run the code in the file, which is no advice to pass on
+        said = "no tensors alone" if isinstance(error, pickle.UnpicklingError) else str(error)
+        detail = (said or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{file}: expected a file of tensors; found {detail.rstrip('.')}. Replace the file."
         ) from error
@@ -58,6 +60,12 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"{file}: expected a flat state dict, name → tensor; found {_kind(state)}. "
             "Give the model.pt that the last training stage writes, not a training checkpoint."
+        )
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{file}: expected finite weights; found NaN or infinite values in {', '.join(broken[:NAMED])}"
+            f"{_more(broken)}. Replace the file."
         )
     return dict(state)
 

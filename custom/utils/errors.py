@@ -97,4 +97,8 @@ def _raised_here(error: BaseException) -> bool:
     trace, package = error.__traceback__, __name__.partition(".")[0]
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == package
+    if trace is None:
+        return False
+    module = trace.tb_frame.f_globals
+    name = module.get("__package__") if module.get("__name__") == "__main__" else module.get("__name__")
+    return str(name or "").partition(".")[0] == package

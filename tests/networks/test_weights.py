@@ -32,6 +32,15 @@ def test_round_trip(weights: Path) -> None:
         assert torch.equal(network.state_dict()[name], value)
 
 
+def test_weights_that_are_not_finite(weights: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    name = next(iter(state))
+    state[name].view(-1)[0] = torch.nan
+    torch.save(state, weights)
+    with pytest.raises(ValueError, match=f"expected finite weights; found NaN or infinite values in {name}"):
+        load_weights(transfer(), weights)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.pt: expected the model's weights; found no file"):
         load_weights(transfer(), tmp_path / "model.pt")

@@ -54,3 +54,16 @@ def test_terminal(action, lines: int | None, monkeypatch, capsys) -> None:
         assert len(printed.splitlines()) == lines
     else:
         assert "Traceback" in printed
+
+
+def test_error_of_the_program_itself_is_this_package_s() -> None:
+    """``python -m custom`` runs under another name."""
+    namespace = {"__name__": "__main__", "__package__": "custom"}
+    exec(compile("def fail():\n    raise ValueError('mine')", "main", "exec"), namespace)
+    with pytest.raises(ValueError, match="mine") as caught:
+        namespace["fail"]()
+    assert find_user_error(caught.value) is caught.value
+    namespace["__package__"] = "other"
+    with pytest.raises(ValueError, match="mine") as caught:
+        namespace["fail"]()
+    assert find_user_error(caught.value) is None
