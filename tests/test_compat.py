@@ -18,7 +18,8 @@ def is_private(name: str) -> bool:
 def reached_into(source: str) -> list[str]:
     """Private names of others that ``source`` imports or reads, and what it replaces in others."""
     tree = ast.parse(source)
-    return [ast.unparse(node) for node in ast.walk(tree) for _ in _faults(node, set(_foreign_names(tree)))]
+    foreign = set(_foreign_names(tree))
+    return [ast.unparse(node) for node in ast.walk(tree) for _ in _faults(node, foreign)]
 
 
 def _foreign_names(tree: ast.AST) -> Iterator[str]:

@@ -133,10 +133,10 @@ def test_resumed_run_equals_one_that_never_stopped(
 
 
 @pytest.fixture(scope="module")
-def one_epoch(tiny_translator: LatentTranslator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_epoch(first_tiny_translator: LatentTranslator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run of one epoch; do not change it in a test."""
     folder = tmp_path_factory.mktemp("one_epoch")
-    start(make_run(folder, tiny_translator, max_epochs=1))
+    start(make_run(folder, copy.deepcopy(first_tiny_translator), max_epochs=1))
     return folder
 
 
