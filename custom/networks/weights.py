@@ -6,14 +6,14 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
 
-__all__ = ["compact", "is_kernel", "load_weights", "read_weights"]
+__all__ = ["compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
 
 NAMED = 3  # parameters named in a message
 
@@ -34,6 +34,21 @@ def is_kernel(tensor: torch.Tensor) -> bool:
     return tensor.ndim > 2
 
 
+def load_tensors(file: Path, *, expected: str, remedy: str) -> Any:
+    """Content of a file of tensors, numbers and plain containers, on the CPU; code in it is not run.
+
+    Raises:
+        ValueError: if it is something else, saying what was ``expected`` and the ``remedy``.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        # of an unpickling error torch's text says how to run the code in the file, which is no advice to pass on
+        said = "no tensors alone" if isinstance(error, pickle.UnpicklingError) else str(error)
+        detail = (said or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(f"{file}: expected {expected}; found {detail}. {remedy}.") from error
+
+
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """A flat state dict, tensors only, on the CPU.
 
@@ -47,15 +62,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             f"{file}: expected the model's weights; found no file. Train the three stages, or point bundle_root at the "
             "folder that holds configs/ and models/."
         )
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        # of an unpickling error torch's text says how to run the code in the file, which is no advice to pass on
-        said = "no tensors alone" if isinstance(error, pickle.UnpicklingError) else str(error)
-        detail = (said or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{file}: expected a file of tensors; found {detail.rstrip('.')}. Replace the file."
-        ) from error
+    state = load_tensors(file, expected="a file of tensors", remedy="Replace the file")
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(
             f"{file}: expected a flat state dict, name → tensor; found {_kind(state)}. "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler
 
-from custom.networks.weights import compact, load_weights, read_weights
+from custom.networks.weights import compact, load_tensors, load_weights, read_weights
 from custom.training.random_state import random_state, restore_random_state
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main
@@ -235,11 +234,7 @@ class Checkpoints:
                 f"{path}: expected the checkpoint of an earlier run; found no file. Start without --resume, or give "
                 "the output_dir of that run."
             )
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            detail = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            raise ValueError(f"{path}: expected tensors and numbers; found {detail}. Start afresh.") from error
+        state = load_tensors(path, expected="tensors and numbers", remedy="Start afresh")
         expected = {*self._items(), "epoch", "epoch_length", "best", "random_state"}
         if not isinstance(state, dict) or set(state) != expected:
             found = ", ".join(sorted(map(str, state))) if isinstance(state, dict) else type(state).__name__
