@@ -114,8 +114,8 @@ def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, 
     network = toy()
     engine = run(entries, tmp_path / "out", network, PairwiseInferer(MODALITIES))
     rows = read_rows(tmp_path / "out" / "per_subject.csv")
-    assert len([r for r in rows if r.subject == "one"]) == 3 * (3 + 6 * 3)  # regions × predictions
-    assert len([r for r in rows if r.subject == "three"]) == 2 * (2 + 2 * 3)  # no lesion, one modality fewer
+    assert len([r for r in rows if r.subject == "one"]) == 7 * (3 + 6 * 3)  # regions × predictions
+    assert len([r for r in rows if r.subject == "three"]) == 4 * (2 + 2 * 3)  # no lesion, one modality fewer
     brain = {(r.source, r.target, r.method): r for r in rows if r.subject == "one" and r.region == "brain"}
     assert brain["t1", "t1", CEILING].psnr == np.inf
     assert brain["t1", "t2", FULL_MODEL].psnr > 0
