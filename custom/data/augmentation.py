@@ -91,8 +91,8 @@ class AugmentSubjectd(MapTransform, Randomizable):
         self.looks: dict[str, Any] = {"bias": bias, "gamma": tuple(gamma), "map_share": map_share, "noise": noise}
         self.degraded_share = degraded_share
 
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        d = {key: torch.as_tensor(value).as_subclass(torch.Tensor).float() for key, value in data.items()
+    def __call__(self, data: Mapping[Any, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        d: dict[Hashable, torch.Tensor] = {key: torch.as_tensor(value).as_subclass(torch.Tensor).float() for key, value in data.items()
              if key in (*self.keys, *self.labels)}  # fmt: skip
         images = [key for key in self.keys if key in d]
         labels = [key for key in self.labels if key in d]

@@ -25,6 +25,7 @@ SIGNED_SHARE = 0.01  # of voxels clearly below the background from which on they
 # real scans: brains have up to 4 % of faint voxels; scans with noise between head and background 16 % and more
 NOISY_SHARE = 0.1
 NOISY_RIM = 0.2  # of the range: what three quarters of the rim keep below, where the rim is noise
+UNIFORM = 0.9  # of the rim: what has so much of one value is tissue without noise
 NOISE_DEVIATIONS = 4  # above the middle of the rim's noise
 LARGEST_THRESHOLD = 0.25  # of the range
 SMALL = 0.01  # of the largest piece: what is smaller is noise, too
@@ -53,16 +54,19 @@ def foreground(image: torch.Tensor) -> torch.Tensor:
     values = (image.as_tensor() if isinstance(image, MetaTensor) else image).cpu().numpy()
     values = values.reshape(values.shape[-3:])
     inside = np.isfinite(values)
-    for layer in range(LAYERS):
-        levels, shares = levels_of(values[rim_of(inside)])
+    for layer in range(LAYERS + 1):
+        rim = values[rim_of(inside)]
+        levels, shares = levels_of(rim)
         levels, shares = levels[shares >= SHARED], shares[shares >= SHARED]
         if layer > 0 and levels.size:  # an outer layer of tissue may be uniform, but it does not fill most of the head
             levels, shares = levels[:1], np.minimum(shares[:1], (values[inside] == levels[0]).mean())
+        if layer == LAYERS or shares.sum() <= MAIN_SHARE:
+            break
         others = _differing(values, inside, levels)
-        if shares.sum() <= MAIN_SHARE or (layer > 0 and not others.any()) or _are_noise(levels, values[others]):
+        if (layer > 0 and not others.any()) or _are_noise(levels, values[others]):
             break
         inside = others
-    inside = _without_noise(values, inside)
+    inside = _without_noise(values, inside, rim)
     return torch.from_numpy(inside).reshape(image.shape).to(image.device)
 
 
@@ -83,7 +87,10 @@ def solid(mask: torch.Tensor) -> torch.Tensor:
 def rim_of(inside: np.ndarray) -> np.ndarray:
     """The outermost voxels of ``inside``; of the whole volume its edges, as a head may touch the faces."""
     if not inside.all():
-        return inside & ~ndimage.binary_erosion(inside)
+        rim = np.zeros_like(inside)
+        for box in ndimage.find_objects(inside.view(np.uint8)):
+            rim[box] = inside[box] & ~ndimage.binary_erosion(inside[box])
+        return rim
     ends = np.zeros(inside.shape, dtype=np.uint8)
     for axis in range(3):
         np.moveaxis(ends, axis, 0)[[0, -1]] += 1
@@ -115,15 +122,14 @@ def _are_noise(levels: np.ndarray, others: np.ndarray) -> bool:
     return bool(np.abs(levels - levels[0]).max() < FAINT * (high - low))
 
 
-def _without_noise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def _without_noise(values: np.ndarray, inside: np.ndarray, rim: np.ndarray) -> np.ndarray:
     if not inside.any():
         return inside
     low, high = np.percentile(values[inside], RANGE)
     faint = low + FAINT * (high - low)
-    rim = values[rim_of(inside)]
     middle, upper = np.percentile(rim, (50, 75))
     noisy = upper <= low + NOISY_RIM * (high - low) and (values[inside] <= faint).mean() >= NOISY_SHARE
-    if not noisy or levels_of(rim)[1][0] > MAIN_SHARE:  # a uniform rim is tissue without noise
+    if not noisy or levels_of(rim)[1][0] > UNIFORM:
         return inside
     spread = 1.4826 * np.median(np.abs(rim - middle))  # of a normal distribution its standard deviation
     threshold = max(faint, middle + NOISE_DEVIATIONS * spread)

@@ -67,9 +67,10 @@ class ScaleIntensitiesd(MapTransform):
 
     def _scaled(self, image: torch.Tensor, mask: torch.Tensor, key: Hashable) -> torch.Tensor:
         values, inside = (_array(tensor) for tensor in (image, mask))
-        brain, level = _brain_and_level(values, inside)
+        tissue, level = _tissue_and_level(values, inside)
+        brain = values[tissue]
         # in double precision, so that an offset of the scan does not eat up its contrast
-        signal = np.where(inside, values, level).astype(np.float64)
+        signal = np.where(tissue, values, level).astype(np.float64)
         low, high = ends = np.percentile(signal, (LOW, HIGH))
         if self.scale != PERCENTILE:
             lower, middle, upper = np.percentile(brain.astype(np.float64), DECILES)
@@ -94,18 +95,19 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).cpu().numpy()
 
 
-def _brain_and_level(values: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, float]:
-    """Intensities of the brain, without its cavities where these can be told, and the level of no signal."""
-    brain = values[inside]
+def _tissue_and_level(values: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, float]:
+    """The foreground without cavities that have the background's value, and the intensity of no signal."""
     around = values[~inside & np.isfinite(values)]
-    outside = float(np.median(around)) if around.size else -np.inf
+    outside = np.median(around) if around.size else -np.inf
+    brain = values[inside]
     low, high = np.percentile(brain, (LOW, HIGH))
     clearly_below = brain < outside - FAINT * (high - low)
     if clearly_below.mean() >= SIGNED_SHARE:
-        return brain, float(brain.min())
-    brain = brain[brain > outside]
-    lowest = float(brain.min()) if brain.size else outside
-    return brain, outside if lowest - outside <= NEAR * (high - lowest) else lowest
+        tissue = inside & (values != outside)
+        return tissue, float(values[tissue].min())
+    tissue = inside & (values > outside)
+    lowest = float(values[tissue].min(initial=high))
+    return tissue, float(outside) if lowest - outside <= NEAR * (high - lowest) else lowest
 
 
 JUMP, STEP = 0.75, 0.5  # of the range: by which neighbours differ

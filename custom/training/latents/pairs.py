@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,7 @@ def _copies(
 
     def augmented(images: dict[str, Tensor], name: str, *, number: int) -> dict[str, Tensor]:
         augmentation.set_random_state(int(digest([name, number])[:8], 16))
-        given: dict[Hashable, Tensor] = {**images}
-        changed = augmentation(given)
+        changed = augmentation(images)
         return {m: changed[m] for m in images}
 
     return made | {f"_augmented{n}_{kind}": partial(augmented, number=n) for n in range(1, count + 1)}
