@@ -92,8 +92,8 @@ class AugmentSubjectd(MapTransform, Randomizable):
         self.degraded_share = degraded_share
 
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        d: dict[Hashable, torch.Tensor] = {key: torch.as_tensor(value).as_subclass(torch.Tensor).float() for key, value in data.items()
-             if key in (*self.keys, *self.labels)}  # fmt: skip
+        known = {key: value for key, value in data.items() if key in (*self.keys, *self.labels)}
+        d: dict[Hashable, torch.Tensor] = {key: _plain(value).float() for key, value in known.items()}
         images = [key for key in self.keys if key in d]
         labels = [key for key in self.labels if key in d]
         masks = {key: foreground_key(str(key)) for key in images}
