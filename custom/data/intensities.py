@@ -112,8 +112,8 @@ def _tissue_and_level(values: np.ndarray, inside: np.ndarray) -> tuple[np.ndarra
 
 JUMP, STEP = 0.75, 0.5  # of the range: by which neighbours differ
 # jumps, of the voxels and of the steps. Real scans have none; clipped at their percentile 95, up to 0.006 and 0.29.
-# Noise of equally frequent values has a third of the steps. Overflowed by a tenth or a half of the range, real scans have
-# 0.003 or more, and more than 0.4 of the steps but for T1ce, where few and bright vessels overflow (from 0.27 on)
+# Noise of equally frequent values has a third of the steps. Overflowed by a tenth or a half of the range, real scans
+# have 0.003 or more, and 0.4 of the steps or more but for T1ce, whose few bright vessels overflow (from 0.27 on)
 WRAPPED_SHARE = 5e-4
 WRAPPED_RATIO = 0.36
 
