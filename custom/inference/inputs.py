@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from custom.data.datalist import load_datalist
-from custom.data.dicom import dicom_files, is_multi_frame
+from custom.data.dicom import dicom_inputs
 from custom.data.layouts import SEGMENTATION_KEY
 from custom.data.names import NAME_KEY, SYNTHETIC_SUFFIX, image_stem
 from custom.data.readers import IMAGE_SUFFIXES
@@ -119,5 +119,4 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
 def _images_in(folder: Path) -> list[Path]:
     """Images that lie in a folder; the folder itself, if it holds the single slices of a DICOM series."""
     files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(IMAGE_SUFFIXES))
-    dicom = dicom_files(folder)
-    return files + (dicom if dicom and is_multi_frame(dicom[0]) else [folder] if dicom else [])
+    return files + dicom_inputs(folder)
