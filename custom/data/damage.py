@@ -1,13 +1,21 @@
-"""What tells a damaged file from a whole one, for every reader: sizes that must agree, and a limit of what is read."""
+"""What tells a damaged file from a whole one, for every reader: checksums and sizes, and a limit of what is read.
+
+Source: RFC 1950 (zlib), RFC 1952 (gzip).
+"""
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
-__all__ = ["INFLATION", "MOST_VOXELS", "DamagedFileError", "check_number", "check_size", "damaged"]
+import numpy as np
+
+__all__ = ["DamagedFileError", "check_number", "check_size", "damaged", "inflate"]
 
 MOST_VOXELS = 2**30  # 1024³, 4 GiB as float32: scans of a brain have some 10⁷
 INFLATION = 1032  # no deflated stream holds more bytes per byte
+ZLIB_OR_GZIP = 47  # zlib: a stream of either, whose checksum is verified, and of gzip the length too
+PIECE = 2**18  # bytes read, and decompressed, at once: the processor's cache holds them
 
 
 class DamagedFileError(ValueError):
@@ -32,3 +40,38 @@ def check_size(file: Path, size: int, promised: int) -> None:
     """Refuse a file whose content is not of the ``size`` in bytes that its header promises."""
     if size != promised:
         raise damaged(file, f"the {promised:,} bytes that its header promises", f"{size:,}")
+
+
+def inflate(file: Path, promised: int, *, start: int = 0) -> np.ndarray:
+    """What a compressed file holds, from the byte ``start``: ``promised`` bytes, uint8, whose checksum is right.
+
+    Raises:
+        DamagedFileError: for anything else. Memory is taken for what is promised, and only if so much can be in it.
+    """
+    size = file.stat().st_size
+    if promised > INFLATION * size:
+        raise damaged(file, f"the {promised:,} bytes that its header promises", f"{size:,} compressed ones")
+    content, filled, stream = np.empty(promised, np.uint8), 0, zlib.decompressobj(ZLIB_OR_GZIP)
+    view = memoryview(content)
+    with file.open("rb") as source:
+        source.seek(start)
+        while piece := source.read(PIECE):
+            while piece:
+                if stream.eof:  # another stream may follow, and zeros that fill up a block
+                    if not (piece := piece.lstrip(b"\0")):
+                        break
+                    stream = zlib.decompressobj(ZLIB_OR_GZIP)
+                try:
+                    part = stream.decompress(piece, PIECE)
+                except zlib.error as error:
+                    said = str(error).rpartition(": ")[2]
+                    raise damaged(file, "a whole compressed stream", f"a damaged one ({said})") from error
+                if filled + len(part) > promised:
+                    raise damaged(file, f"the {promised:,} bytes that its header promises", "more")
+                view[filled : filled + len(part)] = part
+                filled += len(part)
+                piece = stream.unused_data if stream.eof else stream.unconsumed_tail
+    if not stream.eof:
+        raise damaged(file, "a whole compressed stream", f"one that ends early, after {size:,} bytes")
+    check_size(file, filled, promised)
+    return content

@@ -11,26 +11,26 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
+import numpy as np
 from nibabel.spatialimages import SpatialImage
+from nibabel.volumeutils import apply_read_scaling
 
-from custom.data.damage import INFLATION, DamagedFileError, check_number, check_size, damaged
+from custom.data.damage import check_number, check_size, damaged, inflate
 
-__all__ = ["is_nifti", "lacks_orientation", "load_header", "load_nifti"]
+__all__ = ["is_nifti", "lacks_orientation", "load_header", "load_nifti", "load_numbers", "with_whole_file"]
 
 SUFFIXES = (".nii", ".hdr", ".img")
 SINGLE = (nib.Nifti1Image, nib.Nifti2Image)
 PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair, nib.Spm2AnalyzeImage, nib.Spm99AnalyzeImage, nib.AnalyzeImage)
 GZIP_MARK = b"\x1f\x8b"
-GZIP = 31  # zlib: a stream of gzip, whose checksum and length are verified
+GZIP = 31  # zlib: a stream of gzip
 HEADER_BYTES = 540  # of NIfTI-2, the longest
-LARGEST_HEADER = 2**20  # of a pair's header file with its extensions
-PIECE = 2**18  # bytes read, and decompressed, at once: the processor's cache holds them
+LARGEST_HEADER = 2**20  # with its extensions
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
@@ -48,30 +48,59 @@ def load_nifti(path: str | os.PathLike[str]) -> SpatialImage:
             else, and where the header promises more or fewer bytes than there are.
         ValueError: for another file, or more voxels than are read.
     """
+    stored = load_numbers(path)
+    scaled = apply_read_scaling(stored.numbers, np.float64(stored.slope), np.float64(stored.inter))
+    image = type(stored.header)(scaled, stored.header.affine, stored.header.header)
+    image.file_map = stored.header.file_map
+    return image
+
+
+class Stored(NamedTuple):
+    """A file's numbers as they are stored; an intensity is slope · number + inter.
+
+    Attributes:
+        header: nibabel's image for shape, affine and header, of which the voxels cannot be read.
+        numbers: in the file's type and order.
+        slope, inter: of the intensities.
+    """
+
+    header: SpatialImage
+    numbers: np.ndarray
+    slope: float
+    inter: float
+
+
+def load_numbers(path: str | os.PathLike[str]) -> Stored:
+    """As :func:`load_nifti`, without copies in another type."""
     layout = _layout(Path(path))
-    image = layout.parts["image"]
-    size = image.stat().st_size
-    if layout.bytes > INFLATION * size:
-        raise damaged(image, f"the {layout.bytes:,} bytes that its header promises", f"{size:,}")
-    if not any(_is_compressed(f) or f.name.lower().endswith(".gz") for f in layout.parts.values()):
-        check_size(image, size, layout.bytes)
-        return layout.kind.from_filename(str(path))
-    content = {part: _content(f, layout.bytes if f is image else LARGEST_HEADER) for part, f in layout.parts.items()}
-    check_size(image, len(content["image"]), layout.bytes)
-    return _from_memory(path, layout, content)
+    header, file = _header(path, layout), layout.parts["image"]
+    proxy = header.dataobj
+    if _is_compressed(file):
+        content = inflate(file, layout.bytes)
+        numbers = np.ndarray(proxy.shape, proxy.dtype, buffer=content, offset=proxy.offset, order="F")
+    else:
+        check_size(file, file.stat().st_size, layout.bytes)
+        numbers = np.memmap(file, proxy.dtype, mode="c", offset=proxy.offset, shape=proxy.shape, order="F")
+    return Stored(header, numbers, float(proxy.slope), float(proxy.inter))
 
 
 def load_header(path: str | os.PathLike[str]) -> SpatialImage:
     """As :func:`load_nifti`, for the shape, affine and header alone: its voxels are not read, nor can they be."""
-    layout = _layout(Path(path))
-    return _from_memory(path, layout, {part: _start(f, LARGEST_HEADER) for part, f in layout.parts.items()})
+    return _header(path, _layout(Path(path)))
+
+
+def with_whole_file(image: SpatialImage) -> SpatialImage:
+    """An image of nibabel's; if its voxels are in their file yet, they are read as :func:`load_nifti` does."""
+    name = image.get_filename() if nib.is_proxy(image.dataobj) else None
+    return type(image)(load_nifti(name).dataobj, image.affine, image.header) if name and is_nifti(name) else image
 
 
 class _Layout(NamedTuple):
-    """Files of an image, the class of nibabel that reads them, and how many bytes the one with the voxels must have."""
+    """Files of an image, the class of nibabel for them, where the voxels begin, and where their file must end."""
 
     parts: dict[str, Path]
     kind: Any
+    offset: int
     bytes: int
 
 
@@ -85,13 +114,16 @@ def _layout(file: Path) -> _Layout:
     header = kind.header_class(start[: kind.header_class.template_dtype.itemsize], check=False)
     voxels = math.prod(int(n) for n in header.get_data_shape())
     check_number(file, voxels)
-    return _Layout(parts, kind, int(header.get_data_offset()) + voxels * header.get_data_dtype().itemsize)
+    offset = int(header.get_data_offset())
+    return _Layout(parts, kind, offset, offset + voxels * header.get_data_dtype().itemsize)
 
 
-def _from_memory(path: str | os.PathLike[str], layout: _Layout, content: Mapping[str, bytes | bytearray]) -> Any:
+def _header(path: str | os.PathLike[str], layout: _Layout) -> SpatialImage:
     places = layout.kind.filespec_to_file_map(str(path))
     for part, file in layout.parts.items():
-        places[part] = nib.FileHolder(filename=str(file), fileobj=BytesIO(content[part]))
+        if part == "header" or "header" not in layout.parts:
+            start = _start(file, min(layout.offset, LARGEST_HEADER) if part == "image" else LARGEST_HEADER)
+            places[part] = nib.FileHolder(filename=str(file), fileobj=BytesIO(start))
     return layout.kind.from_file_map(places)
 
 
@@ -136,35 +168,4 @@ def _start(file: Path, most: int) -> bytes:
     try:
         return zlib.decompressobj(GZIP).decompress(start, most) if start[:2] == GZIP_MARK else start
     except zlib.error as error:
-        raise _damaged(file, error) from error
-
-
-def _content(file: Path, most: int) -> bytes | bytearray:
-    """Content of a file, decompressed where it is gzip's; an error as soon as it exceeds ``most`` bytes."""
-    size = file.stat().st_size
-    if not _is_compressed(file):
-        check_size(file, size, min(size, most))
-        return file.read_bytes()
-    content, stream = bytearray(), zlib.decompressobj(GZIP)
-    with file.open("rb") as source:
-        while piece := source.read(PIECE):
-            while piece:
-                if stream.eof:  # another stream may follow, and zeros that fill up a block
-                    if not (piece := piece.lstrip(b"\0")):
-                        break
-                    stream = zlib.decompressobj(GZIP)
-                try:
-                    content += stream.decompress(piece, PIECE)
-                except zlib.error as error:
-                    raise _damaged(file, error) from error
-                if len(content) > most:
-                    raise damaged(file, f"the {most:,} bytes that its header promises", "more")
-                piece = stream.unused_data if stream.eof else stream.unconsumed_tail
-    if not stream.eof:
-        raise damaged(file, "a whole gzip stream", f"one that ends early, after {size:,} bytes")
-    return content
-
-
-def _damaged(file: Path, error: zlib.error) -> DamagedFileError:
-    said = str(error).rpartition(": ")[2]
-    return damaged(file, "a whole gzip stream", f"a damaged one ({said})")
+        raise damaged(file, "a whole compressed stream", "a damaged one") from error

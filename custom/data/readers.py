@@ -24,7 +24,7 @@ from nibabel.spatialimages import SpatialImage
 
 from custom.data.dicom import DicomReader, read_geometry
 from custom.data.itk_reader import ItkReader, read_information
-from custom.data.nifti import is_nifti, lacks_orientation, load_header, load_nifti
+from custom.data.nifti import is_nifti, lacks_orientation, load_header, load_nifti, with_whole_file
 from custom.utils.errors import find_user_error
 
 __all__ = ["ASSUMED_KEY", "IMAGE_SUFFIXES", "read_shape", "read_volume", "volume_of_client", "volume_of_image"]
@@ -39,7 +39,13 @@ FORMATS = "NIfTI, NRRD, MetaImage, a folder with one DICOM series, multi-frame D
 
 
 class NiftiReader(NibabelReader):
-    """MONAI's for a whole file, without its repair of headers, which puts a qform without a code before an sform."""
+    """MONAI's for one whole file, without its repair of headers, which puts a qform without a code before an sform.
+
+    Attributes:
+        lacks_orientation: as of :class:`custom.data.itk_reader.ItkReader`.
+    """
+
+    lacks_orientation = False
 
     def __init__(self) -> None:
         super().__init__(squeeze_non_spatial_dims=True)
@@ -50,7 +56,9 @@ class NiftiReader(NibabelReader):
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
         self.filenames = ensure_tuple(data)  # get_data looks here
         (name,) = self.filenames
-        return load_nifti(name)
+        image = load_nifti(name)
+        self.lacks_orientation = lacks_orientation(image)
+        return image
 
 
 def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
@@ -75,7 +83,8 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
     readers: tuple[ImageReader, ...] = (DicomReader(), NiftiReader(), ItkReader())
     try:
         reader = next(r for r in readers if r.verify_suffix(str(file)))
-        return _volume(reader, reader.read(str(file)), str(file))
+        image = reader.read(str(file))
+        return _volume(reader, image, str(file), assumed=getattr(reader, "lacks_orientation", False))
     except Exception as error:
         known = find_user_error(error)
         if known is not None:
@@ -117,16 +126,16 @@ def volume_of_image(image: Any) -> MetaTensor:
     if isinstance(image, SpatialImage):
         reader = NiftiReader()
         reader.filenames = ("a nibabel image",)
-        return _volume(reader, image, "a nibabel image")
+        return _volume(reader, with_whole_file(image), "a nibabel image", assumed=lacks_orientation(image))
     if hasattr(image, "GetLargestPossibleRegion"):
-        return _volume(ItkReader(), image, "an ITK image")
+        return _volume(ItkReader(), image, "an ITK image", assumed=False)
     raise ValueError(
         f"image: expected a path, a nibabel or ITK image, or a MetaTensor; found {type(image).__name__}. "
         "An array alone does not say how its axes lie in the patient."
     )
 
 
-def _volume(reader: ImageReader, image: Any, name: str) -> MetaTensor:
+def _volume(reader: ImageReader, image: Any, name: str, *, assumed: bool) -> MetaTensor:
     values, meta = reader.get_data(image)
     meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: name}
     tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
@@ -134,8 +143,7 @@ def _volume(reader: ImageReader, image: Any, name: str) -> MetaTensor:
     assert isinstance(volume, MetaTensor)
     affine = volume.affine.numpy()
     _check_affine(affine, name)
-    lacks = isinstance(image, SpatialImage) and lacks_orientation(image)
-    if lacks or (isinstance(reader, ItkReader) and reader.lacks_orientation):
+    if assumed:
         volume.meta[ASSUMED_KEY] = True
         _warn_of_axes(affine, name, "Correct its header")
     return volume

@@ -104,8 +104,10 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
         raise FileNotFoundError(f"{path}: expected an image or a folder; found nothing there. Correct the path.")
     if not path.is_dir():
         return [(path, Path(path.name))]
-    folders = [path, *sorted(f for f in path.rglob("*") if f.is_dir())]
-    files = [file for folder in folders for file in _images_in(folder)]
+    folders = {path.resolve(): path}  # one that links lead to again counts once, under its shortest name
+    for folder in sorted((f for f in path.rglob("*") if f.is_dir()), key=lambda f: (len(f.parts), f)):
+        folders.setdefault(folder.resolve(), folder)
+    files = [file for folder in sorted(folders.values()) for file in _images_in(folder)]
     kept = [f for f in files if not image_stem(f).endswith((SYNTHETIC_SUFFIX, f"_{SEGMENTATION_KEY}"))]
     if not kept:
         found = f"only {len(files)} segmentations and translations" if files else "none"

@@ -19,7 +19,7 @@ import torch
 from custom.data.damage import DamagedFileError
 from custom.data.dicom import is_dicom
 from custom.data.foreground import foreground
-from custom.data.nifti import is_nifti, lacks_orientation, load_nifti
+from custom.data.nifti import is_nifti, lacks_orientation, load_numbers
 from custom.data.readers import ASSUMED_KEY, read_volume
 from custom.utils.errors import user_message
 
@@ -146,11 +146,8 @@ def _read(path: Path) -> _Stored:
         values = volume.as_tensor().numpy()
         stated = ASSUMED_KEY not in volume.meta
         return _Stored(values[0] if values.shape[0] == 1 else values, 1.0, 0.0, np.asarray(volume.affine), stated)
-    image = load_nifti(path)
-    stored = image.dataobj
-    return _Stored(
-        stored.get_unscaled(), float(stored.slope), float(stored.inter), image.affine, not lacks_orientation(image)
-    )
+    header, numbers, slope, inter = load_numbers(path)
+    return _Stored(numbers, slope, inter, header.affine, not lacks_orientation(header))
 
 
 def _one_volume(numbers: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ class TestDamage:
         path = tmp_path / f"scan{suffix}"
         voxels = write(path, compression=compression)
         content = voxels.read_bytes()
-        voxels.write_bytes(content[:change] if change < 0 else content + bytes(change))
+        voxels.write_bytes(content[:change] if change < 0 else content + b"x" * change)
         with pytest.raises(ValueError, match=r"^\S*scan\.\S+: expected"):
             read_volume(path)
 

@@ -13,7 +13,7 @@ import pytest
 
 from custom.data.damage import DamagedFileError
 from custom.data.nifti import load_header, load_nifti
-from custom.data.readers import ASSUMED_KEY, read_shape, read_volume
+from custom.data.readers import ASSUMED_KEY, read_shape, read_volume, volume_of_image
 
 DATA = np.random.default_rng(0).integers(0, 900, (16, 14, 12)).astype(np.int16)
 AFFINE = np.diag([1.0, 2.0, 1.5, 1.0])
@@ -55,7 +55,8 @@ class TestGzip:
                 continue
             accepted.append(place)
             np.testing.assert_array_equal(volume[0].numpy(), DATA)
-        assert set(accepted) <= set(range(10)) | set(range(10, 10 + len("scan.nii") + 1))  # RFC 1952's header
+        header, spare = range(10 + len("scan.nii") + 1), len(content) - 9  # RFC 1952; bits after the stream's end
+        assert set(accepted) <= {*header, spare}
 
     @pytest.mark.parametrize("cut", [1, 8, 9, 300, 2000])
     def test_cut(self, scan: Path, cut: int) -> None:
@@ -81,6 +82,17 @@ class TestGzip:
     @pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"no image at all" * 99])
     def test_no_image(self, scan: Path, content: bytes) -> None:
         refused(scan, content)
+
+    def test_image_of_nibabel_that_is_not_read_yet(self, scan: Path) -> None:
+        image = nib.load(scan)
+        np.testing.assert_array_equal(volume_of_image(image)[0].numpy(), DATA)
+        content = bytearray(scan.read_bytes())
+        content[-6] ^= 1
+        scan.write_bytes(content)
+        with pytest.raises(DamagedFileError, match="incorrect data check"):
+            volume_of_image(nib.load(scan))
+        in_memory = nib.Nifti1Image(DATA, AFFINE)
+        np.testing.assert_array_equal(volume_of_image(in_memory)[0].numpy(), DATA)
 
 
 class TestSize:
@@ -159,6 +171,19 @@ class TestPairs:
         (tmp_path / "scan.img.gz").write_bytes(packed)
         np.testing.assert_array_equal(load_nifti(tmp_path / "scan.hdr").dataobj, DATA)
         refused(tmp_path / "scan.img.gz", packed[:-8] + b"\0" + packed[-7:])
+
+
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "u1", "<f4", ">f8"])
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_scaled_numbers_of_every_type(tmp_path: Path, dtype: str, name: str) -> None:
+    image = nib.Nifti1Image((DATA % 200).astype(dtype), AFFINE, nib.Nifti1Header(endianness=dtype[0].replace("u", "<")))
+    image.header.set_data_dtype(dtype)
+    image.header.set_slope_inter(0.25, -3)
+    nib.save(image, tmp_path / name)
+    read, expected = load_nifti(tmp_path / name), nib.load(tmp_path / name)
+    np.testing.assert_array_equal(read.get_fdata(), expected.get_fdata())
+    assert np.asarray(read.dataobj).dtype == np.asarray(expected.dataobj).dtype
+    assert read.header == expected.header
 
 
 def test_real_scans_are_whole(shared_data: Path, tmp_path: Path) -> None:
