@@ -96,7 +96,7 @@ def test_zip_with_links(tmp_path: Path) -> None:
         content.writestr(link, str(secret))
         for name in ("configs/metadata.json", "models/model.pt"):
             content.writestr(f"top/{name}", "{}")
-    with pytest.raises(ValueError, match="inference"):
+    with pytest.raises(ValueError, match="Expecting value"):  # the text of the link is no JSON
         Translator.load(archive)
     assert secret.read_text() == '{"a": 1}'
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["DamagedFileError", "check_number", "check_size", "damaged", "inflate"]
+__all__ = ["IMAGE", "DamagedFileError", "check_number", "check_size", "damaged", "inflate"]
 
 MOST_VOXELS = 2**30  # 1024³, 4 GiB as float32: scans of a brain have some 10⁷
 INFLATION = 1032  # no deflated stream holds more bytes per byte
 ZLIB_OR_GZIP = 47  # zlib: a stream of either, whose checksum is verified, and of gzip the length too
 PIECE = 2**18  # bytes read, and decompressed, at once: the processor's cache holds them
+
+IMAGE = "a readable 3D image"
 
 
 class DamagedFileError(ValueError):
@@ -52,7 +54,7 @@ def inflate(file: Path, promised: int, *, start: int = 0) -> np.ndarray:
     if promised > INFLATION * size:
         raise damaged(file, f"the {promised:,} bytes that its header promises", f"{size:,} compressed ones")
     content, filled, stream = np.empty(promised, np.uint8), 0, zlib.decompressobj(ZLIB_OR_GZIP)
-    view = memoryview(content)
+    view = content.data
     with file.open("rb") as source:
         source.seek(start)
         while piece := source.read(PIECE):
@@ -65,13 +67,13 @@ def inflate(file: Path, promised: int, *, start: int = 0) -> np.ndarray:
                     part = stream.decompress(piece, PIECE)
                 except zlib.error as error:
                     said = str(error).rpartition(": ")[2]
-                    raise damaged(file, "a whole compressed stream", f"a damaged one ({said})") from error
+                    raise damaged(file, IMAGE, f"a damaged compressed stream ({said})") from error
                 if filled + len(part) > promised:
                     raise damaged(file, f"the {promised:,} bytes that its header promises", "more")
                 view[filled : filled + len(part)] = part
                 filled += len(part)
                 piece = stream.unused_data if stream.eof else stream.unconsumed_tail
     if not stream.eof:
-        raise damaged(file, "a whole compressed stream", f"one that ends early, after {size:,} bytes")
+        raise damaged(file, IMAGE, f"a compressed stream that ends early, after {size:,} bytes")
     check_size(file, filled, promised)
     return content

@@ -43,7 +43,7 @@ DIRECTORY_FILE = "DICOMDIR"
 BARE_START = re.compile(rb"[\x02\x08]\0[\x00\x01\x05\x08\x12-\x16]\0(?:[A-Z]{2}|.\0\0\0)", re.DOTALL)
 
 PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
-PIXEL_FACTORS = ("NumberOfFrames", "SamplesPerPixel", "BitsAllocated")
+PIXEL_FACTORS = ("NumberOfFrames", "BitsAllocated")
 
 ORIENTATION_TOLERANCE = 1e-4  # of direction cosines: 0.03 mm at the edge of a field of view of 256 mm
 REGULARITY_TOLERANCE = 0.01  # of the distance of slices, and in mm where that is more

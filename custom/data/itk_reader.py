@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from monai.data import ITKReader
 from monai.utils import ensure_tuple
 
-from custom.data.damage import check_number, check_size, damaged, inflate
+from custom.data.damage import IMAGE, check_number, check_size, damaged, inflate
 
 __all__ = ["ItkReader", "read_information"]
 
@@ -81,7 +81,7 @@ def read_information(file: Path) -> Any:
 
     io = itk.ImageIOFactory.CreateImageIO(str(file), itk.CommonEnums.IOFileMode_ReadMode)
     if io is None:
-        raise damaged(file, "an image in a format that ITK knows", "another content")
+        raise damaged(file, IMAGE, "none in a format that ITK knows")
     io.SetFileName(str(file))
     io.ReadImageInformation()
     return io

@@ -20,7 +20,7 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 
-from custom.data.damage import check_number, check_size, damaged, inflate
+from custom.data.damage import IMAGE, check_number, check_size, damaged, inflate
 
 __all__ = ["is_nifti", "lacks_orientation", "load_header", "load_nifti", "load_numbers", "with_whole_file"]
 
@@ -80,7 +80,8 @@ def load_numbers(path: str | os.PathLike[str]) -> Stored:
         numbers = np.ndarray(proxy.shape, proxy.dtype, buffer=content, offset=proxy.offset, order="F")
     else:
         check_size(file, file.stat().st_size, layout.bytes)
-        numbers = np.memmap(file, proxy.dtype, mode="c", offset=proxy.offset, shape=proxy.shape, order="F")
+        mapped = np.memmap(file, proxy.dtype, mode="c", offset=proxy.offset, shape=proxy.shape, order="F")
+        numbers = np.asarray(mapped)
     return Stored(header, numbers, float(proxy.slope), float(proxy.inter))
 
 
@@ -110,10 +111,13 @@ def _layout(file: Path) -> _Layout:
     start = _start(parts["image" if single else "header"], HEADER_BYTES)
     kind = next((k for k in (SINGLE if single else PAIRS) if k.header_class.may_contain_header(start)), None)
     if kind is None:
-        raise damaged(file, f"the header of {'NIfTI' if single else 'NIfTI or Analyze'}", "another content")
+        raise damaged(file, IMAGE, f"no header of {'NIfTI' if single else 'NIfTI or Analyze'}")
     header = kind.header_class(start[: kind.header_class.template_dtype.itemsize], check=False)
     voxels = math.prod(int(n) for n in header.get_data_shape())
     check_number(file, voxels)
+    sizes = np.abs(header["pixdim"][1:4])
+    if not (sizes > 0).all() and ("sform_code" not in header or header["sform_code"] <= 0):
+        raise ValueError(f"{file}: expected voxel sizes in mm; found {sizes.tolist()}. Correct its header.")
     offset = int(header.get_data_offset())
     return _Layout(parts, kind, offset, offset + voxels * header.get_data_dtype().itemsize)
 
@@ -168,4 +172,4 @@ def _start(file: Path, most: int) -> bytes:
     try:
         return zlib.decompressobj(GZIP).decompress(start, most) if start[:2] == GZIP_MARK else start
     except zlib.error as error:
-        raise damaged(file, "a whole compressed stream", "a damaged one") from error
+        raise damaged(file, IMAGE, "a damaged compressed stream") from error

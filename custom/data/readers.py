@@ -22,7 +22,7 @@ from monai.transforms.io.array import switch_endianness
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 from nibabel.spatialimages import SpatialImage
 
-from custom.data.dicom import DicomReader, read_geometry
+from custom.data.dicom import DicomReader
 from custom.data.itk_reader import ItkReader, read_information
 from custom.data.nifti import is_nifti, lacks_orientation, load_header, load_nifti, with_whole_file
 from custom.utils.errors import find_user_error
@@ -97,17 +97,16 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Voxels along the three axes of a file's volume, from its header alone; empty where that cannot be read."""
+    """Voxels along the three axes, from a file's header alone; empty where it cannot be read, and for a series."""
     file = Path(path).expanduser()
     try:
         if is_nifti(file):
             return tuple(map(int, load_header(file).shape[:SPATIAL_DIMS]))
-        if DicomReader().verify_suffix(file):
-            return read_geometry(file).shape
+        if file.is_dir():
+            return ()
         header = read_information(file)
-        return tuple(
-            int(header.GetDimensions(axis)) for axis in range(min(header.GetNumberOfDimensions(), SPATIAL_DIMS))
-        )
+        axes = range(min(header.GetNumberOfDimensions(), SPATIAL_DIMS))
+        return tuple(int(header.GetDimensions(axis)) for axis in axes)
     except Exception:  # whatever a broken file provokes is said when the file is read
         return ()
 

@@ -110,7 +110,7 @@ def read_split_file(path: str | os.PathLike) -> dict[str, list[str]]:
     text = read_text(source)
     try:
         pairs = _json_pairs(parse_json(text)) if text.lstrip().startswith("{") else _csv_pairs(text)
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         raise ValueError(
             f'{source}: expected JSON {{"training": [ids], ...}} or CSV lines "id,section"; found {error}. Correct it.'
         ) from error
@@ -144,13 +144,24 @@ def _csv_pairs(text: str) -> list[tuple[str, str]]:
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip("\t;, ")]
     if lines and lines[0][1].lower().startswith("sep="):  # for Excel itself
         lines.pop(0)
-    divider = max("\t;,", key=lines[0][1].count) if lines else ","
-    rows = csv.reader((line for _, line in lines), delimiter=divider, strict=True)
-    pairs = []
-    for (number, line), row in zip(lines, rows, strict=True):
-        cells = [cell.strip() for cell in row]
+
+    def fit(divider: str) -> tuple[int, int]:
+        rows = [_cells(line, divider) for _, line in lines]
+        return sum(row[1:2] != [] and row[1] in SECTIONS for row in rows), sum(len(row) > 1 for row in rows)
+
+    divider = max("\t;,", key=fit)
+    pairs: list[tuple[str, str]] = []
+    for number, line in lines:
+        cells = _cells(line, divider)
         if len(cells) < 2 or not cells[0]:
             raise ValueError(f"{line!r} in line {number}")
         if pairs or cells[1].lower() not in ("section", "split"):
             pairs.append((cells[0], cells[1]))
     return pairs
+
+
+def _cells(line: str, divider: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=divider, strict=True))]
+    except csv.Error:  # such as a quotation mark without its other half
+        return []

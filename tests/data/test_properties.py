@@ -23,7 +23,7 @@ FIELDS = {"dim": (40, 16), "datatype": (70, 4), "pixdim": (76, 32), "vox_offset"
           "codes": (252, 4), "quaternion": (256, 24), "srow": (280, 48), "magic": (344, 4)}  # fmt: skip
 
 quick = settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     database=None,
     derandomize=True,
