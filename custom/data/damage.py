@@ -1,6 +1,6 @@
 """What tells a damaged file from a whole one, for every reader: checksums and sizes, and a limit of what is read.
 
-Source: RFC 1950 (zlib), RFC 1952 (gzip).
+Source: RFC 1952 (gzip).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["IMAGE", "DamagedFileError", "check_number", "check_size", "damaged", "inflate"]
+__all__ = ["GZIP", "IMAGE", "INFLATION", "DamagedFileError", "check_number", "check_size", "damaged", "inflate"]
 
 MOST_VOXELS = 2**30  # 1024³, 4 GiB as float32: scans of a brain have some 10⁷
 INFLATION = 1032  # no deflated stream holds more bytes per byte
-ZLIB_OR_GZIP = 47  # zlib: a stream of either, whose checksum is verified, and of gzip the length too
+GZIP = 31  # zlib: a stream of gzip, whose checksum and length are verified
 PIECE = 2**18  # bytes read, and decompressed, at once: the processor's cache holds them
 
 IMAGE = "a readable 3D image"
@@ -44,8 +44,8 @@ def check_size(file: Path, size: int, promised: int) -> None:
         raise damaged(file, f"the {promised:,} bytes that its header promises", f"{size:,}")
 
 
-def inflate(file: Path, promised: int, *, start: int = 0) -> np.ndarray:
-    """What a compressed file holds, from the byte ``start``: ``promised`` bytes, uint8, whose checksum is right.
+def inflate(file: Path, promised: int) -> np.ndarray:
+    """What a file compressed by gzip holds: ``promised`` bytes, uint8, whose checksum is right.
 
     Raises:
         DamagedFileError: for anything else. Memory is taken for what is promised, and only if so much can be in it.
@@ -53,16 +53,15 @@ def inflate(file: Path, promised: int, *, start: int = 0) -> np.ndarray:
     size = file.stat().st_size
     if promised > INFLATION * size:
         raise damaged(file, f"the {promised:,} bytes that its header promises", f"{size:,} compressed ones")
-    content, filled, stream = np.empty(promised, np.uint8), 0, zlib.decompressobj(ZLIB_OR_GZIP)
+    content, filled, stream = np.empty(promised, np.uint8), 0, zlib.decompressobj(GZIP)
     view = content.data
     with file.open("rb") as source:
-        source.seek(start)
         while piece := source.read(PIECE):
             while piece:
                 if stream.eof:  # another stream may follow, and zeros that fill up a block
                     if not (piece := piece.lstrip(b"\0")):
                         break
-                    stream = zlib.decompressobj(ZLIB_OR_GZIP)
+                    stream = zlib.decompressobj(GZIP)
                 try:
                     part = stream.decompress(piece, PIECE)
                 except zlib.error as error:

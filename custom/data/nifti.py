@@ -20,7 +20,7 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 
-from custom.data.damage import IMAGE, check_number, check_size, damaged, inflate
+from custom.data.damage import GZIP, IMAGE, check_number, check_size, damaged, inflate
 
 __all__ = ["is_nifti", "lacks_orientation", "load_header", "load_nifti", "load_numbers", "with_whole_file"]
 
@@ -28,7 +28,6 @@ SUFFIXES = (".nii", ".hdr", ".img")
 SINGLE = (nib.Nifti1Image, nib.Nifti2Image)
 PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair, nib.Spm2AnalyzeImage, nib.Spm99AnalyzeImage, nib.AnalyzeImage)
 GZIP_MARK = b"\x1f\x8b"
-GZIP = 31  # zlib: a stream of gzip
 HEADER_BYTES = 540  # of NIfTI-2, the longest
 LARGEST_HEADER = 2**20  # with its extensions
 

@@ -44,13 +44,14 @@ def run(minutes: float = 20, seed: int = 0) -> dict[str, Any]:
     """
     counts: dict[str, Counter] = {name: Counter() for name in MAKERS}
     examples: dict[str, str] = {}
-    choose, peak, end = random.Random(seed), 0.0, time.monotonic() + 60 * minutes
+    choose, peak = random.Random(seed), 0.0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         files = {name: make(Path(folder) / f"valid-{name.replace(' ', '-')}") for name, make in MAKERS.items()}
         worker = Worker()
         truths = {name: worker.read(name, path) for name, path in files.items()}
         for name, truth in truths.items():
             assert truth["outcome"] == "read", f"the valid file of {name} is not read: {truth}"
+        end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
             for name, path in files.items():
                 changed = Path(folder) / "changed"
