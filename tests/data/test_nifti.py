@@ -121,7 +121,7 @@ class TestSize:
     def test_stream_that_never_ends(self, scan: Path) -> None:
         """A small file that swells up is left as soon as it holds more than its header says."""
         header = gzip.decompress(scan.read_bytes())[:352]
-        said = refused(scan, gzip.compress(header + bytes(2**28), compresslevel=1))
+        said = refused(scan, gzip.compress(header + bytes(2**24), compresslevel=1))
         assert said.endswith("found more. Fetch the file again, or write it anew.")
 
 
@@ -197,9 +197,9 @@ def test_scaled_numbers_of_every_type(tmp_path: Path, dtype: str, name: str) -> 
 
 
 def test_real_scans_are_whole(shared_data: Path, tmp_path: Path) -> None:
-    file = next(iter(sorted(shared_data.rglob("*_t1.nii.gz"))))
+    file = min(shared_data.rglob("*.nii.gz"), key=lambda scan: scan.stat().st_size)
     copy = Path(shutil.copy(file, tmp_path))
-    np.testing.assert_array_equal(load_nifti(copy).get_fdata(), nib.load(file).get_fdata())
+    np.testing.assert_array_equal(load_nifti(copy).dataobj, nib.load(file).dataobj)
     middle = bytearray(file.read_bytes())
     middle[len(middle) // 2] ^= 1
     refused(copy, middle)
