@@ -15,11 +15,12 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
-from nibabel.filebasedimages import ImageFileError
 
 from custom.compat import in_label_server
 from custom.data.features import FEATURES_KEY
 from custom.data.names import NAME_KEY, PROVENANCE_KEY, RECORDS_KEY, image_stem, image_suffix, translation_name
+from custom.data.nifti import is_nifti, load_header
+from custom.data.readers import ASSUMED_KEY
 from custom.inference.dicom_writer import save_synthetic_series
 from custom.inference.inferer import TranslationInferer
 from custom.inference.inputs import check_output_format
@@ -97,6 +98,8 @@ class DeclareSyntheticd(MapTransform):
         source = os.fspath(source) if isinstance(source, str | os.PathLike) and os.fspath(source) else None
         given: dict[str, Any] = {"version": self.version, "source": source, "provenance": meta.get(PROVENANCE_KEY)}
         given["warnings"] = doubts(source, meta.get(FEATURES_KEY), self.inferer.network)
+        if meta.get(ASSUMED_KEY):
+            given["warnings"].append("orientation assumed, since the source does not tell it")
         return {target: translation_record(target, used, **given) for target in self.inferer.targets}
 
 
@@ -167,7 +170,7 @@ def save_synthetic(
     """Write one volume as float32 NIfTI on its source's grid, its record beside it; both appear whole or not at all.
 
     The header of a NIfTI source is kept (grid, qform and sform with their codes, units); of other formats, DICOM among
-    them, the affine.
+    them, the affine. Where the source does not say how its axes lie, neither does the result: its codes are 0, unknown.
 
     Args:
         volume: (H, W, D).
@@ -187,7 +190,8 @@ def save_synthetic(
     image.header.set_data_dtype(np.float32)
     image.header.set_slope_inter(1, 0)
     image.header["cal_min"], image.header["cal_max"] = 0, 0  # the source's display window does not fit [0, 1]
-    image.header["descrip"] = str(record["Description"]).encode("ascii", "replace")[:DESCRIPTION_BYTES]
+    description = f"{record['Description']}{'; orientation assumed' if meta.get(ASSUMED_KEY) else ''}"
+    image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIPTION_BYTES]
     write_provenance(image.header, record)
     # the image takes its place last: there is none without its record
     with atomic_write(path) as temporary, atomic_write(check_sidecar(path)) as beside:
@@ -196,10 +200,7 @@ def save_synthetic(
 
 
 def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> nib.Nifti1Image:
-    try:
-        original = nib.load(source)
-    except (ImageFileError, OSError):
-        original = None
+    original = load_header(source) if is_nifti(source) and Path(source).is_file() else None
     if isinstance(original, NIFTI_IMAGES):
         if int(np.prod(original.shape)) != values.size or original.shape[:3] != values.shape:
             raise ValueError(
@@ -210,6 +211,6 @@ def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> ni
         return kind(values.reshape(original.shape), original.affine, original.header)
     affine = np.asarray(convert_to_numpy(meta["original_affine"]), dtype=np.float64)
     image = nib.Nifti1Image(values, affine)
-    image.set_sform(affine, code="scanner")
+    image.set_sform(affine, code="unknown" if meta.get(ASSUMED_KEY) else "scanner")
     image.header.set_xyzt_units("mm")
     return image
