@@ -11,7 +11,7 @@ PYTEST = env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-lowest clients lint format phantoms train evaluate ablation bench clean
+.PHONY: help install demo test test-fast test-lowest clients campaign lint format phantoms train evaluate ablation bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt
 
 clients: $(INSTALLED)  ## run every real client on the packaged zip (ARGS="--only label"); several GB
 	$(BIN)/python tests/clients $(ARGS)
+
+campaign: $(INSTALLED)  ## break it on purpose: bad inputs, killed trainings, fuzzed files (ARGS="--quick --only resume"); an hour
+	env OMP_NUM_THREADS=1 $(BIN)/python tests/campaign $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

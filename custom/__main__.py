@@ -245,11 +245,13 @@ def compare(
 
     Args:
         truth: folder of ``<subject>_<modality>`` images and ``<subject>_seg`` labels, or with a datalist.json.
-        predictions: ``"{'ours': DIR, 'other': DIR}"``, files named ``<subject>_<source>_<target>`` or
-            ``<subject>_<target>``; the first model is the one that the others are tested against.
+        predictions: ``"{'ours': DIR, 'other': DIR}"``, files named ``<subject>_<source>_<target>``,
+            ``<subject>_<target>_from_<source>`` or ``<subject>_<target>``; the first model is the one that the others
+            are tested against.
         out: folder for the results.
         pairs: tasks to show, such as ``"[['t1','t2']]"``; by default all.
-        ranges: ``"{'other': 'signed'}"``: intensities ``truth``, ``unit``, ``signed``, ``own`` or ``auto``.
+        ranges: ``"{'other': 'signed'}"``: intensities ``truth``, ``unit``, ``signed``, ``own``, ``auto`` or
+            ``[0, 255]``, those that mean 0 and 1.
         num_figures: how many subjects are drawn.
         viewer_megabytes: how large the volumes in the report may be together.
     """

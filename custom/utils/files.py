@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,9 +12,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_folder", "atomic_write", "parse_json", "read_text"]
+__all__ = ["OutputError", "atomic_folder", "atomic_write", "parse_json", "read_text"]
 
+LEAST_BYTES = 2**20  # of free space: less holds no result
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LONGEST_TEXT = 2**26  # bytes: a data list of a million files is shorter
+
+
+class OutputError(OSError):
+    """Something cannot be written, for reasons that lie in its place: whatever comes next fails there too."""
+
+
+def _cannot_write(target: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{target}: expected a place that can be written to; found {error.strerror or error}. Free space there, change "
+        "its permissions, or choose another output folder."
+    )
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether a disk without space is behind an error; of libraries that write, not all say so."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(folder).free < LEAST_BYTES // 16
 
 
 @contextmanager
@@ -25,14 +46,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: of the file to write.
+
+    Raises:
+        OutputError: where the place is not writable or full.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part" + "".join(target.suffixes[-2:]))
+    suffix = ".part" + "".join(target.suffixes[-2:])
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=suffix)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except (OSError, RuntimeError) as error:
+            if _is_full(target.parent, error):
+                raise _cannot_write(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+            raise
         temporary.chmod(0o644)
         temporary.replace(target)
     finally:
