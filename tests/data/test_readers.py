@@ -219,7 +219,19 @@ class TestRefusedSeries:
             (change("ImagePositionPatient", [0, 0, 4.3]), r"expected slices 2\.\d* mm apart"),
             (change("ImagePositionPatient", [0.5, 0, 4]), r"expected slices 2\.000 mm apart"),
         ],
-        ids=["position", "orientation", "spacing", "no spacing", "axes", "mixed", "colour", "CT", "twice", "uneven", "aside"],
+        ids=[
+            "position",
+            "orientation",
+            "spacing",
+            "no spacing",
+            "axes",
+            "mixed",
+            "colour",
+            "CT",
+            "twice",
+            "uneven",
+            "aside",
+        ],
     )
     def test_one_slice_at_fault(self, write_series, edit: Callable, message: str) -> None:
         folder = write_series("series", volume(), edit=edit)
