@@ -143,6 +143,7 @@ OF_CONFIG: dict[str, dict[str, Change]] = {
     },
     "evaluate": {
         "sources": {"sources": ["t1"]},
+        "scored_pairs": {"scored_pairs": [["t1", "t2"]]},
         "methods": {"methods": ["copy-source"]},
         "section": {"section": "training"},
         "max_subjects": {"max_subjects": 1},

@@ -94,6 +94,8 @@ def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult
         made[f"methods_{region}"] = tables.method_table(rows, region)
         made[f"models_{region}"] = tables.model_table(rows, region, pairs=_pairs(setup))
         for method in translated:
+            if {(r.source, r.target) for r in rows if r.method == method} <= set(_pairs(setup)):
+                continue  # the models' table shows them all
             name = "pairs" if method == FULL_MODEL else "pairs_" + re.sub(r"[^\w.-]", "_", method)
             made[f"{name}_{region}"] = tables.pair_table(rows, region, modalities=setup.modalities, method=method)
         made[f"tests_{region}"] = tables.comparison_table(rows, region, setup.reference)

@@ -1,7 +1,7 @@
-"""Networks that several rivals share: the U-Net of Pix2Pix, the residual generator of CycleGAN, the 70-pixel PatchGAN.
+"""Networks that several rivals share: U-Net and residual generator, and the PatchGAN of 70 pixels.
 
-Source: Isola et al. 2017 (https://arxiv.org/abs/1611.07004), Zhu et al. 2017 (https://arxiv.org/abs/1703.10593), and the
-authors' code of both (https://github.com/junyanz/pytorch-CycleGAN-and-pix2pix), which counts where they differ.
+Source: Isola et al. 2017 (https://arxiv.org/abs/1611.07004), Zhu et al. 2017 (https://arxiv.org/abs/1703.10593), and
+the authors' code of both (https://github.com/junyanz/pytorch-CycleGAN-and-pix2pix), which counts where they differ.
 """
 
 from __future__ import annotations
@@ -93,9 +93,7 @@ class UNetGenerator(nn.Module):
             inputs = widths[i] * (1 if innermost else 2)
             dropped = dropout if 4 <= i < halvings - 1 else 0.0
             outputs = 1 if outermost else widths[i - 1]
-            self.ups.append(
-                _Up(spatial_dims, inputs, outputs, "" if outermost else norm, bias or outermost, dropped)
-            )
+            self.ups.append(_Up(spatial_dims, inputs, outputs, "" if outermost else norm, bias or outermost, dropped))
         self.apply(normal_init)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from custom.rivals.layers import sized
 from custom.rivals.objective import GanStep, JudgeFirst, RivalObjective, Samples, least_squares
 from custom.rivals.rival import Rival
 
-__all__ = ["NICEGAN", "NICEGANObjective", "NICEEncoder", "SpectralConv2d"]
+__all__ = ["NICEGAN", "NICEEncoder", "NICEGANObjective", "SpectralConv2d"]
 
 TABLE: dict[str, dict[str, Any]] = {
     "original": {"width": 64, "blocks": 6, "global_halvings": 2},
@@ -89,7 +89,8 @@ class InstanceLayerNorm(nn.Module):
         factor, offset = instance + layer, -(instance * mean + layer * over_all)
         if scale is None:
             scale, shift = self.scale, self.shift
-        assert scale is not None and shift is not None
+        assert scale is not None
+        assert shift is not None
         factor, offset = factor * scale, offset * scale + shift
         shape = [x.shape[0], x.shape[1], 1, 1]
         return x * factor.view(shape).to(x.dtype) + offset.view(shape).to(x.dtype)
@@ -174,9 +175,7 @@ class NICEGenerator(nn.Module):
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
         channels = 4 * width
-        self.head = nn.Sequential(
-            _convolve(2 * width, channels, 3, bias=True), InstanceLayerNorm(channels), nn.ReLU()
-        )
+        self.head = nn.Sequential(_convolve(2 * width, channels, 3, bias=True), InstanceLayerNorm(channels), nn.ReLU())
         self.style = nn.Sequential(
             nn.Linear(channels, channels, bias=False), nn.ReLU(), nn.Linear(channels, channels, bias=False), nn.ReLU()
         )
@@ -299,5 +298,3 @@ class NICEGANObjective(RivalObjective):
 
 def _l1(image: Tensor, truth: Tensor) -> Tensor:
     return F.l1_loss(image.float(), truth)
-
-

@@ -1,4 +1,4 @@
-"""The adversarial side of the rivals' trainings: what an objective, its discriminator and the trainer say to each other."""
+"""The adversarial side of the trainings: between an objective, its discriminator and the trainer."""
 
 from __future__ import annotations
 
@@ -69,7 +69,11 @@ class RivalObjective(Objective):
     discriminator_first = True
 
     def __init__(
-        self, network: Rival, trainable: Sequence[str] = ("generator",), *, companions: Mapping[str, nn.Module] | None = None
+        self,
+        network: Rival,
+        trainable: Sequence[str] = ("generator",),
+        *,
+        companions: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__(cast(Any, network), trainable)
         self.companions = nn.ModuleDict(dict(companions or {}))

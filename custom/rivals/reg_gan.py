@@ -55,9 +55,7 @@ class Registration(nn.Module):
             nn.Conv2d(inner, 2 * inner, 1), act, *(ResidualBlock(2, 2 * inner, "instance") for _ in range(3)),
             nn.Conv2d(2 * inner, inner, 1), act,
         )  # fmt: skip
-        self.ups = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inner + o, o, 3, padding=1), act) for o in reversed(widths)
-        )
+        self.ups = nn.ModuleList(nn.Sequential(nn.Conv2d(inner + o, o, 3, padding=1), act) for o in reversed(widths))
         self.refine = nn.Sequential(ResidualBlock(2, width, "instance"), nn.Conv2d(width, width, 1), act)
         self.out = nn.Conv2d(width, 2, 3, padding=1)
         for module in self.modules():
@@ -97,9 +95,7 @@ class RegGAN(Rival):
             modalities, pair, method="reg_gan", spatial_dims=2, divisor=4, smallest=16, settings={"size": size}
         )
         self.widths = dict(sized(TABLE, size))
-        self.generator = ResidualGenerator(
-            2, 1 + self.planes, width=self.widths["width"], blocks=self.widths["blocks"]
-        )
+        self.generator = ResidualGenerator(2, 1 + self.planes, width=self.widths["width"], blocks=self.widths["blocks"])
 
     def generate(self, x: Tensor) -> Tensor:
         return self.generator(x)

@@ -50,7 +50,8 @@ class Rival(nn.Module):
 
     ``forward`` takes and gives volumes as a ``LatentTranslator`` does, so that every client can use it. A method of two
     dimensions translates axial slices. A slice or volume without tissue is left background, as a normalisation has
-    nothing to go by there. Inputs are padded with background to a size that the network can take, and the result is cut back.
+    nothing to go by there. Inputs are padded with background to a size that the network can take, the result is cut
+    back.
 
     The state dict holds, beside the weights, a *card*: what method this is and how it was built, see
     ``custom.networks.weights.read_card``.
@@ -69,6 +70,7 @@ class Rival(nn.Module):
     """
 
     every_pair = False  # whether the method can be told the target
+    num_inference_steps = 1  # as a report asks every network
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class Rival(nn.Module):
         self.target = names.index(found[1]) if found else -1
         self.default_target = max(self.target, 0)
         task = f"{method}, {found[0]} to {found[1]}" if found else f"{method}, all pairs"
-        self.one_source = f"image: expected one source (B, 1, H, W, D), as {task} takes; found another shape or several."
+        self.one_source = f"image: expected one source (B, 1, H, W, D) for {task}; found another shape or several."
         self.other_target = (
             f"target: expected {names[self.target]}, the only one that these weights were trained for ({task}); found "
             "another. Ask for it, or train a network for the other pair."
@@ -166,7 +168,7 @@ class Rival(nn.Module):
             return image
         planes = F.one_hot(target, self.planes).to(image.dtype)
         planes = planes.view([image.shape[0], self.planes] + [1] * (image.ndim - 2))
-        return torch.cat([image, planes.expand([-1, -1] + list(image.shape[2:]))], dim=1)
+        return torch.cat([image, planes * torch.ones_like(image)], dim=1)
 
     def padding(self, image: Tensor) -> list[int]:
         """For ``F.pad``, last axis first."""
@@ -189,4 +191,3 @@ class Rival(nn.Module):
     def make_discriminator(self) -> nn.Module:
         """The opponent that this network is trained against."""
         raise NotImplementedError
-

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.bundle import ConfigParser
 from monai.data import Dataset
 from monai.transforms import Randomizable
 from torch import Tensor
@@ -17,7 +18,7 @@ from custom.training.latents.sampling import translation_pairs
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import CachedShare, largest, share_of_rank
 
-__all__ = ["RivalSamples", "padded_collate", "rival_samples", "validation_pairs"]
+__all__ = ["RivalSamples", "empty_batch", "padded_collate", "rival_samples", "validation_pairs"]
 
 Pair = tuple[str, str] | None
 
@@ -35,7 +36,7 @@ def _with_pair(entries: Sequence[Mapping[str, Any]], pair: Pair, *, together: bo
     if not kept or lacking:
         what = f"a subject with {pair[0]} and {pair[1]}" if together else f"subjects with {' or '.join(pair)}"
         raise ValueError(
-            f"pair: expected {what}; found none with {' and '.join(lacking or pair)} among the {len(entries)} subjects. "
+            f"pair: expected {what}; found none with {' and '.join(lacking or pair)} among {len(entries)} subjects. "
             "Choose another pair, or add the scans to the data list."
         )
     return kept
@@ -227,6 +228,24 @@ def padded_collate(items: Sequence[Mapping[str, Tensor]], smallest: int = 1) -> 
         smallest: sides that images are padded to at least.
     """
     return {key: torch.cat(_same_size([item[key] for item in items], smallest)) for key in items[0]}
+
+
+def empty_batch(parser: ConfigParser, objective: Any, size: Sequence[int]) -> dict[str, Tensor]:
+    """A batch of the shapes of a rival's config, without content.
+
+    Args:
+        parser: of the config.
+        objective: of the training.
+        size: (H, W, D) of the subjects' volumes; a crop of the config that is smaller is taken.
+    """
+    value = parser.get_parsed_content
+    dims = objective.rival.spatial_dims
+    count = value("subjects_per_batch") * (value("slices_per_subject") if dims == 2 else 1)
+    crop = value("crop_size") or size[:dims]
+    shape = [max(min(a, b), value("smallest_slice")) for a, b in zip(crop, size, strict=False)]
+    images = {key: torch.zeros(count, 1, *shape) for key in ("image", "label")}
+    modality = torch.zeros(count, dtype=torch.long)
+    return {**images, "source_modality": modality, "target_modality": modality}
 
 
 def _same_size(tensors: list[Tensor], smallest: int) -> list[Tensor]:

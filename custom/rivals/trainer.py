@@ -74,7 +74,7 @@ class RivalTrainer(StageTrainer):
         objective.epoch = max(1, engine.state.epoch)
         if not objective.discriminator_first or self.accumulation_steps > 1:
             return super()._iteration(engine, batchdata)
-        assert self.discriminator is not None and self.discriminator_optimizer is not None
+        assert self.discriminator is not None
         assert engine.optimizer is not None
         batch = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
         engine.network.train()
@@ -97,7 +97,8 @@ class RivalTrainer(StageTrainer):
     def _judge(self, samples: Samples) -> Tensor:
         """Move the discriminator; gives its loss."""
         discriminator, optimizer = self.discriminator, self.discriminator_optimizer
-        assert discriminator is not None and optimizer is not None
+        assert discriminator is not None
+        assert optimizer is not None
         discriminator.requires_grad_(True)
         optimizer.zero_grad(set_to_none=True)
         loss = cast(RivalObjective, self.objective).judge(discriminator, samples)

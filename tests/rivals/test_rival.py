@@ -93,7 +93,7 @@ def test_a_padded_image_is_cut_back_in_place(make: Callable[..., Rival]) -> None
 @pytest.mark.parametrize("method", RIVALS)
 def test_refusals(make: Callable[..., Rival], method: str) -> None:
     network, image = make(method), torch.full((1, 1, 16, 16, 4), -1.0)
-    with pytest.raises(ValueError, match="target: expected t2, the only one .* found another"):
+    with pytest.raises(ValueError, match=r"target: expected t2, the only one .* found another"):
         network(image, torch.tensor([3]))
     with pytest.raises(ValueError, match="image: expected one source"):
         network(image.expand(1, 2, 16, 16, 4))
