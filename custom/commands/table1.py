@@ -334,8 +334,8 @@ class _Merged:
         columns = ["Model", "Task", "Trained on", "Parameters (M)", "TFLOP", "Minutes"]
         note = "Arithmetic: forward and backward, all stages together; without the encoding of latents to be kept."
         efforts = Table("Training", columns, self.efforts, note=note)
-        for subject, pictures in self.pictures.items():
-            self.results.save(self.subjects[subject], pictures)
+        for subject, result in self.subjects.items():
+            self.results.save(result, self.pictures.get(subject))
         setup = Setup(
             "Table 1", list(dict.fromkeys(m for task in tasks for m in task)), [list(task) for task in tasks],
             reference=reference, num_figures=num_figures, viewer_megabytes=0,

@@ -7,7 +7,7 @@ Source: Chen et al. 2020 (https://arxiv.org/abs/2003.00273) and the authors' cod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -264,7 +264,7 @@ class NICEGANObjective(RivalObjective):
             raise ValueError("discriminator: expected one from the first step on, as the encoder is a part of it.")
         domains: Any = discriminator
         x, y = batch["image"], batch["label"]
-        to_y, to_x = self.rival.generator, self.companions["reverse"]
+        to_y, to_x = cast(nn.Module, self.rival.generator), self.companions["reverse"]
         if judge_first is not None:
             with torch.no_grad():
                 fakes = {"source": to_x(domains["target"].encoder(y)[1]), "target": to_y(self._latent(domains, x))}

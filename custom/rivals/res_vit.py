@@ -59,7 +59,7 @@ class TransformerBranch(nn.Module):
         self.positions = nn.Parameter(torch.zeros(1, tokens * tokens, dim))
         self.tokens = tokens
         self.dropout = nn.Dropout(DROPOUT)
-        back = {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1, "bias": False}
+        back: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1, "bias": False}
         self.up = nn.Sequential(
             *_normed(nn.ConvTranspose2d(dim, 2 * channels, **back), 2 * channels),
             *_normed(nn.ConvTranspose2d(2 * channels, channels, **back), channels),
@@ -73,7 +73,7 @@ class TransformerBranch(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Tokens (N, h·w, dim) of a map (N, C, 4h, 4w)."""
         h = self.down(x)
-        positions = self.positions
+        positions: Tensor = self.positions
         if h.shape[2] != self.tokens or h.shape[3] != self.tokens:
             grid = positions.view(1, self.tokens, self.tokens, -1).permute(0, 3, 1, 2)
             grid = F.interpolate(grid, [h.shape[2], h.shape[3]], mode="bilinear", align_corners=False)
@@ -109,7 +109,7 @@ class ResViTGenerator(ResidualGenerator):
             if self.transformer is not None:
                 for k, branch in enumerate(self.branches):
                     if i == 5 * k:
-                        x = branch.merge(self.transformer(branch.embed(x)), x)
+                        x = branch.merge(self.transformer(branch.embed(x)), x)  # type: ignore[operator]
             x = block(x)
         return self.tail(x)
 

@@ -205,14 +205,14 @@ class RivalSamples(Dataset, Randomizable):
             return image, label
         first = self._region(image)
         second = first if self.paired else self._region(label)
-        return image[(..., *first)], label[(..., *second)]
+        return image[first], label[second]
 
-    def _region(self, image: Tensor) -> list[slice]:
-        region = []
+    def _region(self, image: Tensor) -> tuple[slice, ...]:
+        region = [slice(None), slice(None)]
         for length, size in zip(image.shape[2:], self.crop_size or (), strict=True):
             start = int(self.R.randint(max(length - size, 0) + 1))
             region.append(slice(start, start + size))
-        return region
+        return tuple(region)
 
 
 def _shows_tissue(volume: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.utils.enums import GanKeys
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,8 +60,8 @@ def make_trainer(make: Callable[..., Rival], method: str, **kwargs: Any) -> Riva
     discriminator = objective.rival.make_discriminator()
     return RivalTrainer(
         objective=objective, discriminator=discriminator, device=torch.device("cpu"), max_epochs=1,
-        optimizer=torch.optim.SGD(objective.trained_parameters(), 1e-3), train_data_loader=[0],
-        discriminator_optimizer=torch.optim.SGD(discriminator.parameters(), 1e-3), clip_norm=0.0, **kwargs,
+        optimizer=torch.optim.SGD(objective.trained_parameters(), 1e-2), train_data_loader=[0],
+        discriminator_optimizer=torch.optim.SGD(discriminator.parameters(), 1e-2), clip_norm=0.0, **kwargs,
     )  # fmt: skip
 
 
@@ -91,11 +92,14 @@ def test_a_step_moves_everything(make: Callable[..., Rival], method: str, accumu
     trainer = make_trainer(make, method, accumulation_steps=accumulation_steps)
     parts = [*trainer.objective.trained_parameters(), *trainer.discriminator.parameters()]
     before = [p.clone() for p in parts]
+    trainer.state.iteration = 1
     output = trainer._iteration(trainer, batch(48, 48))
     assert all(math.isfinite(value) for value in output["terms"].values())
     moved = [not torch.equal(a, b) for a, b in zip(before, parts, strict=True)]
-    # biases before instance norms get no gradient but rounding; the attention's strength of NICE-GAN starts at 0
-    assert sum(moved) > 0.9 * len(moved)
+    # what a norm takes away again, such as a bias before it, gets no gradient but rounding
+    kernels = [m for m, p in zip(moved, parts, strict=True) if p.ndim > 1]
+    assert len(kernels) > 10
+    assert all(kernels)
 
 
 def test_the_rate_falls_linearly_at_the_end() -> None:
@@ -186,7 +190,9 @@ def test_a_resumed_training_is_the_same(data: Path, tmp_path: Path, method: str)
     part = workflow(method, data, tmp_path / "part", **whole)
     part.initialize()
     trainer = part.parser.get_parsed_content("train#trainer")
-    trainer.add_event_handler("epoch_started", lambda engine: engine.terminate() if engine.state.epoch > 2 else None)
+    trainer.add_event_handler(
+        Events.EPOCH_STARTED, lambda engine: engine.terminate() if engine.state.epoch > 2 else None
+    )
     part.run()
     run(method, data, tmp_path / "part", **whole, resume=True)
     expected, found = (torch.load(tmp_path / n / "best.pt", weights_only=True) for n in ("whole", "part"))
