@@ -29,7 +29,8 @@ def edges(image: Tensor) -> Tensor:
     smooth, slope = image.new_tensor([1.0, 2.0, 1.0]), image.new_tensor([1.0, 0.0, -1.0])
     axes = [[slope if i == axis else smooth for i in range(3)] for axis in range(3)]
     kernels = torch.stack([torch.einsum("i,j,k->ijk", *factors) for factors in axes]).unsqueeze(1) / 4
-    gradient = F.conv3d(F.pad(image, (1,) * 6, value=-1.0), kernels)
+    with torch.autocast(image.device.type, enabled=False):
+        gradient = F.conv3d(F.pad(image, (1,) * 6, value=-1.0), kernels)
     return 2 * torch.tanh((gradient.square().sum(dim=1, keepdim=True) + TINY).sqrt()) - 1
 
 

@@ -35,7 +35,8 @@ class ImagePool(nn.Module):
                 self.images.append(image.clone())
             elif self.size and torch.rand(()).item() < 0.5:
                 place = int(torch.randint(self.size, ()).item())
-                image, self.images[place] = self.images[place], image.clone()
+                # those of a resumed training are where the checkpoint was read
+                image, self.images[place] = self.images[place].to(image.device), image.clone()
             given.append(image)
         return given
 
