@@ -82,7 +82,7 @@ class _CudaAutocast(TorchFunctionMode):
 
 
 def step_memory(
-    configs: Sequence[str | PathLike], size: Sequence[int], *, like_cuda: bool = True, **overrides: Any
+    configs: Sequence[str | PathLike], size: Sequence[int], /, *, like_cuda: bool = True, **overrides: Any
 ) -> int:
     """Bytes of the tensors at the peak of a training step: weights, optimiser, averages, batch, activations, gradients.
 
@@ -108,7 +108,7 @@ def step_memory(
 
 
 def step_flops(
-    configs: Sequence[str | PathLike], size: Sequence[int], *, make_batch: MakeBatch | None = None, **overrides: Any
+    configs: Sequence[str | PathLike], size: Sequence[int], /, *, make_batch: MakeBatch | None = None, **overrides: Any
 ) -> int:
     """Floating-point operations of a training step: of convolutions and matrix products, forward and backward.
 
@@ -123,7 +123,7 @@ def step_flops(
 
 
 def prepare_step(
-    configs: Sequence[str | PathLike], size: Sequence[int], *, make_batch: MakeBatch | None = None, **overrides: Any
+    configs: Sequence[str | PathLike], size: Sequence[int], /, *, make_batch: MakeBatch | None = None, **overrides: Any
 ) -> tuple[StageTrainer, dict[str, Tensor], int]:
     """The trainer of a config, a batch of its shapes, and the bytes of the moving averages that stand beside them.
 
