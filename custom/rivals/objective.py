@@ -89,7 +89,8 @@ class RivalObjective(Objective):
         return self
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.parameters() if p.requires_grad]
+        parts = [*(self.network.get_submodule(name) for name in self.trainable), self.companions]
+        return [p for part in parts for p in part.parameters() if p.requires_grad]
 
     def fewest_planes(self, batch: Mapping[str, Tensor]) -> int:
         # the fault that this guards against is one of 3D convolutions

@@ -31,13 +31,17 @@ def _normed(conv: nn.Module, channels: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(channels), nn.ReLU()]
 
 
-def _encoder(dim: int, depth: int, heads: int) -> nn.TransformerEncoder:
+def _transformer(dim: int, depth: int, heads: int) -> nn.Sequential:
     """ViT's: norms first, dropout in the feed-forward layers alone, a norm at the end."""
-    layer = nn.TransformerEncoderLayer(
-        dim, heads, 4 * dim, DROPOUT, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
-    )
-    layer.self_attn.dropout = layer.dropout1.p = 0.0
-    return nn.TransformerEncoder(layer, depth, nn.LayerNorm(dim, eps=1e-6), enable_nested_tensor=False)
+    layers = [
+        nn.TransformerEncoderLayer(
+            dim, heads, 4 * dim, DROPOUT, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+        )
+        for _ in range(depth)
+    ]
+    for layer in layers:
+        layer.self_attn.dropout = layer.dropout1.p = 0.0
+    return nn.Sequential(*layers, nn.LayerNorm(dim, eps=1e-6))
 
 
 class TransformerBranch(nn.Module):
@@ -100,7 +104,7 @@ class ResViTGenerator(ResidualGenerator):
         )
         # registered once, though two blocks use it
         self.transformer: nn.Module | None = (
-            _encoder(sizes["dim"], sizes["depth"], sizes["heads"]) if transformers else None
+            _transformer(sizes["dim"], sizes["depth"], sizes["heads"]) if transformers else None
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ class RivalTrainer(StageTrainer):
         loss = cast(RivalObjective, self.objective).judge(discriminator, samples)
         loss.backward()
         self._step(optimizer, discriminator)
+        optimizer.zero_grad(set_to_none=True)  # what it shares with a generator is no part of the generator's step
         discriminator.requires_grad_(False)
         torch.clear_autocast_cache()  # it holds the weights as they were
         return loss.detach()

@@ -159,15 +159,17 @@ class TestZooChecks:
             assert_near(scripted(image, target, noise), network(image, target, noise), tolerance=1e-4)
 
 
-class TestRival:
-    @pytest.fixture(scope="class")
-    def packed(self, tmp_path_factory) -> Path:
-        folder = tmp_path_factory.mktemp("rival")
-        torch.manual_seed(0)
-        network = DEaGAN(["t1", "t2", "pd"], ("t1", "pd"), halvings=2)
-        torch.save(compact(network.state_dict()), folder / "best.pt")
-        return package(folder / "out", weights=folder / "best.pt")
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """The zip of a rival's weights."""
+    folder = tmp_path_factory.mktemp("rival")
+    torch.manual_seed(0)
+    network = DEaGAN(["t1", "t2", "pd"], ("t1", "pd"), halvings=2)
+    torch.save(compact(network.state_dict()), folder / "best.pt")
+    return package(folder / "out", weights=folder / "best.pt")
 
+
+class TestRival:
     def test_is_a_bundle_of_its_own(self, packed, tmp_path):
         name = f"{BUNDLE_NAME}_dea_gan"
         assert packed.name.startswith(f"{name}_v")

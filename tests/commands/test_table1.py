@@ -93,6 +93,7 @@ def trained(runs: list[FakeWorkflow]) -> list[tuple[str, ...]]:
     return [(r.name, *r.overlays, "-".join(r.values.get("pair", []))) for r in runs if r.name != "evaluate"]
 
 
+@pytest.mark.slow
 def test_each_method_is_trained_for_each_task_and_ours_once(
     tmp_path: Path, data: Path, runs: list[FakeWorkflow]
 ) -> None:
@@ -125,6 +126,7 @@ def test_each_method_is_trained_for_each_task_and_ours_once(
     assert len(scores) == len({row[:5] for row in scores})
 
 
+@pytest.mark.slow
 def test_every_method_has_the_same_arithmetic(tmp_path: Path, data: Path, runs: list[FakeWorkflow]) -> None:
     out = tmp_path / "out"
     table1(out, methods=["pix2pix_2d", "res_vit", "ours"], tasks=TASK, dataset_dir=str(data), budget=600.0)
@@ -138,6 +140,7 @@ def test_every_method_has_the_same_arithmetic(tmp_path: Path, data: Path, runs: 
     assert [found[name] / found["train"] for name in FLOPS] == pytest.approx([e / epochs[-1] for e in epochs], rel=0.05)
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_not_done_again_and_the_rest_resumed(
     tmp_path: Path, data: Path, runs: list[FakeWorkflow]
 ) -> None:
@@ -154,6 +157,7 @@ def test_what_is_complete_is_not_done_again_and_the_rest_resumed(
         table1(out, methods=["reg_gan"], tasks=TASK, dataset_dir=str(data), budget=7.0)
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_leaves_the_others(
     tmp_path: Path, data: Path, runs: list[FakeWorkflow], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
@@ -46,6 +47,7 @@ def test_the_registration_starts_from_the_identity(make: Callable[..., Rival]) -
     assert field.abs().max() < 0.05
 
 
+@pytest.mark.slow
 def test_a_known_shift_is_recovered(make: Callable[..., Rival]) -> None:
     torch.manual_seed(0)
     truth = blobs()
