@@ -150,6 +150,7 @@ def _of_rival(card: Mapping[str, Any], weights: Path, files: Mapping[str, Path])
     for config in (configs["inference"], configs["evaluate"]):
         config["network_def"] = {"_target_": card["target"], "_requires_": "@bundle_code", **arguments}
         config["modalities"]["default"] = arguments["modalities"]
+        config["intensity_scale"] = arguments["intensity_scale"]
     configs["evaluate"]["methods"] = [m for m in METHODS if m not in (CEILING, SPADE_ONLY)]
     if pair:
         configs["inference"]["displayable_configs"]["target"] = pair[1]

@@ -17,6 +17,7 @@ from custom.rivals.layers import ResidualGenerator, patch_discriminator, sized
 from custom.rivals.objective import GanStep, JudgeFirst, RivalObjective, Samples, judge_pooled, least_squares
 from custom.rivals.pool import ImagePool
 from custom.rivals.rival import Rival
+from custom.utils.intensity_scales import PERCENTILE
 
 __all__ = ["CycleGAN", "CycleGANObjective"]
 
@@ -30,7 +31,7 @@ class CycleGAN(Rival):
     """CycleGAN: the generator from source to target; the other one is the objective's.
 
     Args:
-        modalities, pair: as for ``Rival``.
+        modalities, pair, intensity_scale: as for ``Rival``.
         spatial_dims: 2 for slices, 3 for volumes.
         size: ``"original"``: the published widths; ``"small"``.
     """
@@ -42,10 +43,11 @@ class CycleGAN(Rival):
         size: str = "small",
         *,
         spatial_dims: int = 2,
+        intensity_scale: str = PERCENTILE,
     ) -> None:
         super().__init__(
             modalities, pair, method=f"cyclegan_{spatial_dims}d", spatial_dims=spatial_dims, divisor=4, smallest=16,
-            settings={"size": size, "spatial_dims": spatial_dims},
+            intensity_scale=intensity_scale, settings={"size": size, "spatial_dims": spatial_dims},
         )  # fmt: skip
         self.widths = dict(sized(SIZES_OF[spatial_dims], size))
         self.generator = self.make_generator()

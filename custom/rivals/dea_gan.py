@@ -15,6 +15,7 @@ from torch import Tensor
 
 from custom.rivals.pix2pix import OF_VOLUMES, Pix2PixObjective, VolumeUNetRival
 from custom.rivals.rival import Rival
+from custom.utils.intensity_scales import PERCENTILE
 
 __all__ = ["DEaGAN", "DEaGANObjective", "edges"]
 
@@ -38,7 +39,7 @@ class DEaGAN(VolumeUNetRival):
     """dEa-GAN.
 
     Args:
-        modalities, pair: as for ``Rival``.
+        modalities, pair, intensity_scale: as for ``Rival``.
         size: ``"original"``: the published widths, sides of a multiple of 128 by padding; ``"small"``.
         halvings: levels of the U-Net in place of those of the size; 5 for sides of a multiple of 32.
         norm: ``"batch"`` or ``"instance"`` in place of that of the size.
@@ -55,10 +56,12 @@ class DEaGAN(VolumeUNetRival):
         *,
         halvings: int | None = None,
         norm: str | None = None,
+        intensity_scale: str = PERCENTILE,
     ) -> None:
         super().__init__(
-            modalities, pair, size, method="dea_gan", spatial_dims=3, table=OF_VOLUMES, halvings=halvings, norm=norm
-        )
+            modalities, pair, size, method="dea_gan", spatial_dims=3, table=OF_VOLUMES, halvings=halvings, norm=norm,
+            intensity_scale=intensity_scale,
+        )  # fmt: skip
 
 
 class DEaGANObjective(Pix2PixObjective):

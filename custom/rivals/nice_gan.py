@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from custom.rivals.layers import sized
 from custom.rivals.objective import GanStep, JudgeFirst, RivalObjective, Samples, least_squares
 from custom.rivals.rival import Rival
+from custom.utils.intensity_scales import PERCENTILE
 
 __all__ = ["NICEGAN", "NICEEncoder", "NICEGANObjective", "SpectralConv2d"]
 
@@ -204,14 +205,22 @@ class NICEGAN(Rival):
     """NICE-GAN, light: the encoder of the source's discriminator and the generator to the target.
 
     Args:
-        modalities, pair: as for ``Rival``.
+        modalities, pair, intensity_scale: as for ``Rival``.
         size: ``"original"``: the published widths; ``"small"``, which also has a global head of one halving less.
     """
 
-    def __init__(self, modalities: Sequence[str], pair: str | Sequence[str] | None, size: str = "small") -> None:
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        pair: str | Sequence[str] | None,
+        size: str = "small",
+        *,
+        intensity_scale: str = PERCENTILE,
+    ) -> None:
         super().__init__(
-            modalities, pair, method="nice_gan", spatial_dims=2, divisor=4, smallest=16, settings={"size": size}
-        )
+            modalities, pair, method="nice_gan", spatial_dims=2, divisor=4, smallest=16,
+            intensity_scale=intensity_scale, settings={"size": size},
+        )  # fmt: skip
         self.widths = dict(sized(TABLE, size))
         # slices that the discriminators take: the global head pads by reflection, which needs two pixels
         self.smallest_slice = 3 * 2 ** (3 + self.widths["global_halvings"])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from custom.rivals.layers import UNetGenerator, patch_discriminator, sized
 from custom.rivals.objective import CRITERIA, GanStep, JudgeFirst, RivalObjective, Samples
 from custom.rivals.rival import Rival
+from custom.utils.intensity_scales import PERCENTILE
 
 __all__ = ["Pix2Pix", "Pix2PixObjective", "VolumeUNetRival"]
 
@@ -24,7 +25,7 @@ class UNetRival(Rival):
     """A rival whose generator is the U-Net of Pix2Pix.
 
     Args:
-        modalities, pair: as for ``Rival``.
+        modalities, pair, intensity_scale: as for ``Rival``.
         method, spatial_dims: name and dimensions of the method.
         size: a key of ``table``.
         halvings, norm: in place of those of the size.
@@ -44,11 +45,13 @@ class UNetRival(Rival):
         table: dict[str, dict[str, Any]],
         halvings: int | None = None,
         norm: str | None = None,
+        intensity_scale: str = PERCENTILE,
         settings: dict[str, Any] | None = None,
     ) -> None:
         built = {**sized(table, size), **{k: v for k, v in (("halvings", halvings), ("norm", norm)) if v is not None}}
         super().__init__(
             modalities, pair, method=method, spatial_dims=spatial_dims, divisor=2 ** built["halvings"],
+            intensity_scale=intensity_scale,
             settings={"size": size, "halvings": halvings, "norm": norm, **(settings or {})},
         )  # fmt: skip
         self.width: int = built["width"]
@@ -91,7 +94,7 @@ class Pix2Pix(VolumeUNetRival):
     """Pix2Pix.
 
     Args:
-        modalities, pair: as for ``Rival``; all pairs in one network are possible.
+        modalities, pair, intensity_scale: as for ``Rival``; all pairs in one network are possible.
         spatial_dims: 2 for slices, 3 for volumes.
         size: ``"original"``: the published widths, sides of a multiple of 256 (2D) or 128 (3D) by padding; ``"small"``.
         halvings: levels of the U-Net in place of those of the size.
@@ -107,11 +110,12 @@ class Pix2Pix(VolumeUNetRival):
         spatial_dims: int = 2,
         halvings: int | None = None,
         norm: str | None = None,
+        intensity_scale: str = PERCENTILE,
     ) -> None:
         super().__init__(
             modalities, pair, size, method=f"pix2pix_{spatial_dims}d", spatial_dims=spatial_dims,
             table=OF_VOLUMES if spatial_dims == 3 else OF_SLICES, halvings=halvings, norm=norm,
-            settings={"spatial_dims": spatial_dims},
+            intensity_scale=intensity_scale, settings={"spatial_dims": spatial_dims},
         )  # fmt: skip
 
     def make_discriminator(self) -> nn.Module:

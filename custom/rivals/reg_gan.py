@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from custom.rivals.layers import ResidualBlock, ResidualGenerator, patch_discriminator, sized
 from custom.rivals.objective import GanStep, JudgeFirst, RivalObjective, Samples, least_squares
 from custom.rivals.rival import Rival
+from custom.utils.intensity_scales import PERCENTILE
 
 __all__ = ["RegGAN", "RegGANObjective", "Registration", "smoothness"]
 
@@ -84,16 +85,24 @@ class RegGAN(Rival):
     """RegGAN: the generator; the registration network is the objective's, and has no part in a translation.
 
     Args:
-        modalities, pair: as for ``Rival``; all pairs in one network are possible.
+        modalities, pair, intensity_scale: as for ``Rival``; all pairs in one network are possible.
         size: ``"original"``: the published widths; ``"small"``, whose registration has fewer levels too.
     """
 
     every_pair = True
 
-    def __init__(self, modalities: Sequence[str], pair: str | Sequence[str] | None, size: str = "small") -> None:
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        pair: str | Sequence[str] | None,
+        size: str = "small",
+        *,
+        intensity_scale: str = PERCENTILE,
+    ) -> None:
         super().__init__(
-            modalities, pair, method="reg_gan", spatial_dims=2, divisor=4, smallest=16, settings={"size": size}
-        )
+            modalities, pair, method="reg_gan", spatial_dims=2, divisor=4, smallest=16,
+            intensity_scale=intensity_scale, settings={"size": size},
+        )  # fmt: skip
         self.widths = dict(sized(TABLE, size))
         self.generator = ResidualGenerator(2, 1 + self.planes, width=self.widths["width"], blocks=self.widths["blocks"])
 

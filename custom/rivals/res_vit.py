@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from custom.rivals.layers import ResidualGenerator, patch_discriminator, sized
 from custom.rivals.rival import Rival
+from custom.utils.intensity_scales import PERCENTILE
 
 __all__ = ["ResViT", "TransformerBranch"]
 
@@ -127,7 +128,7 @@ class ResViT(Rival):
     """ResViT, one to one.
 
     Args:
-        modalities, pair: as for ``Rival``; all pairs in one network are possible.
+        modalities, pair, intensity_scale: as for ``Rival``; all pairs in one network are possible.
         size: ``"original"``: the published widths; slices are padded to 256×256, larger ones to multiples of 16, for
             which the learned positions are interpolated; ``"small"``.
         transformers: false for the first of the two published stages, which trains the rest of the generator.
@@ -142,12 +143,13 @@ class ResViT(Rival):
         size: str = "small",
         *,
         transformers: bool = True,
+        intensity_scale: str = PERCENTILE,
     ) -> None:
         widths = dict(sized(TABLE, size))
         smallest = widths.pop("smallest")
         super().__init__(
             modalities, pair, method="res_vit", spatial_dims=2, divisor=16, smallest=smallest,
-            settings={"size": size, "transformers": transformers},
+            intensity_scale=intensity_scale, settings={"size": size, "transformers": transformers},
         )  # fmt: skip
         self.width: int = widths["width"]
         self.generator = ResViTGenerator(1 + self.planes, transformers=transformers, **widths)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from custom.networks.weights import CARD, write_card
+from custom.utils.intensity_scales import PERCENTILE, SCALE_KEY, scale_number
 from custom.utils.modalities import canonical
 
 __all__ = ["ALL_PAIRS", "Rival", "as_pair", "scored_pairs"]
@@ -63,6 +64,7 @@ class Rival(nn.Module):
         spatial_dims: 2 or 3.
         divisor: what the network's sides must be divisible by.
         smallest: sides that it takes at least.
+        intensity_scale: of the images that it is trained on and takes, as for a ``LatentTranslator``.
         settings: further arguments of the class, for the card.
 
     Raises:
@@ -81,6 +83,7 @@ class Rival(nn.Module):
         spatial_dims: int,
         divisor: int,
         smallest: int = 1,
+        intensity_scale: str = PERCENTILE,
         settings: Mapping[str, Any],
     ) -> None:
         super().__init__()
@@ -110,10 +113,11 @@ class Rival(nn.Module):
         card = {
             "target": f"custom.rivals.{type(self).__name__}",
             "method": method,
-            "arguments": {"modalities": names, "pair": found, **settings},
+            "arguments": {"modalities": names, "pair": found, "intensity_scale": intensity_scale, **settings},
         }
         self.card: Tensor
         self.register_buffer(CARD, write_card(card))
+        self.register_buffer(SCALE_KEY, torch.tensor(scale_number(intensity_scale)))
 
     def forward(self, image: Tensor, target: Tensor | None = None) -> Tensor:
         """Translate a batch.

@@ -178,7 +178,7 @@ class TestRival:
         configs = {n: json.loads((tmp_path / name / f"configs/{n}.json").read_text()) for n in REWRITTEN}
         expected = {
             "_target_": "custom.rivals.DEaGAN", "_requires_": "@bundle_code", "modalities": ["t1", "t2", "pd"],
-            "pair": ["t1", "pd"], "size": "small", "halvings": 2, "norm": None,
+            "pair": ["t1", "pd"], "intensity_scale": "percentile", "size": "small", "halvings": 2, "norm": None,
         }  # fmt: skip
         assert configs["inference"]["network_def"] == configs["evaluate"]["network_def"] == expected
         assert configs["inference"]["displayable_configs"]["target"] == "pd"

@@ -142,7 +142,14 @@ def test_weights_say_what_they_are_of(make: Callable[..., Rival], tmp_path: Path
     assert read_card(make("dea_gan").state_dict()) == {
         "target": "custom.rivals.DEaGAN",
         "method": "dea_gan",
-        "arguments": {"modalities": MODALITIES, "pair": ["t1", "t2"], "size": "small", "halvings": None, "norm": None},
+        "arguments": {
+            "modalities": MODALITIES,
+            "pair": ["t1", "t2"],
+            "intensity_scale": "percentile",
+            "size": "small",
+            "halvings": None,
+            "norm": None,
+        },
     }
     load_weights(make("dea_gan"), path)
     for network, words in (
@@ -152,6 +159,8 @@ def test_weights_say_what_they_are_of(make: Callable[..., Rival], tmp_path: Path
     ):
         with pytest.raises(ValueError, match=words):
             load_weights(network, path)
+    with pytest.raises(ValueError, match="expected weights trained on the intensity scale brain; found percentile"):
+        load_weights(make("dea_gan", intensity_scale="brain"), path)
     other = make("dea_gan", halvings=3)
     with pytest.raises(ValueError, match="the same method built otherwise"):
         load_weights(other, path)
