@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +15,12 @@ import torch
 from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
+from custom.networks.translator import RANGE
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
 __all__ = [
-    "CARD", "compact", "is_kernel", "load_tensors", "load_weights", "name_of_card", "read_card", "read_weights",
-    "write_card",
+    "CARD", "check_archive", "compact", "is_kernel", "load_tensors", "load_weights", "name_of_card", "read_card",
+    "read_weights", "write_card",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -70,15 +72,30 @@ def load_tensors(file: Path, *, expected: str, remedy: str) -> Any:
     """Content of a file of tensors, numbers and plain containers, on the CPU; code in it is not run.
 
     Raises:
-        ValueError: if it is something else, saying what was ``expected`` and the ``remedy``.
+        ValueError: if it is something else, or damaged, saying what was ``expected`` and the ``remedy``.
     """
     try:
+        check_archive(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # whatever a broken file provokes
         # of an unpickling error torch's text says how to run the code in the file, which is no advice to pass on
         said = "no tensors alone" if isinstance(error, pickle.UnpicklingError) else str(error)
         detail = (said or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(f"{file}: expected {expected}; found {detail}. {remedy}.") from error
+
+
+def check_archive(file: Path) -> None:
+    """Compare the content of a file of ``torch.save`` with its checksums, which ``torch.load`` does not look at.
+
+    Raises:
+        ValueError: if one is wrong.
+        BadZipFile: if a part of the archive is not what its directory says.
+    """
+    if not zipfile.is_zipfile(file):
+        return  # of PyTorch before 1.6: without checksums
+    with zipfile.ZipFile(file) as archive:
+        if broken := archive.testzip():
+            raise ValueError(f"damaged content ({broken} has another checksum)")
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -133,6 +150,8 @@ def load_weights(
     if SCALE_KEY in expected:
         state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))  # weights from before it had a name
         _check_scale(file, int(state[SCALE_KEY]), int(expected[SCALE_KEY]), refuse=not any_scale)
+    if RANGE in expected:
+        state.setdefault(RANGE, torch.zeros_like(expected[RANGE]))  # from before they told of their training
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
     differences = _differences(network, expected, state)

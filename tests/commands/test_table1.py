@@ -50,7 +50,7 @@ class FakeWorkflow:
         score = 20.0 + len(self.overlays)
         for subject in ("a", "b"):
             rows = [
-                Row(subject, s, t, m, r, score if m == FULL_MODEL else 15.0, 0.9, 0.1, 0.05)
+                Row(subject, s, t, m, r, score if m == FULL_MODEL else 15.0, 0.9, 0.1, 0.05, 1.0)
                 for s, t in self.values["scored_pairs"] for m in self.values["methods"] for r in ("volume", "brain")
             ]  # fmt: skip
             results.save(SubjectResult(subject, rows=rows), None)
