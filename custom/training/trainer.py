@@ -150,7 +150,7 @@ class StageTrainer(SupervisedTrainer):
             with self._autocast(engine, part):
                 step = engine.network(part, active)
                 loss = step.loss
-            self._check_finite(loss, step.terms)
+            self.check_finite(loss, step.terms)
             (share * loss).backward()
         return step, loss.detach()
 
@@ -176,7 +176,8 @@ class StageTrainer(SupervisedTrainer):
             self._stop(f"expected finite gradients; found a norm of {norm.item()} in the {type(module).__name__}")
         optimizer.step()
 
-    def _check_finite(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+    def check_finite(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        """Raise a ``ValueError`` that names the ``terms`` of a loss that is not finite, and the subjects."""
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} = {value.item():.4g}" for name, value in terms.items())
             self._stop(f"expected a finite loss; found {values}")
