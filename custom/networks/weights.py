@@ -13,8 +13,10 @@ from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
 
-__all__ = ["compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
+__all__ = ["compact", "convert_weights", "is_kernel", "load_tensors", "load_weights", "read_weights"]
 
+# what networks did not have before version 0.3.0: the fusion of several sources and the error map
+ADDED = ("fusion.", "detail.attention.", "detail.fusion.", "detail.error.")
 NAMED = 3  # parameters named in a message
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -98,12 +100,43 @@ def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str]
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
     differences = _differences(network, expected, state)
     if differences:
-        raise ValueError(
-            f"{file}: expected the weights of this network; found {'; '.join(differences)}. Use the preset and the "
-            "modalities that the weights were trained with."
+        older = state.keys() < expected.keys() and all(
+            name.startswith(ADDED) for name in expected.keys() - state.keys()
         )
+        advice = "Use the preset and the modalities that the weights were trained with."
+        if older:
+            advice = f"They are of an earlier version: python -m custom convert {file} NEW_FILE makes them whole."
+        raise ValueError(f"{file}: expected the weights of this network; found {'; '.join(differences)}. {advice}")
     network.load_state_dict(state, strict=parts is None)
     return network
+
+
+def convert_weights(network: nn.Module, path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The weights of an earlier version with what networks did not have then, untrained: results stay the same.
+
+    Args:
+        network: of the preset and the vocabulary that the weights were trained with, as it was made: of its own weights
+            those that the file lacks are taken.
+        path: of the flat state dict.
+
+    Returns:
+        A state dict for ``network``; the tensors of the file are kept as they are.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if it is not of an earlier version of this network.
+    """
+    file, state, own = Path(path).expanduser(), read_weights(path), network.state_dict()
+    lacking = {name: tensor for name, tensor in own.items() if name not in state and name.startswith(ADDED)}
+    if not lacking:
+        raise ValueError(f"{file}: expected weights of an earlier version; found nothing to add. Use them as they are.")
+    whole = {**state, **lacking}
+    if differences := _differences(network, own, whole):
+        raise ValueError(
+            f"{file}: expected weights of an earlier version of this network; found {'; '.join(differences)}. Name the "
+            "preset that they were trained with."
+        )
+    return {name: whole[name] for name in own}
 
 
 def _of_parts(state: Mapping[str, torch.Tensor], parts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
+from custom.data.foreground import BACKGROUND
 from custom.networks import LatentTranslator, Quantized, VectorQuantizer
-from custom.training.losses import FeatureMatching, class_adversarial_loss, class_discriminator_loss
+from custom.training.losses import FeatureMatching, class_adversarial_loss, class_discriminator_loss, laplace_loss
 from custom.utils.arguments import as_bool
 
 __all__ = [
@@ -224,6 +225,30 @@ def _random_part(size: int | None, *volumes: Tensor) -> tuple[Tensor, ...]:
     return volumes
 
 
+# what a batch holds once for each of S sources, (B, S, ...)
+OF_SOURCES = ("source", "source_modality", "source_context", "source_image", "target_like")
+
+
+def _with_some_sources(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``batch`` with a random number of its sources: its subjects' sets are in random order, so any may be left."""
+    count = batch["source"].shape[1]
+    if count == 1:
+        return dict(batch)
+    drawn = int(torch.randint(1, count + 1, ()))
+    return {name: value[:, :drawn] if name in OF_SOURCES else value for name, value in batch.items()}
+
+
+def _flat(batch: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """The volumes of all sources (B · S, ...), as the network takes them; None where the batch has none."""
+    return batch[name].flatten(0, 1) if name in batch else None
+
+
+def _either(first: Tensor, second: Tensor) -> Tensor:
+    """For each item of the batch one of the two, as drawn: decoding both would cost twice."""
+    drawn = torch.rand(len(first), device=first.device) < 0.5
+    return torch.where(drawn.view(-1, 1, 1, 1, 1), first, second)
+
+
 def _image_distance(network: LatentTranslator, estimate: Tensor, target: Tensor) -> Tensor:
     """Mean squared distance of the images of two latents; the gradient reaches ``estimate`` only."""
     with torch.no_grad():
@@ -238,8 +263,12 @@ class StyleObjective(Objective):
     latent. Directions of the latent that hardly differ can mean very different intensities, which the latent term alone
     does not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
 
-    Batch: ``source``, ``target`` latents (B, L, h, w, d); ``source_modality``, ``target_modality`` (B,); where they are
-    crops, ``source_context``, ``target_context`` (B, L, N), voxels of the whole latents.
+    Of several sources a random number is taken. The fusion is trained with what MS-SPADE makes of each: the latent term
+    is the mean of theirs and of the fused one's, the image term that of one of them or of the fused one, as drawn.
+
+    Batch: latents ``source`` (B, S, L, h, w, d), in random order, and ``target`` (B, L, h, w, d); ``source_modality``
+    (B, S), ``target_modality`` (B,); where they are crops, voxels of the whole latents, ``source_context``
+    (B, S, L, N), ``target_context`` (B, L, N).
 
     Args:
         network: the translator.
@@ -247,6 +276,8 @@ class StyleObjective(Objective):
             that term out.
         part_size: latent voxels along each axis of the random part; the whole latent where not given.
     """
+
+    has_unused_parameters = True  # of a single source nothing is fused
 
     def __init__(
         self,
@@ -258,29 +289,34 @@ class StyleObjective(Objective):
         adversarial_weight: float = 0.01,
         part_size: int | None = None,
     ) -> None:
-        super().__init__(network, ["style_transfer"])
+        super().__init__(network, ["style_transfer", "fusion"])
         self.weights = (latent_weight, cycle_weight, image_weight, adversarial_weight)
         self.part_size = part_size
 
     def fewest_planes(self, batch: Mapping[str, Tensor]) -> int:
-        planes = batch["source"].shape[2]
+        planes = batch["source"].shape[3]
         return min(planes, self.part_size or planes)
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
+        batch = _with_some_sources(batch)
         net, source, target, to = self.network, batch["source"], batch["target"], batch["target_modality"]
-        target_like = net.transfer(source, to, batch.get("source_context"))
-        parts = _random_part(self.part_size, source, target, target_like)
-        back = net.transfer(parts[2], batch["source_modality"], batch.get("target_context"))
+        flat = source.flatten(0, 1)
+        each = net.transfer(flat, to, _flat(batch, "source_context"))
+        fused = net.fuse(flat, each, to)[1]
+        each = each.unflatten(0, source.shape[:2])
+        parts = _random_part(self.part_size, source[:, 0], target, fused, each[:, 0])
+        back = net.transfer(parts[3], batch["source_modality"][:, 0], batch.get("target_context"))
         w_latent, w_cycle, w_image, w_adv = self.weights
-        terms = {
-            "latent": w_latent * F.l1_loss(target_like.float(), target),
-            "cycle": w_cycle * F.l1_loss(back.float(), parts[0]),
-        }
+        latent = F.l1_loss(fused.float(), target)
+        if source.shape[1] > 1:
+            latent = (latent + F.l1_loss(each.float(), target.unsqueeze(1).expand_as(each))) / 2
+        terms = {"latent": w_latent * latent, "cycle": w_cycle * F.l1_loss(back.float(), parts[0])}
         if w_image > 0:
-            terms["image"] = w_image * _image_distance(net, parts[2], parts[1])
+            estimate = parts[2] if source.shape[1] == 1 else _either(parts[2], parts[3])
+            terms["image"] = w_image * _image_distance(net, estimate, parts[1])
         if discriminator is not None:
-            terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(target_like)[-1], to)
-        return Step(terms, target_like, target, to)
+            terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(fused)[-1], to)
+        return Step(terms, fused, target, to)
 
     def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
         assert step.modality is not None
@@ -341,8 +377,13 @@ class DiffusionObjective(Objective):
     network that predicts ε does not give near pure noise. A network with detail transfer trains that as well: there the
     term compares the translation with the target image itself.
 
-    Batch: as for ``StyleObjective``, and ``target_like`` (B, L, h, w, d) where it is known; with detail transfer also
-    ``source_image``, ``target_image`` (B, 1, H, W, D) of the same region.
+    Where the detail transfer predicts errors, the error term is the negative log-likelihood of the translation's
+    absolute error in the brain, see ``laplace_loss``. No gradient of it reaches the translation.
+
+    Of several sources a random number is taken.
+
+    Batch: as for ``StyleObjective``, and ``target_like`` (B, S, L, h, w, d) where it is known; with detail transfer
+    also ``source_image`` (B, S, H, W, D), ``target_image`` (B, 1, H, W, D) of the same region.
 
     Args:
         network: the translator.
@@ -350,6 +391,7 @@ class DiffusionObjective(Objective):
         part_size: latent voxels along each axis of the random part that is decoded; the whole where not given.
         pure_noise_share: share of the items, in [0, 1], that start at the last timestep, where a sampler of few steps
             takes its largest; the others draw theirs uniformly.
+        error_weight: weight of the error term; 0 leaves it out, and the error map untrained.
 
     Raises:
         ValueError: for an image term with a network that predicts ε, and for detail transfer without an image term.
@@ -366,6 +408,7 @@ class DiffusionObjective(Objective):
         image_weight: float = 0.0,
         part_size: int | None = None,
         pure_noise_share: float = 0.0,
+        error_weight: float = 0.0,
     ) -> None:
         super().__init__(network, ["unet"] if network.detail is None else ["unet", "detail"])
         if network.detail is not None and image_weight == 0:
@@ -381,17 +424,16 @@ class DiffusionObjective(Objective):
         self.image_weight = image_weight
         self.part_size = part_size
         self.pure_noise_share = pure_noise_share
+        self.error_weight = error_weight if network.error_map() != "none" else 0.0
 
     def fewest_planes(self, batch: Mapping[str, Tensor]) -> int:
-        return batch["source"].shape[2] // self.network.unet.spatial_divisor
+        return batch["source"].shape[3] // self.network.unet.spatial_divisor
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
-        net, source, to = self.network, batch["source"], batch["target_modality"]
+        batch = _with_some_sources(batch)
+        net, to = self.network, batch["target_modality"]
         clean = batch["target"] * net.latent_scale
-        target_like = batch.get("target_like")
-        if target_like is None:
-            with torch.no_grad():
-                target_like = net.transfer(source, to, batch.get("source_context")).float()
+        source, target_like = self._conditions(batch)
         noise = torch.randn_like(clean)
         timesteps = self._draw_timesteps(len(clean), clean.device)
         noisy = net.schedule.add_noise(clean, noise, timesteps)
@@ -400,16 +442,33 @@ class DiffusionObjective(Objective):
         terms = {"diffusion": F.mse_loss(prediction, truth)}
         if self.image_weight > 0:
             estimate = net.schedule.split(prediction, noisy, timesteps)[0] / net.latent_scale
-            terms["image"] = self.image_weight * self._image_term(estimate, batch)
+            terms |= self._image_terms(estimate, batch)
         return Step(terms, prediction, truth, to)
 
-    def _image_term(self, estimate: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        net = self.network
+    @torch.no_grad()
+    def _conditions(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Source latent and target-like latent, each fused, (B, L, h, w, d)."""
+        net, to, source = self.network, batch["target_modality"], batch["source"].flatten(0, 1)
+        target_like = _flat(batch, "target_like")
+        if target_like is None:
+            target_like = net.transfer(source, to, _flat(batch, "source_context")).float()
+        source, target_like = net.fuse(source, target_like, to)
+        return source.float(), target_like.float()
+
+    def _image_terms(self, estimate: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        net, to, weight = self.network, batch["target_modality"], self.image_weight
         if net.detail is None:
-            return _image_distance(net, *_random_part(self.part_size, estimate, batch["target"]))
+            return {"image": weight * _image_distance(net, *_random_part(self.part_size, estimate, batch["target"]))}
         volumes = (estimate, batch["source_image"], batch["target_image"])
         latent, source, truth = _random_part(self.part_size, *volumes)
-        return F.mse_loss(net.render(latent, source, batch["target_modality"]).float(), truth)
+        if not self.error_weight:
+            return {"image": weight * F.mse_loss(net.render(latent, source, to).float(), truth)}
+        rendered, logarithm = net.render_with_error(latent, source, to)
+        if self.training:
+            net.detail.get_submodule("error").get_buffer("trained").fill_(1.0)
+        brain = (truth > BACKGROUND) | (source > BACKGROUND).any(dim=1, keepdim=True)
+        error = self.error_weight * laplace_loss(logarithm.float(), rendered.detach().float(), truth, brain)
+        return {"image": weight * F.mse_loss(rendered.float(), truth), "error": error}
 
     def _draw_timesteps(self, count: int, device: torch.device) -> Tensor:
         last = self.network.schedule.num_train_timesteps - 1
