@@ -57,7 +57,8 @@ def train(side: str, settings: argparse.Namespace) -> Path:
             "spade_path": str(out / side / "spade" / "best.pt"), "ckpt_path": str(final),
             "output_dir": str(out / side), "stage_dir": str(out / side / folder), "cache_dir": str(out / "latents"),
             "max_epochs": epochs, "val_interval": 10 * epochs, "checkpoint_interval": epochs, "cache_rate": 0.0,
-            "warmup_steps": settings.warmup, "learning_rate": settings.rate, "subjects_per_batch": 1, "seed": settings.seed, "amp": False,
+            "warmup_steps": settings.warmup, "learning_rate": settings.rate, "seed": settings.seed, "amp": False,
+            "subjects_per_batch": 1,
             "adversarial_start_epoch": 10 * epochs, "device": "$torch.device('cpu')",
         }  # fmt: skip
         workflow = bundle_workflow(stage, {}, overlays=SIDES[side])

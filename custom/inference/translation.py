@@ -165,7 +165,8 @@ class Translation:
     def _styled(self, index: Tensor) -> tuple[tuple[Tensor, Tensor], Cost]:
         """Source latent and target-like latent, each fused, and what they cost from the sources on."""
         latent, encoding = self._encoded()
-        parts = [_module(self.network, name) for name in ("autoencoder", "style_transfer", "fusion")]
+        names = ["autoencoder", "style_transfer"] + (["fusion"] if self.image.shape[1] > 1 else [])
+        parts = [_module(self.network, name) for name in names]
 
         def compute() -> tuple[Tensor, Tensor]:
             return self.network.fuse(latent, self.network.transfer(latent, index), index)

@@ -59,7 +59,7 @@ class DetailTransfer(nn.Module):
         for last in [self.conv_out, self.fusion, *(block.conv2 for block in blocks)]:
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
-        self.error: nn.Module | None = ErrorHead(num_modalities, width, error_channels) if error_channels else None
+        self.error: ErrorHead | None = ErrorHead(num_modalities, width, error_channels) if error_channels else None
 
     def forward(self, decoded: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Translation (B, 1, H, W, D), in about [-1, 1].
@@ -128,8 +128,8 @@ class ErrorHead(nn.Module):
         self.conv_out = nn.Conv3d(channels, 8, 1)
         self.haar = HaarTransform(1)
         self.first, self.least, self.largest = FIRST_ERROR, LEAST, LARGEST  # TorchScript sees no globals
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
         self.trained: Tensor
         self.register_buffer("trained", torch.zeros(()))
 

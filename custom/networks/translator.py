@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from custom.networks.conditional_unet import ConditionalUNet
+from custom.networks.detail import DetailTransfer
 from custom.networks.diffusion import NoiseSchedule, draw_noise, path_seed
 from custom.networks.fusion import MeanFusion
 from custom.networks.vqgan import VQGAN
@@ -54,7 +55,7 @@ class LatentTranslator(nn.Module):
         style_transfer: nn.Module,
         unet: ConditionalUNet,
         schedule: NoiseSchedule,
-        detail: nn.Module | None = None,
+        detail: DetailTransfer | None = None,
         *,
         fusion: nn.Module | None = None,
         conditioning: str = "target_like",
@@ -83,7 +84,7 @@ class LatentTranslator(nn.Module):
         self.style_transfer = style_transfer
         self.unet = unet
         self.schedule = schedule
-        self.detail: nn.Module | None = detail
+        self.detail: DetailTransfer | None = detail
         self.fusion = MeanFusion() if fusion is None else fusion
         self.conditioning = conditioning
         self.residual = residual

@@ -149,7 +149,7 @@ def _batch(parser: ConfigParser, objective: Objective, size: Sequence[int]) -> d
         channels, divisor = autoencoder.embedding_dim, autoencoder.downsampling
         sources = min(value("max_sources") or len(value("modalities")), len(value("modalities")) - 1)
         batch = tensors(["target"], count, channels, "latent_crop", divisor)
-        batch["source"] = batch["target"].unsqueeze(1).expand(-1, sources, -1, -1, -1, -1)
+        batch["source"] = batch["target"].unsqueeze(1).repeat(1, sources, 1, 1, 1, 1)
         if objective.network.detail is not None and "detail" in objective.trainable:
             shape = [n * divisor for n in batch["target"].shape[2:]]
             batch |= {

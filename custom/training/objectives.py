@@ -234,7 +234,7 @@ def _with_some_sources(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     count = batch["source"].shape[1]
     if count == 1:
         return dict(batch)
-    drawn = int(torch.randint(1, count + 1, ()))
+    drawn = count - int(torch.randint(count, ()))  # where values are not known, as in measuring memory: all of them
     return {name: value[:, :drawn] if name in OF_SOURCES else value for name, value in batch.items()}
 
 
@@ -465,7 +465,7 @@ class DiffusionObjective(Objective):
             return {"image": weight * F.mse_loss(net.render(latent, source, to).float(), truth)}
         rendered, logarithm = net.render_with_error(latent, source, to)
         if self.training:
-            net.detail.get_submodule("error").get_buffer("trained").fill_(1.0)
+            net.detail.get_buffer("error.trained").fill_(1.0)
         brain = (truth > BACKGROUND) | (source > BACKGROUND).any(dim=1, keepdim=True)
         error = self.error_weight * laplace_loss(logarithm.float(), rendered.detach().float(), truth, brain)
         return {"image": weight * F.mse_loss(rendered.float(), truth), "error": error}

@@ -368,8 +368,9 @@ def test_sets_of_sources_are_as_large_as_is_asked_for(tmp_path: Path) -> None:
     for most in (1, 2, None):
         pairs = LatentPairs([subject], pairs_per_subject=20, max_sources=most)
         pairs.set_random_state(0)
-        drawn.append(pairs[0]["source_modality"])
-        assert (drawn[-1] != pairs[0]["target_modality"][:, None]).all() or most is not None
+        item = pairs[0]
+        drawn.append(item["source_modality"])
+        assert (drawn[-1] != item["target_modality"][:, None]).all()
     assert [d.shape for d in drawn] == [(20, 1), (20, 2), (20, 2)]
     assert {tuple(d) for d in drawn[0].tolist()} == {(0,), (2,), (3,)}
     with pytest.raises(ValueError, match=r"max_sources: expected a whole number from 1 to .* found 0"):
