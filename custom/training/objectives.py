@@ -1,23 +1,19 @@
-"""Objectives of the training stages: modules that turn a batch into named losses.
-
-An objective holds the whole ``LatentTranslator`` and trains one part of it; the rest is frozen and stays in evaluation
-mode. Its forward pass computes every term, so wrapping it for distributed training synchronises all gradients.
-"""
+"""Objectives of the training stages: modules that turn a batch into named losses; here those of stages 2 and 3."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
 from custom.data.foreground import BACKGROUND
-from custom.networks import LatentTranslator, Quantized, VectorQuantizer
-from custom.training.losses import FeatureMatching, class_adversarial_loss, class_discriminator_loss, laplace_loss
+from custom.networks import LatentTranslator
+from custom.training.image_objectives import AutoencoderObjective, JointObjective
+from custom.training.losses import class_adversarial_loss, class_discriminator_loss, laplace_loss
+from custom.training.objective import Objective, Step
 from custom.utils.arguments import as_bool
 
 __all__ = [
@@ -29,187 +25,6 @@ __all__ = [
     "StyleObjective",
     "style_objective",
 ]
-
-
-class Step(NamedTuple):
-    """Result of one objective: named weighted ``terms`` (scalars), and what a discriminator compares.
-
-    ``modality`` (B,) is the target's, where there is one; ``measures`` (scalars) are logged beside the terms and enter
-    no loss.
-    """
-
-    terms: dict[str, Tensor]
-    fake: Tensor
-    real: Tensor
-    modality: Tensor | None = None
-    measures: Mapping[str, Tensor] = MappingProxyType({})
-
-    @property
-    def loss(self) -> Tensor:
-        return torch.stack(list(self.terms.values())).sum()
-
-
-class Objective(nn.Module):
-    """Base: freezes ``network`` but for the parts named in ``trainable``.
-
-    Its state dict is the network's, so that a federated round exchanges what ``model.pt`` holds.
-
-    Args:
-        network: the translator.
-        trainable: names of its submodules that this stage trains.
-    """
-
-    # whether a trained part has parameters that never get a gradient, which distributed training must know
-    has_unused_parameters: bool = False
-
-    def __init__(self, network: LatentTranslator, trainable: Sequence[str]) -> None:
-        super().__init__()
-        self.network = network
-        self.trainable = tuple(trainable)
-        network.requires_grad_(False)
-        for name in self.trainable:
-            for parameter_name, parameter in network.get_submodule(name).named_parameters():
-                # codes moved by averages take no gradient
-                averaged = parameter_name.endswith("bottleneck.embedding.weight") and getattr(
-                    network.autoencoder.bottleneck, "ema", False
-                )
-                parameter.requires_grad_(not averaged)
-
-    def train(self, mode: bool = True) -> Objective:
-        """Only the trained parts leave evaluation mode: a frozen codebook must not move."""
-        super().train(False)
-        self.training = mode
-        for name in self.trainable:
-            self.network.get_submodule(name).train(mode)
-        return self
-
-    # the stub of torch has overloads for arguments that nobody gives
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        return self.network.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        return self.network.load_state_dict(state_dict, *args, **kwargs)
-
-    def sound_in_bfloat16(self, batch: Mapping[str, Tensor]) -> bool:
-        """Whether gradients of ``batch`` can be computed in bfloat16: on a CPU not where a level has two planes.
-
-        There PyTorch 2.13 takes the gradient of a 3³ kernel from memory that it has not written, which gives numbers of
-        any size. The planes are those of the first spatial axis.
-        """
-        return next(iter(batch.values())).device.type != "cpu" or self.fewest_planes(batch) > 2
-
-    def fewest_planes(self, batch: Mapping[str, Tensor]) -> int:
-        """Planes along the first spatial axis of the smallest feature map of what is trained."""
-        return batch["image"].shape[2] // self.network.autoencoder.downsampling
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.network.parameters() if p.requires_grad]
-
-    def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
-        raise NotImplementedError
-
-    def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
-        """Loss of the discriminator on the detached results of ``step``."""
-        raise NotImplementedError
-
-
-class _ImageObjective(Objective):
-    """Base of the objectives whose discriminator sees images: the perceptual and the hinge adversarial term.
-
-    Args:
-        network, trainable: as for ``Objective``.
-        perceptual: ``FeatureMatching`` or ``MedicalNetPerceptual``; feature matching where not given.
-        perceptual_weight, adversarial_weight: weights of the terms.
-    """
-
-    def __init__(
-        self,
-        network: LatentTranslator,
-        trainable: Sequence[str],
-        *,
-        perceptual: nn.Module | None,
-        perceptual_weight: float,
-        adversarial_weight: float,
-    ) -> None:
-        super().__init__(network, trainable)
-        self.perceptual = perceptual or FeatureMatching()
-        self.adversarial = PatchAdversarialLoss(criterion="hinge")
-        self.perceptual_weight = perceptual_weight
-        self.adversarial_weight = adversarial_weight
-
-    def realism_terms(self, fake: Tensor, real: Tensor, discriminator: nn.Module | None) -> dict[str, Tensor]:
-        """Weighted perceptual and adversarial terms of a generated image; none before the discriminator takes part."""
-        if discriminator is None:
-            return {}
-        features = discriminator(fake)
-        adversarial = self.adversarial(features[-1].float(), target_is_real=True, for_discriminator=False)
-        if self.perceptual.needs_features:
-            with torch.no_grad():
-                real_features = discriminator(real)
-            perceptual = self.perceptual(features, real_features)
-        else:
-            perceptual = self.perceptual(fake.float(), real.float())
-        return {
-            "perceptual": self.perceptual_weight * perceptual,
-            "adversarial": self.adversarial_weight * adversarial,
-        }
-
-    def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
-        real = self.adversarial(discriminator(step.real)[-1].float(), target_is_real=True, for_discriminator=True)
-        fake = discriminator(step.fake.detach())[-1].float()
-        return 0.5 * (real + self.adversarial(fake, target_is_real=False, for_discriminator=True))
-
-
-@torch.no_grad()
-def _codebook_measures(network: LatentTranslator, quantized: Quantized) -> dict[str, Tensor]:
-    """Share of the codes that the batch uses, and their perplexity; nothing without a codebook."""
-    bottleneck = network.autoencoder.bottleneck
-    if not isinstance(bottleneck, VectorQuantizer):
-        return {}
-    usage, perplexity = bottleneck.usage(quantized.indices)
-    return {"codebook_usage": usage, "codebook_perplexity": perplexity}
-
-
-class AutoencoderObjective(_ImageObjective):
-    """Stage 1: ``L1 + quantisation + perceptual + adversarial`` of the VQ-GAN (Fig. 3a without the cycle).
-
-    Batch: ``image`` (B, 1, H, W, D) in [-1, 1].
-
-    Args:
-        network: the translator.
-        perceptual: ``FeatureMatching`` or ``MedicalNetPerceptual``.
-        reconstruction_weight, quantisation_weight, perceptual_weight, adversarial_weight: weights of the terms.
-    """
-
-    def __init__(
-        self,
-        network: LatentTranslator,
-        *,
-        perceptual: nn.Module | None = None,
-        reconstruction_weight: float = 1.0,
-        quantisation_weight: float = 1.0,
-        perceptual_weight: float = 0.1,
-        adversarial_weight: float = 0.01,
-    ) -> None:
-        super().__init__(
-            network,
-            ["autoencoder"],
-            perceptual=perceptual,
-            perceptual_weight=perceptual_weight,
-            adversarial_weight=adversarial_weight,
-        )
-        self.weights = (reconstruction_weight, quantisation_weight)
-
-    def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
-        image = batch["image"]
-        reconstruction, quantized = self.network.autoencoder(image)
-        w_rec, w_quant = self.weights
-        terms = {
-            "reconstruction": w_rec * F.l1_loss(reconstruction.float(), image),
-            "quantisation": w_quant * quantized.loss,
-        }
-        terms |= self.realism_terms(reconstruction, image, discriminator)
-        return Step(terms, reconstruction, image, measures=_codebook_measures(self.network, quantized))
 
 
 def _random_part(size: int | None, *volumes: Tensor) -> tuple[Tensor, ...]:
@@ -323,50 +138,6 @@ class StyleObjective(Objective):
         return class_discriminator_loss(
             discriminator(step.real)[-1], discriminator(step.fake.detach())[-1], step.modality
         )
-
-
-class JointObjective(_ImageObjective):
-    """Stage 2 as in the paper's Fig. 3a: autoencoder and MS-SPADE together, all five losses in image space.
-
-    Batch: ``image``, ``label`` (B, 1, H, W, D); ``source_modality``, ``target_modality`` (B,).
-    """
-
-    def __init__(
-        self,
-        network: LatentTranslator,
-        *,
-        perceptual: nn.Module | None = None,
-        reconstruction_weight: float = 1.0,
-        quantisation_weight: float = 1.0,
-        cycle_weight: float = 0.5,
-        perceptual_weight: float = 0.1,
-        adversarial_weight: float = 0.01,
-    ) -> None:
-        super().__init__(
-            network,
-            ["autoencoder", "style_transfer"],
-            perceptual=perceptual,
-            perceptual_weight=perceptual_weight,
-            adversarial_weight=adversarial_weight,
-        )
-        self.weights = (reconstruction_weight, quantisation_weight, cycle_weight)
-
-    def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
-        image, label, net = batch["image"], batch["label"], self.network
-        w_rec, w_quant, w_cycle = self.weights
-        quantized = net.autoencoder.quantize(net.autoencoder.encode(image))
-        target_like = net.transfer(quantized.latent, batch["target_modality"])
-        translation = net.decode(target_like)
-        cycled = net.decode(net.transfer(target_like, batch["source_modality"]))
-        own = net.decode(quantized.latent)
-        terms = {
-            "reconstruction": w_rec * (F.l1_loss(translation.float(), label) + F.l1_loss(own.float(), image)),
-            "quantisation": w_quant * quantized.loss,
-            "cycle": w_cycle * F.l1_loss(cycled.float(), image),
-        }
-        terms |= self.realism_terms(translation, label, discriminator)
-        measures = _codebook_measures(net, quantized)
-        return Step(terms, translation, label, batch["target_modality"], measures)
 
 
 class DiffusionObjective(Objective):
