@@ -51,6 +51,8 @@ def train(side: str, settings: argparse.Namespace) -> Path:
     if final.is_file():
         return final
     for stage, folder in STAGES.items():
+        if (out / side / folder / "best.pt").is_file():
+            continue
         epochs = settings.spade_epochs if stage == "train_spade" else settings.epochs
         values: dict[str, Any] = {
             "dataset_dir": settings.data, "pretrained": weights, "autoencoder_path": weights,
@@ -58,7 +60,8 @@ def train(side: str, settings: argparse.Namespace) -> Path:
             "output_dir": str(out / side), "stage_dir": str(out / side / folder), "cache_dir": str(out / "latents"),
             "max_epochs": epochs, "val_interval": 10 * epochs, "checkpoint_interval": epochs, "cache_rate": 0.0,
             "warmup_steps": settings.warmup, "learning_rate": settings.rate, "seed": settings.seed, "amp": False,
-            "subjects_per_batch": 1,
+            "subjects_per_batch": 1, "pairs_per_subject": settings.pairs, "latent_crop": [settings.crop] * 3,
+            "part_size": settings.part,
             "adversarial_start_epoch": 10 * epochs, "device": "$torch.device('cpu')",
         }  # fmt: skip
         workflow = bundle_workflow(stage, {}, overlays=SIDES[side])
@@ -233,8 +236,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", default="output/sources")
     parser.add_argument("--spade-epochs", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=2, help="of a subject, in a step")
+    parser.add_argument("--crop", type=int, default=16, help="latent voxels of a crop along each axis")
+    parser.add_argument("--part", type=int, default=12, help="latent voxels of what is decoded")
     parser.add_argument("--warmup", type=int, default=20, help="steps")
     parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--sides", default="set,single", help="that are trained; another one keeps the weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--section", default="test")
     parser.add_argument("--subjects", type=int, default=8)
@@ -249,7 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if settings.cost:
         print(json.dumps(measure_cost(settings.cost, settings.size, settings.weights)))
         return
-    networks = {side: make_network(train(side, settings)) for side in SIDES}
+    sides = settings.sides.split(",")
+    networks = {side: make_network(train(side, settings) if side in sides else settings.weights) for side in SIDES}
     rows, maps = [], []
     for number, item in enumerate(subjects(settings.data, settings.section, settings.subjects)):
         turn = [(number + k) % len(item.images) for k in range(settings.targets)]

@@ -290,9 +290,8 @@ def _error_map_scores(prediction: Prediction, item: Mapping[str, Tensor]) -> Err
     brain, label = plain(item[foreground_key(prediction.target)]), item.get(SEGMENTATION)
     error = (unit(prediction.image) - unit(item[prediction.target])).abs()
     expected = prediction.uncertainty / 2  # from an image's range of 2 to that of its unit
-    error, expected, brain = (plain(v)[EVERY_SECOND].flatten().cpu().numpy() for v in (error, expected, brain))
-    lesion = None if label is None else plain(label > 0)[EVERY_SECOND].flatten().cpu().numpy()
-    return score_error_map(error, expected, brain > 0, lesion)
+    volumes = [error, expected, brain > 0, *([] if label is None else [label > 0])]
+    return score_error_map(*(plain(v)[EVERY_SECOND].flatten().cpu().numpy() for v in volumes))
 
 
 def unit(image: Tensor) -> Tensor:

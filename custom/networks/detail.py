@@ -13,6 +13,9 @@ from custom.networks.wavelet import HaarTransform
 __all__ = ["DetailTransfer", "ErrorHead"]
 
 FIRST_ERROR = -2.3  # logarithm of 0.1, in units of images in [-1, 1]: what an untrained head expects
+GAIN = (
+    30.0  # of what the head adds to it: an optimiser's steps are of one size for all weights, and these begin at zero
+)
 LEAST, LARGEST = -9.0, 1.0  # of the logarithm: far below a grey level of 255, and above the range of an image
 
 
@@ -127,7 +130,12 @@ class ErrorHead(nn.Module):
         self.conv = nn.Conv3d(channels, channels, 3, padding=1)
         self.conv_out = nn.Conv3d(channels, 8, 1)
         self.haar = HaarTransform(1)
-        self.first, self.least, self.largest = FIRST_ERROR, LEAST, LARGEST  # TorchScript sees no globals
+        self.first, self.gain, self.least, self.largest = (
+            FIRST_ERROR,
+            GAIN,
+            LEAST,
+            LARGEST,
+        )  # TorchScript sees no globals
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)
         self.trained: Tensor
@@ -143,4 +151,4 @@ class ErrorHead(nn.Module):
         """
         h = F.silu(self.conv_in(h, target))
         h = h + F.silu(self.conv(h))
-        return (self.first + self.haar.inverse(self.conv_out(h))).clamp(self.least, self.largest)
+        return (self.first + self.gain * self.haar.inverse(self.conv_out(h))).clamp(self.least, self.largest)

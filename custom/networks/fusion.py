@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from custom.networks.ms_spade import PreActivationBlock, SwitchableConv3d
 
-__all__ = ["MeanFusion", "SetAttention", "SourceFusion", "deviation"]
+__all__ = ["MeanFusion", "SetAttention", "SourceFusion", "deviation", "mean_of"]
+
+GAIN = 10.0  # of the scores: an optimiser's steps are of one size for all weights, and these begin at zero
 
 
 def mean_of(members: list[Tensor]) -> Tensor:
@@ -56,6 +58,7 @@ class SetAttention(nn.Module):
         if hidden_channels % heads:
             raise ValueError(f"heads: expected a divisor of {hidden_channels} hidden channels; found {heads}.")
         self.heads = heads
+        self.gain = GAIN  # TorchScript sees no globals
         self.member = SwitchableConv3d(num_modalities, channels, hidden_channels, kernel_size)
         self.set = SwitchableConv3d(num_modalities, 2 * channels, hidden_channels, kernel_size)
         self.scores = SwitchableConv3d(num_modalities, hidden_channels, heads, 1)
@@ -72,7 +75,7 @@ class SetAttention(nn.Module):
         mean = mean_of(members)
         of_set = self.set(torch.cat([mean, deviation(members, mean)], dim=1), target)
         features = [F.silu(self.member(member, target) + of_set) for member in members]
-        scores = torch.stack([self.scores(feature, target).float() for feature in features])
+        scores = torch.stack([self.gain * self.scores(feature, target).float() for feature in features])
         weights = list(torch.softmax(scores, dim=0).to(mean.dtype).unbind(0))
         return weights, self.weighted(features, weights)
 
