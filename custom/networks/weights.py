@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,15 @@ import torch
 from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
+from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
 __all__ = ["compact", "convert_weights", "is_kernel", "load_tensors", "load_weights", "read_weights"]
 
 # what networks did not have before version 0.3.0: the fusion of several sources and the error map
 ADDED = ("fusion.", "detail.attention.", "detail.fusion.", "detail.error.")
+
+logger = logging.getLogger(__name__)
+
 NAMED = 3  # parameters named in a message
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -79,30 +84,36 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None) -> Network:
+def load_weights(
+    network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None, *, any_scale: bool = False
+) -> Network:
     """Load a flat state dict strictly, tensors only, onto the device that ``network`` is on.
 
     Args:
         network: a ``LatentTranslator`` or another module.
         path: of the state dict.
         parts: names of the submodules to load, each strictly; the others keep their weights. All where not given.
+        any_scale: take weights of another intensity scale than the network's, with a warning, as a training may start
+            from them.
 
     Returns:
         ``network``, unchanged if anything fails.
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: if the file is no flat state dict, or the weights are of another preset or vocabulary.
+        ValueError: if the file is no flat state dict, or the weights are of another preset, vocabulary or scale.
     """
     file, state = Path(path).expanduser(), read_weights(path)
     expected = network.state_dict()
+    if SCALE_KEY in expected:
+        state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))  # weights from before it had a name
+        _check_scale(file, int(state[SCALE_KEY]), int(expected[SCALE_KEY]), refuse=not any_scale)
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
     differences = _differences(network, expected, state)
     if differences:
-        older = state.keys() < expected.keys() and all(
-            name.startswith(ADDED) for name in expected.keys() - state.keys()
-        )
+        lacking = expected.keys() - state.keys()
+        older = state.keys() <= expected.keys() and all(name.startswith(ADDED) for name in lacking)
         advice = "Use the preset and the modalities that the weights were trained with."
         if older:
             advice = f"They are of an earlier version: python -m custom convert {file} NEW_FILE makes them whole."
@@ -127,6 +138,8 @@ def convert_weights(network: nn.Module, path: str | os.PathLike) -> dict[str, to
         ValueError: if it is not of an earlier version of this network.
     """
     file, state, own = Path(path).expanduser(), read_weights(path), network.state_dict()
+    if SCALE_KEY in own:
+        state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))
     lacking = {name: tensor for name, tensor in own.items() if name not in state and name.startswith(ADDED)}
     if not lacking:
         raise ValueError(f"{file}: expected weights of an earlier version; found nothing to add. Use them as they are.")
@@ -137,6 +150,16 @@ def convert_weights(network: nn.Module, path: str | os.PathLike) -> dict[str, to
             "preset that they were trained with."
         )
     return {name: whole[name] for name in own}
+
+
+def _check_scale(file: Path, found: int, expected: int, *, refuse: bool) -> None:
+    if found == expected:
+        return
+    known = INTENSITY_SCALES[found] if 0 <= found < len(INTENSITY_SCALES) else f"one that is not known ({found})"
+    other = f"{file}: expected weights trained on the intensity scale {INTENSITY_SCALES[expected]}; found {known}"
+    if refuse:
+        raise ValueError(f"{other}. Set intensity_scale to the scale of the weights, or use other weights.")
+    logger.warning("%s. The training goes on from them in its own scale.", other)
 
 
 def _of_parts(state: Mapping[str, torch.Tensor], parts: Sequence[str]) -> dict[str, torch.Tensor]:
