@@ -263,7 +263,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         turn = [(number + k) % len(item.images) for k in range(settings.targets)]
         found, of_maps = score_subject(item, networks, turn)
         rows, maps = rows + found, maps + of_maps
-        print(f"{item.name}: scored", flush=True)
+        maps_here = [(count, round(scores.correlation, 3), round(edge, 3)) for count, scores, edge in of_maps]
+        told = [f"{r['side']} {'+'.join(r['sources'])}: {r['psnr']:.2f}" for r in found]
+        print(
+            f"{item.name}, {found[0]['target']}: {', '.join(told)} dB; (sources, rank, edges) {maps_here}", flush=True
+        )
         if number < 2:
             draw(item, networks["set"], list(item.images)[2 * number], Path(settings.out))
     costs = [cost(count, settings.size, settings.weights) for count in (1, 3)]
