@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
+from custom.networks.translator import RANGE
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
-__all__ = ["compact", "convert_weights", "is_kernel", "load_tensors", "load_weights", "read_weights"]
+__all__ = ["check_archive", "compact", "convert_weights", "is_kernel", "load_tensors", "load_weights", "read_weights"]
 
 # what networks did not have before version 0.3.0: the fusion of several sources and the error map
 ADDED = ("fusion.", "detail.attention.", "detail.fusion.", "detail.error.")
@@ -45,15 +47,30 @@ def load_tensors(file: Path, *, expected: str, remedy: str) -> Any:
     """Content of a file of tensors, numbers and plain containers, on the CPU; code in it is not run.
 
     Raises:
-        ValueError: if it is something else, saying what was ``expected`` and the ``remedy``.
+        ValueError: if it is something else, or damaged, saying what was ``expected`` and the ``remedy``.
     """
     try:
+        check_archive(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # whatever a broken file provokes
         # of an unpickling error torch's text says how to run the code in the file, which is no advice to pass on
         said = "no tensors alone" if isinstance(error, pickle.UnpicklingError) else str(error)
         detail = (said or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(f"{file}: expected {expected}; found {detail}. {remedy}.") from error
+
+
+def check_archive(file: Path) -> None:
+    """Compare the content of a file of ``torch.save`` with its checksums, which ``torch.load`` does not look at.
+
+    Raises:
+        ValueError: if one is wrong.
+        BadZipFile: if a part of the archive is not what its directory says.
+    """
+    if not zipfile.is_zipfile(file):
+        return  # of PyTorch before 1.6: without checksums
+    with zipfile.ZipFile(file) as archive:
+        if broken := archive.testzip():
+            raise ValueError(f"damaged content ({broken} has another checksum)")
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -105,8 +122,8 @@ def load_weights(
     """
     file, state = Path(path).expanduser(), read_weights(path)
     expected = network.state_dict()
+    _add_defaults(state, expected)
     if SCALE_KEY in expected:
-        state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))  # weights from before it had a name
         _check_scale(file, int(state[SCALE_KEY]), int(expected[SCALE_KEY]), refuse=not any_scale)
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
@@ -138,8 +155,7 @@ def convert_weights(network: nn.Module, path: str | os.PathLike) -> dict[str, to
         ValueError: if it is not of an earlier version of this network.
     """
     file, state, own = Path(path).expanduser(), read_weights(path), network.state_dict()
-    if SCALE_KEY in own:
-        state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))
+    _add_defaults(state, own)
     lacking = {name: tensor for name, tensor in own.items() if name not in state and name.startswith(ADDED)}
     if not lacking:
         raise ValueError(f"{file}: expected weights of an earlier version; found nothing to add. Use them as they are.")
@@ -150,6 +166,14 @@ def convert_weights(network: nn.Module, path: str | os.PathLike) -> dict[str, to
             "preset that they were trained with."
         )
     return {name: whole[name] for name in own}
+
+
+def _add_defaults(state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Add what follows for weights from before it was kept with them."""
+    if SCALE_KEY in expected:
+        state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))
+    if RANGE in expected:
+        state.setdefault(RANGE, torch.zeros_like(expected[RANGE]))
 
 
 def _check_scale(file: Path, found: int, expected: int, *, refuse: bool) -> None:
