@@ -153,6 +153,7 @@ OF_CONFIG: dict[str, dict[str, Change]] = {
     "evaluate": {
         "intensity_scale": {"intensity_scale": "brain", "ckpt_path": "{folder}/brain.pt"},
         "sources": {"sources": ["t1"]},
+        "scored_pairs": {"scored_pairs": [["t1", "t2"]]},
         "methods": {"methods": ["copy-source"]},
         "section": {"section": "training"},
         "max_subjects": {"max_subjects": 1},

@@ -47,6 +47,7 @@ class PairwiseInferer(Inferer):
         mean: the training subjects' mean image; without it, or for targets it has not seen, that row is left out.
         methods: the rows wanted, of :data:`custom.evaluation.rows.METHODS`.
         sources: the modalities to translate from; default all.
+        pairs: (source, target) to translate, for a network that was trained for these alone; default all.
         seed: of the noise, the same for every pair and subject.
         num_steps: sampler steps; 0 for the network's default.
         num_samples: noise draws of the full model whose images are averaged, as in ``TranslationInferer``.
@@ -64,6 +65,7 @@ class PairwiseInferer(Inferer):
         mean: TrainingMean | None = None,
         methods: Sequence[str] = METHODS,
         sources: Sequence[str] | None = None,
+        pairs: Sequence[Sequence[str]] | None = None,
         seed: int = 0,
         num_steps: int = 0,
         num_samples: int = 1,
@@ -77,6 +79,7 @@ class PairwiseInferer(Inferer):
         self.mean = mean
         self.methods = tuple(methods)
         self.sources = tuple(self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities))
+        self.pairs = None if pairs is None else [self._pair(pair) for pair in pairs]
         self.seed = seed
         self.num_steps = whole_number("num_steps", num_steps, smallest=0, largest=MAX_STEPS)
         self.num_samples = whole_number("num_samples", num_samples, smallest=1, largest=MAX_SAMPLES)
@@ -84,9 +87,17 @@ class PairwiseInferer(Inferer):
         self._looked_up = set(lookup.pairs) if lookup is not None else set()
         self._averaged = set(mean.seen) if mean is not None else set()
 
+    def _pair(self, pair: Sequence[str]) -> tuple[str, ...]:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"pairs: expected a source and a target each; found {pair!r}. Correct it.")
+        return tuple(self.modalities[i] for i in target_indices(pair, self.modalities))
+
+    def _wanted(self, source: str, target: str) -> bool:
+        return source != target and (self.pairs is None or (source, target) in self.pairs)
+
     def count(self, names: Sequence[str]) -> int:
         """Number of predictions for a subject that has the modalities ``names``."""
-        pairs = [(s, t) for t in names for s in self.sources if s in names and s != t]
+        pairs = [(s, t) for t in names for s in self.sources if s in names and self._wanted(s, t)]
         of_pair = {
             LOOKUP: [pair in self._looked_up for pair in pairs],
             TRAINING_MEAN: [target in self._averaged for _, target in pairs],
@@ -109,7 +120,7 @@ class PairwiseInferer(Inferer):
         for target in sources:
             if CEILING in self.methods:
                 yield _prediction(CEILING, target, target, sources[target].reconstruct())
-            for source in (m for m in self.sources if m in sources and m != target):
+            for source in (m for m in self.sources if m in sources and self._wanted(m, target)):
                 yield from self._trivial(sources[source], source, target)
                 yield from self._translate(sources[source], source, target)
 

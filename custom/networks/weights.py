@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -17,7 +18,10 @@ from custom.networks.ms_spade import SwitchableConv3d
 from custom.networks.translator import RANGE
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
-__all__ = ["check_archive", "compact", "convert_weights", "is_kernel", "load_tensors", "load_weights", "read_weights"]
+__all__ = [
+    "CARD", "check_archive", "compact", "convert_weights", "is_kernel", "load_tensors", "load_weights", "name_of_card",
+    "read_card", "read_weights", "write_card",
+]  # fmt: skip
 
 # what networks did not have before version 0.3.0: the fusion of several sources and the error map
 ADDED = ("fusion.", "detail.attention.", "detail.fusion.", "detail.error.")
@@ -25,6 +29,7 @@ ADDED = ("fusion.", "detail.attention.", "detail.fusion.", "detail.error.")
 logger = logging.getLogger(__name__)
 
 NAMED = 3  # parameters named in a message
+CARD = "card"  # the entry of a state dict that says which network it is of, where several could take the tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -41,6 +46,29 @@ def compact(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def is_kernel(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` is the kernel of a convolution, by its number of axes."""
     return tensor.ndim > 2
+
+
+def write_card(content: Mapping[str, Any]) -> torch.Tensor:
+    """``content``, as JSON can hold it, as a tensor of bytes: a state dict of tensors can carry it."""
+    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
+
+
+def read_card(state: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
+    """The card that a state dict carries: ``{"target", "method", "arguments"}``; None where there is none."""
+    if CARD not in state:
+        return None
+    try:
+        return json.loads(bytes(state[CARD].tolist()))
+    except ValueError as error:
+        raise ValueError(f"{CARD}: expected JSON in bytes; found {error}. Replace the weights.") from error
+
+
+def name_of_card(card: Mapping[str, Any] | None) -> str:
+    """What a card stands for, such as ``"pix2pix_2d, t1 to t2, small"``."""
+    if card is None:
+        return "a network without a card"
+    pair, size = card["arguments"].get("pair"), card["arguments"].get("size")
+    return ", ".join([card["method"], " to ".join(pair) if pair else "all pairs", *([size] if size else [])])
 
 
 def load_tensors(file: Path, *, expected: str, remedy: str) -> Any:
@@ -199,8 +227,11 @@ def _kind(state: object) -> str:
 def _differences(
     network: nn.Module, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> list[str]:
-    shapes = [k for k in expected if k in state and expected[k].shape != state[k].shape]
-    found = []
+    own, other = read_card(expected), read_card(state)
+    if own != other and (own is None or other is None or name_of_card(own) != name_of_card(other)):
+        return [f"those of {name_of_card(other)} instead of {name_of_card(own)}"]
+    shapes = [k for k in expected if k in state and k != CARD and expected[k].shape != state[k].shape]
+    found = ["the same method built otherwise"] if own != other else []
     if vocabulary := _other_vocabulary(network, state):
         found.append(vocabulary)
     if shapes:

@@ -24,7 +24,7 @@ def cost_table(found: Sequence[SubjectResult]) -> Table | None:
     if not groups:
         return None
     body = []
-    for method in sorted(groups, key=METHODS.index):
+    for method in [*(m for m in METHODS if m in groups), *(m for m in groups if m not in METHODS)]:
         seconds, evaluations, memory = zip(*groups[method], strict=True)
         known = [m for m in memory if not math.isnan(m)]
         body.append([

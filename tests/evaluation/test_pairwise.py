@@ -52,6 +52,25 @@ def test_methods_sources_seed_and_steps(toy):
     assert predictions[0].image.max() == 1.0  # the noise of seed 100 is 10 everywhere; clipped
 
 
+def test_some_pairs_alone():
+    """Of a plain callable too, which knows no autoencoder: such as a rival."""
+    asked = []
+
+    def network(image, target):
+        asked.append(target.tolist())
+        return image
+
+    methods = [COPY_SOURCE, FULL_MODEL]
+    inferer = PairwiseInferer(MODALITIES, methods=methods, pairs=[("T1", "t2"), ["t2", "flair"]])
+    found = [p[:3] for p in inferer(inputs(), network)]
+    assert found == [(m, s, t) for s, t in (("t1", "t2"), ("t2", "flair")) for m in methods]
+    assert inferer.count(MODALITIES) == len(found)
+    assert asked == [[1], [2]]
+    for pairs in (["t1,t2"], [["t1"]]):
+        with pytest.raises(ValueError, match="pairs: expected a source and a target each"):
+            PairwiseInferer(MODALITIES, pairs=pairs)
+
+
 def test_amp_gives_float32():
     network = nn.Module()
     network.encode = lambda image: nn.functional.conv3d(image, torch.ones(1, 1, 1, 1, 1))
