@@ -120,7 +120,7 @@ def score_subject(
                 rows.append({"side": side, "sources": sources, "target": target, "psnr": psnr, "subject": item.name})
                 if len(sources) == 1:
                     singles.append(found.image)
-                if knows and side != "single":
+                if found.uncertainty is not None and side != "single":
                     maps.append((len(sources), *_error_map(found.uncertainty, found.image, truth, stack, item)))
             mean = torch.stack(singles).mean(dim=0)
             average = {"side": side, "sources": ["average of singles"], "target": target, "subject": item.name}
@@ -258,7 +258,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     sides = settings.sides.split(",")
     networks = {side: make_network(train(side, settings) if side in sides else settings.weights) for side in SIDES}
-    rows, maps = [], []
+    rows: list[dict[str, Any]] = []
+    maps: list[Any] = []
     for number, item in enumerate(subjects(settings.data, settings.section, settings.subjects)):
         turn = [(number + k) % len(item.images) for k in range(settings.targets)]
         found, of_maps = score_subject(item, networks, turn)
