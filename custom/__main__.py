@@ -122,6 +122,19 @@ def export_weights(part: str, out: str, weights: str | None = None, config: Any 
             print(f"{label}: {path}")
 
 
+def convert(weights: str, out: str, config: Any = ()) -> None:
+    """Turn weights of an earlier version into weights of this one; what they translate stays the same.
+
+    Args:
+        weights: file of an earlier version.
+        out: file to write.
+        config: files that define the network, ``"['inference.json','preset_paper.json']"``; by default the bundle's.
+    """
+    from custom.commands.convert import convert as run
+
+    print(f"Weights: {run(weights, out, config=config)}")
+
+
 def import_weights(
     source: str,
     checkpoint: str,
@@ -281,6 +294,7 @@ def main() -> None:
     commands = (
         ablation,
         compare,
+        convert,
         demo,
         export_weights,
         import_weights,

@@ -22,7 +22,7 @@ from custom.utils.errors import find_user_error
 CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
 STAGES = {
     "train_autoencoder": {"autoencoder"},
-    "train_spade": {"style_transfer"},
+    "train_spade": {"style_transfer", "fusion"},
     "train": {"unet", "detail", "latent_scale"},
 }
 FOLDERS = {"train_autoencoder": "autoencoder", "train_spade": "spade", "train": "diffusion"}
