@@ -145,6 +145,20 @@ def import_weights(
         print(f"{label}: {path}")
 
 
+def measure_range(dataset_dir: str, weights: str) -> None:
+    """Write into weights what the scans they were trained with are like; scans unlike them are warned about.
+
+    A training does it by itself; this is for weights of before, or from elsewhere.
+
+    Args:
+        dataset_dir: data set that the weights were trained with, of which the training section counts.
+        weights: file to write it into; nothing else in it changes.
+    """
+    from custom.commands.measure_range import measure_range as run
+
+    print("\n".join(run(dataset_dir, weights)))
+
+
 def prune_latents(cache_dir: str, unused_days: float = 7.0) -> None:
     """Remove cached latents that no training has started with for some days.
 
@@ -254,6 +268,7 @@ def main() -> None:
         demo,
         export_weights,
         import_weights,
+        measure_range,
         package,
         phantom,
         prepare,
