@@ -14,15 +14,17 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pydicom
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_partial
+from pydicom.filereader import data_element_generator, read_partial
 from pydicom.tag import BaseTag
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 __all__ = [
     "DICOM_SUFFIXES",
@@ -42,7 +44,8 @@ DIRECTORY_FILE = "DICOMDIR"
 # letters of a type or a length below 256
 BARE_START = re.compile(rb"[\x02\x08]\0[\x00\x01\x05\x08\x12-\x16]\0(?:[A-Z]{2}|.\0\0\0)", re.DOTALL)
 
-PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
+PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # whole numbers; floating-point numbers of two sizes
+UNDEFINED = 0xFFFFFFFF  # length
 PIXEL_FACTORS = ("NumberOfFrames", "BitsAllocated")
 
 ORIENTATION_TOLERANCE = 1e-4  # of direction cosines: 0.03 mm at the edge of a field of view of 256 mm
@@ -218,11 +221,11 @@ def read_geometry(path: str | os.PathLike[str]) -> DicomVolume:
 
 def _read_header(file: Path) -> Dataset | None:
     """None for objects of a study that hold no image, such as reports and presentation states."""
-    lengths: list[int] = []
+    pixels: list[tuple[int, str | None, int]] = []
 
-    def at_pixels(tag: BaseTag, _: str | None, length: int) -> bool:
-        lengths.extend([length] if tag == PIXEL_DATA else [])
-        return tag in (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA)
+    def at_pixels(tag: BaseTag, representation: str | None, length: int) -> bool:
+        pixels.extend([(tag, representation, length)] if tag in PIXELS else [])
+        return bool(pixels)
 
     try:
         with pydicom.config.disable_value_validation(), file.open("rb") as stream:
@@ -230,13 +233,36 @@ def _read_header(file: Path) -> Dataset | None:
             if "Rows" not in header and _is_no_image(header):
                 return None
             bits = math.prod(int(header.get(key) or 1) for key in ("Rows", "Columns", *PIXEL_FACTORS))
+            if pixels and header.file_meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+                _check_end(stream, file, header, *pixels[0][1:])
     except Exception as error:
         raise ValueError(_unreadable(file, error)) from error
-    if "Rows" not in header:
+    if "Rows" not in header or not pixels:
         raise ValueError(_unreadable(file, "the header of an image is not there or cut off"))
-    if lengths and lengths[0] < bits // 8:  # compressed pixels have no defined length, which is the largest number
-        raise ValueError(_unreadable(file, f"{lengths[0]} bytes of pixels; {bits // 8} are needed"))
+    if pixels[0][0] == PIXELS[0] and pixels[0][2] < bits // 8:  # of compressed pixels it is the largest number
+        raise ValueError(_unreadable(file, f"{pixels[0][2]} bytes of pixels; {bits // 8} are needed"))
     return header
+
+
+def _check_end(stream: BinaryIO, file: Path, header: Dataset, representation: str | None, length: int) -> None:
+    """Raise an error if the file ends within the pixels or within what follows them, for which GDCM takes memory.
+
+    Args:
+        stream: at the element of the pixels.
+        file, header: of the stream.
+        representation: of the value; None where it is implicit.
+        length: of the pixels; ``UNDEFINED`` for compressed ones, which GDCM itself reads to their end.
+    """
+    if length == UNDEFINED:
+        return
+    end = stream.tell() + (12 if representation else 8) + length
+    if end > file.stat().st_size:
+        raise EOFError(f"it ends {end - file.stat().st_size} bytes before its pixels do")
+    stream.seek(end)
+    is_little_endian = header.file_meta.get("TransferSyntaxUID") != ExplicitVRBigEndian
+    for element in data_element_generator(stream, representation is None, is_little_endian):
+        if isinstance(element, RawDataElement) and len(element.value or b"") < element.length:
+            raise EOFError("it ends within what follows its pixels")
 
 
 def _unreadable(file: Path, detail: object) -> str:
