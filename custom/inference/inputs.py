@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from custom.data.datalist import load_datalist
-from custom.data.dicom import dicom_inputs
+from custom.data.dicom_files import dicom_inputs
 from custom.data.layouts import SEGMENTATION_KEY
 from custom.data.names import NAME_KEY, SYNTHETIC_SUFFIX, image_stem
 from custom.data.readers import IMAGE_SUFFIXES
