@@ -15,6 +15,7 @@ from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 
 from custom.data.foreground import foreground, foreground_key, solid
 from custom.data.readers import read_volume, volume_of_client
+from custom.data.scans import check_named_scan, labels_in
 from custom.utils.arguments import whole_number
 from custom.utils.errors import telling_label_clients
 
@@ -30,6 +31,7 @@ __all__ = [
 # 256×160×224 counts back-front first: 150 sagittal slices of 1.2 mm are the second of its axes.
 VOLUME_SIZES = {"brats": (192, 192, 144), "ixi": (160, 256, 224)}
 
+NAMED = 6  # labels in a message
 MAX_SIZE = 4096  # voxels along an axis
 
 
@@ -88,7 +90,8 @@ class ValidateVolumed(MapTransform):
         allow_missing_keys: do not raise for an absent key.
 
     Raises:
-        ValueError: for a volume that is not 3D and single-channel, too small, with NaN or infinite values, or constant.
+        ValueError: for a volume that is not 3D and single-channel, too small, with NaN or infinite values, constant, or
+            a segmentation by its values or by the name of its file.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class ValidateVolumed(MapTransform):
         return d
 
     def _check(self, image: torch.Tensor, name: str) -> None:
+        check_named_scan(name)
         if image.ndim != 4 or image.shape[0] != 1:
             raise ValueError(
                 f"{name}: expected one 3D volume with one channel; found {_describe(image)}. "
@@ -128,6 +132,13 @@ class ValidateVolumed(MapTransform):
         if low == high or bool(((values == low) | (values == high)).all()):
             found = f"the constant {low:g}" if low == high else f"only the values {low:g} and {high:g}"
             raise ValueError(f"{name}: expected an MRI contrast; found {found}. Check that it is not a mask or empty.")
+        labels = labels_in(values)
+        if labels is not None:
+            few = ", ".join(f"{label:g}" for label in labels[:NAMED]) + (", …" if len(labels) > NAMED else "")
+            raise ValueError(
+                f"{name}: expected an MRI contrast; found only the whole numbers {few}, as in a segmentation. Name the "
+                "scan that it belongs to."
+            )
 
 
 class CropForegroundUniond(CropForegroundd):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from custom.data.tolerant import FAULT_KEY
 from custom.utils.distributed import is_main, world_size
 from custom.utils.errors import user_message
+from custom.utils.files import OutputError
 
 __all__ = ["FileEvaluator", "FileProgress", "ReadAhead"]
 
@@ -156,6 +157,8 @@ class FileEvaluator(SupervisedEvaluator):
         (name, result), self.unwritten = self.unwritten, None
         try:
             result.result()
+        except OutputError:
+            raise  # whatever comes next could not be written either
         except Exception as error:
             logger.debug("writing failed", exc_info=True)
             self._report(user_message(error, default=name))

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import pydicom
 import torch.distributed as dist
 from nibabel.filebasedimages import ImageFileError
 from torch import nn
 
+from custom.data.dicom import dicom_files
 from custom.data.names import NAME_KEY, image_stem, translation_name
+from custom.data.tolerant import FAULT_KEY
 from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, rank, world_size
+from custom.utils.files import require_writable
 from custom.utils.identity import FileDigests, differences, digest, identity
 from custom.utils.modalities import canonical
 
@@ -26,7 +30,9 @@ __all__ = ["Provenance", "pending_inputs", "read_provenance", "write_provenance"
 
 logger = logging.getLogger(__name__)
 
+PLACE, PLACE_DIGITS = "place", 8
 COMMENT_CODE = 6  # of a NIfTI header extension
+NAMED = 3  # files in a message
 NAME = "brain_mri_modality_translation"
 
 
@@ -50,7 +56,12 @@ class Provenance:
     def of(self, source: str | os.PathLike) -> str:
         """The record, in JSON, of translations of ``source``, a file or a folder with a DICOM series."""
         [[content]] = self._digests.of([[str(source)]])
-        return json.dumps({NAME: {"source": content, **self.identity}}, sort_keys=True)
+        return json.dumps({NAME: {"source": content, PLACE: _place(source), **self.identity}}, sort_keys=True)
+
+
+def _place(source: str | os.PathLike) -> str:
+    """Tells one path from another without telling the path, which may name a patient."""
+    return digest(os.path.abspath(os.path.expanduser(source)))[:PLACE_DIGITS]
 
 
 def write_provenance(header: nib.Nifti1Header, record: str) -> None:
@@ -80,12 +91,29 @@ def _text(extension: nib.nifti1.Nifti1Extension) -> str:
 
 
 def _differences(found: str | None, expected: str) -> list[str]:
-    """Names of the parts in which two records differ."""
+    """Names of the parts in which two records differ; the place of the source among them, which changes no voxel."""
     try:
-        entries = [json.loads(record or "{}").get(NAME, {}) for record in (found, expected)]
-        return differences(*entries)
+        parts = differences(*(json.loads(record or "{}").get(NAME, {}) for record in (found, expected)))
     except (AttributeError, TypeError, ValueError):
         return ["record"]
+    # the inverse of the preprocessing is a part of the postprocessing
+    return [part for part in parts if part != "postprocessing" or "preprocessing" not in parts]
+
+
+def _of_another(path: Path, source: str, record: str, output_format: str) -> bool:
+    """Whether a result was made from another subject's source of the same name.
+
+    A source that was changed in its place is none, nor one that was moved. Of a DICOM series the study decides.
+    """
+    if output_format == "nifti":
+        found = read_provenance(path)  # none in a damaged file, which is made anew
+        return found is not None and {"source", PLACE} <= {*_differences(found, record)}
+    folders = (path, Path(source) if Path(source).is_dir() else Path(source).parent)
+    first = [next(iter(dicom_files(folder)), None) if folder.is_dir() else None for folder in folders]
+    if not all(first):
+        return False
+    studies = [pydicom.dcmread(file, stop_before_pixels=True, force=True).get("StudyInstanceUID") for file in first]
+    return studies[0] != studies[1]
 
 
 def pending_inputs(
@@ -101,8 +129,9 @@ def pending_inputs(
 
     An input is passed over if ``output_dir`` holds its translation into every target with the record that it would
     have now: made from the same source, with the same identity. Others are made anew, and it is said in what they
-    differ. A translation appears whole or not at all, so what an interrupted run has
-    left is done. Several processes share the rest evenly.
+    differ. One whose results would replace those of another subject, with a file of the same name, gets a fault in
+    place of a translation. A translation appears whole or not at all, so what an interrupted run has left is done.
+    Several processes share the rest evenly.
 
     Args:
         inputs: of ``inference_inputs``, the same on every process.
@@ -111,27 +140,53 @@ def pending_inputs(
         targets: modalities that are asked for.
         skip_done: translate all anew otherwise.
         output_format: in which the translations will be written; DICOM series hold no record, and are made anew.
+
+    Raises:
+        OutputError: where ``output_dir`` cannot be written to.
     """
-    skip = as_bool("skip_done", skip_done) and check_output_format(output_format) == "nifti"
+    output_format = check_output_format(output_format)
+    skip = as_bool("skip_done", skip_done) and output_format == "nifti"
     names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
-
+    folder, suffix = Path(output_dir).expanduser(), ".nii.gz" if output_format == "nifti" else ""
     stale: Counter[str] = Counter()
-
-    def done(item: Mapping[str, str]) -> bool:
+    done: list[str] = []
+    pending: list[dict[str, str]] = []
+    for item in inputs:
         stem = item.get(NAME_KEY) or image_stem(item["image"])
-        files = [Path(output_dir).expanduser() / f"{translation_name(stem, name)}.nii.gz" for name in names]
-        if not all(file.is_file() for file in files):
-            return False
-        record = provenance.of(item["image"])
-        found = [read_provenance(file) for file in files]
-        stale.update({", ".join(_differences(other, record)) for other in found if other != record})
-        return found == [record] * len(files)
-
-    pending = [dict(item) for item in inputs if not (skip and done(item))]
+        files = [folder / f"{translation_name(stem, name)}{suffix}" for name in names]
+        there = [file for file in files if file.exists()]
+        record = provenance.of(item["image"]) if there else ""
+        others = [file for file in there if _of_another(file, item["image"], record, output_format)]
+        if others:
+            pending.append({**item, FAULT_KEY: _SAME_NAME.format(item["image"], others[0])})
+            continue
+        found = {", ".join(p for p in _differences(read_provenance(f), record) if p != PLACE) for f in there if skip}
+        if len(there) == len(files) and found == {""}:
+            done.append(stem)
+            continue
+        stale.update(found - {""})
+        pending.append(dict(item))
     if world_size() > 1:
         dist.barrier()  # nobody writes before everybody has looked
-    if len(pending) < len(inputs) and is_main():
-        logger.warning("%d of %d files are translated already", len(inputs) - len(pending), len(inputs))
-    for parts, count in stale.items() if is_main() else ():
-        logger.warning("%d of %d files are translated anew: made with another %s", count, len(inputs), parts)
+    if is_main():
+        _say(done, stale, len(inputs), folder)
+    if pending:
+        require_writable(folder, len(pending) * len(names))
     return pending[rank() :: world_size()]
+
+
+_SAME_NAME = (
+    "{}: expected a result of its own; found {}, which was made of another file of that name and would be replaced. "
+    "Choose another --output_dir for it, or name the folder above both: then their subfolders tell the results apart."
+)
+
+
+def _say(done: Sequence[str], stale: Mapping[str, int], total: int, folder: Path) -> None:
+    if done:
+        named = ", ".join(done[:NAMED]) + (", …" if len(done) > NAMED else "")
+        logger.warning(
+            "%d of %d files are translated already, in %s: %s. --skip_done false translates them anew.",
+            len(done), total, folder, named,
+        )  # fmt: skip
+    for parts, count in stale.items():
+        logger.warning("%d of %d files are translated anew: made with another %s", count, total, parts)

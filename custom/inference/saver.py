@@ -19,6 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from custom.compat import in_label_server
 from custom.data.names import NAME_KEY, PROVENANCE_KEY, image_stem, image_suffix, translation_name
+from custom.data.scans import is_synthetic, says_synthetic
 from custom.inference.dicom_writer import save_synthetic_series
 from custom.inference.inputs import check_output_format
 from custom.inference.provenance import write_provenance
@@ -36,9 +37,9 @@ LABEL_PARAMETERS = "result"  # sent to its client beside the image
 NIFTI_IMAGES = (nib.Nifti1Pair, nib.Nifti2Pair)
 
 
-def description(target: str, bundle: str, version: str) -> str:
-    """Description of a translation, for its metadata."""
-    return f"SYNTHETIC {target} from {bundle} {version}".rstrip()
+def description(target: str, bundle: str, version: str, *, twice: bool = False) -> str:
+    """Description of a translation, for its metadata; ``twice`` of a source that is a translation itself."""
+    return f"SYNTHETIC {target} {'from SYNTHETIC source by' if twice else 'from'} {bundle} {version}".rstrip()
 
 
 class DeclareSyntheticd(MapTransform):
@@ -54,7 +55,7 @@ class DeclareSyntheticd(MapTransform):
         version: version written into the description.
     """
 
-    not_in_identity = ("target", "description")
+    not_in_identity = ("target", "description", "twice")
 
     def __init__(
         self,
@@ -67,18 +68,24 @@ class DeclareSyntheticd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
-        self.target = "_".join(names)
-        self.description = description(", ".join(names), bundle, f"v{version}" if version else "")
+        self.target, program = "_".join(names), (bundle, f"v{version}" if version else "")
+        self.description = description(", ".join(names), *program)
+        self.twice = description(", ".join(names), *program, twice=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
+        d, text = dict(data), self.description
         for key in self.key_iterator(d):
+            meta = getattr(d[key], "meta", {})
+            source = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))
+            if says_synthetic(meta.get("descrip")) or is_synthetic(source):
+                text = self.twice
+                logger.warning("%s is a translation already; what is made of it is marked as twice synthetic", source)
             if isinstance(d[key], MetaTensor):
-                d[key].meta["descrip"] = self.description
+                meta["descrip"] = text
         if in_label_server():
             suffix = d.get(LABEL_SUFFIX) or image_suffix(d.get("image_path") or "")
             d[LABEL_SUFFIX] = f"{translation_name('', self.target)}{suffix}"
-            said = {"synthetic": True, "description": self.description}
+            said = {"synthetic": True, "description": text}
             d[LABEL_PARAMETERS] = {**(d.get(LABEL_PARAMETERS) or {}), **said}
         return d
 
@@ -145,7 +152,8 @@ class SaveImageTranslationsd(SaveImaged):
             save_synthetic_series(volume, path, source, target=target, number=self.targets.index(target) + 1, **program)
         else:
             path = self.output_dir / f"{name}.nii.gz"
-            save_synthetic(volume, path, source, meta, description(target, self.bundle, self.version))
+            text = description(target, self.bundle, self.version, twice=is_synthetic(source))
+            save_synthetic(volume, path, source, meta, text)
         return path
 
 

@@ -21,6 +21,7 @@ import torch
 from custom.data.dicom import is_dicom
 from custom.data.foreground import foreground
 from custom.data.readers import read_volume
+from custom.data.scans import labels_in
 from custom.utils.errors import user_message
 
 __all__ = ["PATTERN_GRID", "Checked", "check_file"]
@@ -33,6 +34,7 @@ SPACING_MM = (0.1, 10.0)
 FIELD_MM = (50.0, 500.0)
 RANGE = (0.005, 0.995)
 GZIP_MARK = b"\x1f\x8b"
+NAMED = 6  # labels in a message
 LEVELS = 256  # of intensity, to rank voxels by
 BLOCK = 1 << 17  # voxels that a processor's cache holds
 MAX_INFLATION = 1032  # no deflated stream holds more per byte
@@ -233,11 +235,12 @@ def _check_values(numbers: np.ndarray, stored: _Stored, label: bool) -> tuple[fl
 
 
 def _check_mask(coarse: np.ndarray, volume: np.ndarray) -> None:
-    """Two values are a mask; the coarse grid decides for nearly all, so the whole volume is rarely searched."""
-    if np.isin(coarse, [coarse.min(), coarse.max()]).all():
-        values = np.unique(volume)
-        if len(values) <= 2:
-            raise _Fault("mask", f"only the stored values {' and '.join(f'{v:g}' for v in values.tolist())}")
+    """Labels are no image; the coarse grid decides for nearly all, so the whole volume is rarely searched."""
+    if labels_in(torch.from_numpy(coarse)) is not None:
+        values = labels_in(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)))
+        if values is not None:
+            few = ", ".join(f"{v:g}" for v in values[:NAMED]) + (", …" if len(values) > NAMED else "")
+            raise _Fault("mask", f"only the stored values {few}")
 
 
 def _digest(coarse: np.ndarray, shape: tuple[int, ...]) -> str:

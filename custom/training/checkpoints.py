@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -15,18 +16,70 @@ from torch.optim.lr_scheduler import LRScheduler
 from custom.networks.weights import compact, load_tensors, load_weights, read_weights
 from custom.training.random_state import random_state, restore_random_state
 from custom.utils.arguments import as_bool
-from custom.utils.distributed import is_main
-from custom.utils.files import atomic_write
+from custom.utils.distributed import is_main, main_first
+from custom.utils.files import atomic_write, keep_former, require_writable
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
-__all__ = ["Checkpoints", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
+__all__ = ["Checkpoints", "begin_stage", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
+BEST, LAST = "best.pt", "last.pt"
 STAGE_BEFORE = "the weights of the stage before"
 PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
+
+
+@main_first()
+def begin_stage(stage_dir: str | os.PathLike, resume: bool | str = False) -> None:
+    """Look at a stage's folder before the data are read, which takes minutes.
+
+    The results of an earlier training that is not resumed are kept, in ``earlier_1`` and so on.
+
+    Args:
+        stage_dir: folder of the stage.
+        resume: whether the run goes on from ``last.pt``.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is nothing to resume, or it is damaged.
+        OSError: if the folder cannot be written to.
+    """
+    folder = Path(stage_dir).expanduser()
+    require_writable(folder)
+    if as_bool("resume", resume):
+        read_checkpoint(folder / LAST)
+    else:
+        _set_aside(folder, "*")
+
+
+def _set_aside(folder: Path, pattern: str) -> None:
+    """Move the files of an earlier training out of the way; nothing where there are no weights."""
+    if not any((folder / name).is_file() for name in (BEST, LAST)):
+        return
+    kept = next(place for n in itertools.count(1) if not (place := folder / f"earlier_{n}").exists())
+    kept.mkdir()
+    for file in sorted(file for file in folder.glob(pattern) if file.is_file()):
+        file.rename(kept / file.name)
+    logger.warning(
+        "%s: an earlier training has left its results here; they are kept in %s. Had it been meant to go on: stop, move "
+        "them back and add --resume true.", folder, kept,
+    )  # fmt: skip
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What ``last.pt`` holds.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected the checkpoint of an earlier run; found no file. Start without --resume, or give the "
+            "output_dir of that run."
+        )
+    return load_tensors(path, expected="tensors and numbers", remedy="Start afresh")
 
 
 def write_atomically(state: Mapping[str, Any], path: str | Path) -> None:
@@ -146,8 +199,9 @@ class Checkpoints:
         resume: load ``last.pt`` before the first epoch.
         interval: epochs between two ``last.pt``.
         best_network: the network that the evaluator judged, where it is not ``network`` (moving averages).
-        final_path: also write the best weights there when the stage is complete (``models/model.pt``), the kernels of
+        final_path: also write the best weights there when the stage is complete (``model.pt``), the kernels of
             convolutions in half precision: they are nearly all of the file, and bfloat16 computing rounds them more.
+            Other weights there are kept beside it, as ``model.pt.1`` and so on.
 
     Raises:
         FileNotFoundError: when the run starts, if there is nothing to resume.
@@ -174,6 +228,7 @@ class Checkpoints:
         self.interval = interval
         self.final_path = final_path
         self.best = float("-inf")
+        self.begun = False
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._resume)
@@ -190,7 +245,7 @@ class Checkpoints:
 
     def _save_best(self) -> None:
         if is_main():
-            write_atomically(self.networks["best_network"].state_dict(), self.save_dir / "best.pt")
+            write_atomically(self.networks["best_network"].state_dict(), self.save_dir / BEST)
 
     def _save_last(self, engine: Engine) -> None:
         done = engine.state.epoch
@@ -198,20 +253,27 @@ class Checkpoints:
             state = {name: item.state_dict() for name, item in self._items().items()}
             state |= {"epoch": done, "epoch_length": engine.state.epoch_length, "best": self.best}
             state["random_state"] = random_state(_dataset(engine))
-            write_atomically(state, self.save_dir / "last.pt")
+            write_atomically(state, self.save_dir / LAST)
 
     def _finish(self, engine: Engine) -> None:
-        best = self.save_dir / "best.pt"
+        best = self.save_dir / BEST
         if self.best == float("-inf"):
             self._save_best()
         if self.final_path is not None and is_main():
-            write_atomically(compact(torch.load(best, map_location="cpu", weights_only=True)), self.final_path)
-            logger.info("wrote the weights of the best epoch to %s", self.final_path)
+            final = Path(self.final_path).expanduser()
+            with atomic_write(final) as temporary:
+                torch.save(compact(torch.load(best, map_location="cpu", weights_only=True)), temporary)
+                kept = keep_former(final, temporary)
+            if kept is not None:
+                logger.warning("%s: replaced; the weights that were there are kept as %s", final, kept.name)
 
     def _resume(self, engine: Engine) -> None:
         if not self.resume:
+            if not self.begun and is_main():  # a client that runs the trainer alone has not called begin_stage
+                _set_aside(self.save_dir, "*.pt")
+            self.begun = True
             return
-        path = self.save_dir / "last.pt"
+        path = self.save_dir / LAST
         state = self._read(path, engine)
         for name, item in self._items().items():
             try:
@@ -227,14 +289,14 @@ class Checkpoints:
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * state["epoch_length"]
         logger.info("resumed after epoch %d from %s", engine.state.epoch, path)
+        if engine.state.epoch >= (engine.state.max_epochs or 0):
+            logger.warning(
+                "%s: all %d epochs are done, nothing is left to train. A larger --max_epochs goes on from there.",
+                path, engine.state.epoch,
+            )  # fmt: skip
 
     def _read(self, path: Path, engine: Engine) -> dict[str, Any]:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: expected the checkpoint of an earlier run; found no file. Start without --resume, or give "
-                "the output_dir of that run."
-            )
-        state = load_tensors(path, expected="tensors and numbers", remedy="Start afresh")
+        state = read_checkpoint(path)
         expected = {*self._items(), "epoch", "epoch_length", "best", "random_state"}
         if not isinstance(state, dict) or set(state) != expected:
             found = ", ".join(sorted(map(str, state))) if isinstance(state, dict) else type(state).__name__
