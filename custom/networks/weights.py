@@ -13,11 +13,20 @@ from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
 
-__all__ = ["compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
+__all__ = ["check_divisor", "compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
 
 NAMED = 3  # parameters named in a message
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def check_divisor(network: nn.Module, divisor: int | Sequence[int]) -> None:
+    """Raise a ``ValueError`` where volumes padded to multiples of ``divisor`` do not fit a ``LatentTranslator``."""
+    needed = int(getattr(network, "spatial_divisor", 1))
+    if any(int(n) % needed for n in ([divisor] if isinstance(divisor, int | str) else divisor)):
+        raise ValueError(
+            f"spatial_divisor: expected a multiple of {needed}, the network's downsampling; found {divisor}. Correct it."
+        )
 
 
 def compact(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

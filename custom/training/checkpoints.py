@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 BEST, LAST = "best.pt", "last.pt"
+WEIGHTS = (BEST, "last*.pt")  # in the folder of a stage
+RESULTS = (*WEIGHTS, "losses.csv", "events.out.tfevents.*")
 STAGE_BEFORE = "the weights of the stage before"
 PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
@@ -50,20 +52,20 @@ def begin_stage(stage_dir: str | os.PathLike, resume: bool | str = False) -> Non
     if as_bool("resume", resume):
         read_checkpoint(folder / LAST)
     else:
-        _set_aside(folder, "*")
+        _set_aside(folder, RESULTS)
 
 
-def _set_aside(folder: Path, pattern: str) -> None:
-    """Move the files of an earlier training out of the way; nothing where there are no weights."""
+def _set_aside(folder: Path, patterns: Sequence[str]) -> None:
+    """Move the results of an earlier training out of the way; nothing where there are no weights."""
     if not any((folder / name).is_file() for name in (BEST, LAST)):
         return
     kept = next(place for n in itertools.count(1) if not (place := folder / f"earlier_{n}").exists())
     kept.mkdir()
-    for file in sorted(file for file in folder.glob(pattern) if file.is_file()):
+    for file in [file for pattern in patterns for file in folder.glob(pattern)]:
         file.rename(kept / file.name)
     logger.warning(
-        "%s: an earlier training has left its results here; they are kept in %s. Had it been meant to go on: stop, move "
-        "them back and add --resume true.", folder, kept,
+        "%s: an earlier training has left its results here; they are kept in %s. If it was meant to go on: stop, move "
+        "them back, and add --resume true.", folder, kept,
     )  # fmt: skip
 
 
@@ -270,7 +272,7 @@ class Checkpoints:
     def _resume(self, engine: Engine) -> None:
         if not self.resume:
             if not self.begun and is_main():  # a client that runs the trainer alone has not called begin_stage
-                _set_aside(self.save_dir, "*.pt")
+                _set_aside(self.save_dir, WEIGHTS)
             self.begun = True
             return
         path = self.save_dir / LAST
