@@ -25,7 +25,7 @@ def check_divisor(network: nn.Module, divisor: int | Sequence[int]) -> None:
     needed = int(getattr(network, "spatial_divisor", 1))
     if any(int(n) % needed for n in ([divisor] if isinstance(divisor, int | str) else divisor)):
         raise ValueError(
-            f"spatial_divisor: expected a multiple of {needed}, the network's downsampling; found {divisor}. Correct it."
+            f"spatial_divisor: expected a multiple of {needed}, the network's downsampling; found {divisor}."
         )
 
 
