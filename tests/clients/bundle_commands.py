@@ -202,9 +202,7 @@ def _train(context: Context, bundle: Path, stage: str) -> None:
     for name in ("best.pt", "last.pt"):
         expect((bundle / "output" / folder / name).is_file(), f"no {folder}/{name}")
     expect((bundle / "models/model.pt").read_bytes() == before, "the bundle's own weights changed")
-    expect(
-        (bundle / "output/model.pt").is_file() == (stage == "train"), "the last stage, and no other, writes model.pt"
-    )
+    expect((bundle / "output/model.pt").is_file() == (stage == "train"), f"model.pt after {stage}")
 
 
 def _evaluate(context: Context, bundle: Path) -> None:

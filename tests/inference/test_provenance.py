@@ -130,9 +130,7 @@ def test_what_is_stale_is_redone_and_said(translated, source: Path, tmp_path: Pa
     assert "made with another source" in caplog.text
 
 
-def test_a_file_of_another_subject_with_the_same_name_replaces_nothing(
-    translated, source: Path, tmp_path: Path
-) -> None:
+def test_a_file_of_another_subject_with_this_name_replaces_nothing(translated, source: Path, tmp_path: Path) -> None:
     """Of a loop over subjects whose scans are all called alike; a data set that was moved is the same one."""
     other = tmp_path / "subject2" / "scan.nii.gz"
     other.parent.mkdir()
