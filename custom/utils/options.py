@@ -37,6 +37,7 @@ READ_BY_NAME = {
     ),
 }
 SPATIAL_DIMS = 3
+INNER = ("bundle_workflow", "bundle_places", "bundle_missing", "bundle_code")  # which nobody would set
 PARTS = ("train", "validate", "displayable_configs")  # hold entries of their own
 EXPRESSIONS = ("$", "@", "%")  # what MONAI evaluates: its value is not known yet
 
@@ -93,7 +94,7 @@ def _check_names(workflow: ConfigWorkflow) -> None:
         return
     config, key = workflow.parser.get(), unread[0]
     part, _, _ = key.rpartition("#")
-    known = [f"{part}#{k}" for k in config[part]] if part else [k for k in config if not k.startswith(("_", "bundle_"))]
+    known = [f"{part}#{k}" for k in config[part]] if part else [k for k in config if k not in INNER and k[0] != "_"]
     known = [k for k in known if k not in unread]
     owners = [name for name, keys in _configs(workflow).items() if key in keys]
     found = f"a key of {', '.join(owners)}" if owners else "none"
@@ -111,9 +112,14 @@ def unread_options(workflow: ConfigWorkflow) -> list[str]:
     read |= {"#".join(ReferenceResolver.split_id(p["id"])) for p in TrainProperties.values() if "::" in p["id"]}
     found = [key for key in _keys(config) if key not in read and not key.startswith("_") and not _has_copy(key, config)]
     elsewhere = {key for keys in _configs(workflow).values() for key in keys} if found else set()
-    of_monai = sys.argv[0].endswith(str(Path("monai", "bundle", "__main__.py")))
-    typed = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in sys.argv if of_monai and word[:1] == "-"}
+    typed = _typed()
     return [key for key in found if key in typed or key not in elsewhere]
+
+
+def _typed() -> set[str]:
+    """Options of the command line, where this is a run of ``python -m monai.bundle``."""
+    of_monai = sys.argv[0].endswith(str(Path("monai", "bundle", "__main__.py")))
+    return {word.lstrip("-").partition("=")[0].replace("-", "_") for word in sys.argv if of_monai and word[:1] == "-"}
 
 
 def _references(config: Mapping[str, Any]) -> set[str]:
@@ -184,7 +190,8 @@ def _check_values(config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         if isinstance(value, str) and value.startswith(EXPRESSIONS):
             continue
-        if key in PATHS or (key in PATHS_OR_NONE and value is not None):
+        unset = value is None and not (key == "image" and key in _typed())  # a scan that was asked for is not a default
+        if key in PATHS or (key in PATHS_OR_NONE and not unset):
             check_path(key, value)
         elif key in SWITCHES:
             as_bool(key, value)

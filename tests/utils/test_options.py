@@ -146,6 +146,12 @@ def test_a_value_that_cannot_be_meant_is_an_error(name: str, key: str, value: An
     assert said in fault(name, **{key: value})
 
 
+def test_an_image_that_is_asked_for_is_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow("inference", image=None).initialize()
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--image", "None"])
+    assert "image: expected a file or a folder; found None" in fault("inference", image=None)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
