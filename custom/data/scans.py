@@ -88,10 +88,10 @@ def says_synthetic(description: Any) -> bool:
 
 
 def _is_synthetic_series(place: Path) -> bool:
-    first = next(iter(dicom_files(place)), None) if place.is_dir() else place if is_dicom(place) else None
+    files = dicom_files(place)[:1] if place.is_dir() else [place] if is_dicom(place) else []
     try:
-        header = first and pydicom.dcmread(first, stop_before_pixels=True, specific_tags=[SYNTHETIC_DATA])
-        return bool(header) and header[SYNTHETIC_DATA].value == "YES"
+        headers = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[SYNTHETIC_DATA]) for file in files]
+        return any(header[SYNTHETIC_DATA].value == "YES" for header in headers)
     except (InvalidDicomError, OSError, KeyError, ValueError, AttributeError):
         return False
 

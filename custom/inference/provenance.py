@@ -109,11 +109,9 @@ def _of_another(path: Path, source: str, record: str, output_format: str) -> boo
         found = read_provenance(path)  # none in a damaged file, which is made anew
         return found is not None and {"source", PLACE} <= {*_differences(found, record)}
     folders = (path, Path(source) if Path(source).is_dir() else Path(source).parent)
-    first = [next(iter(dicom_files(folder)), None) if folder.is_dir() else None for folder in folders]
-    if not all(first):
-        return False
-    studies = [pydicom.dcmread(file, stop_before_pixels=True, force=True).get("StudyInstanceUID") for file in first]
-    return studies[0] != studies[1]
+    first = [file for folder in folders if folder.is_dir() for file in dicom_files(folder)[:1]]
+    studies = {pydicom.dcmread(file, stop_before_pixels=True, force=True).get("StudyInstanceUID") for file in first}
+    return len(studies) > 1
 
 
 def pending_inputs(

@@ -19,6 +19,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 from monai.bundle.properties import TrainProperties
 from monai.bundle.reference_resolver import ReferenceResolver
+from monai.utils import BundlePropertyConfig
 
 from custom.utils.arguments import as_bool, check_path, nearest, whole_number
 from custom.utils.errors import report_plainly
@@ -109,7 +110,8 @@ def unread_options(workflow: ConfigWorkflow) -> list[str]:
     """
     config = workflow.parser.get()
     read = {*READ_BY_NAME, workflow.init_id, workflow.run_id, workflow.final_id, *_references(config)}
-    read |= {"#".join(ReferenceResolver.split_id(p["id"])) for p in TrainProperties.values() if "::" in p["id"]}
+    ids = [str(rule[BundlePropertyConfig.ID]) for rule in TrainProperties.values()]
+    read |= {"#".join(ReferenceResolver.split_id(name)) for name in ids if "::" in name}
     found = [key for key in _keys(config) if key not in read and not key.startswith("_") and not _has_copy(key, config)]
     elsewhere = {key for keys in _configs(workflow).values() for key in keys} if found else set()
     typed = _typed()
