@@ -23,7 +23,17 @@ from custom.data.dicom import DICOM_SUFFIXES, dicom_files, is_dicom
 from custom.data.names import SYNTHETIC_SUFFIX, image_stem
 from custom.data.readers import IMAGE_SUFFIXES
 
-__all__ = ["PassedOver", "check_named_scan", "is_synthetic", "kinds", "labels_in", "no_scan", "says_synthetic", "walk"]
+__all__ = [
+    "PassedOver",
+    "check_named_scan",
+    "is_synthetic",
+    "kinds",
+    "labels_in",
+    "listed",
+    "no_scan",
+    "says_synthetic",
+    "walk",
+]
 
 # Last word of a name. "brainmask" and "tumorseg" are written as one word, "mask" and "seg" in them.
 LABELS = re.compile(
@@ -42,7 +52,7 @@ SYNTHETIC = "a translation already"
 
 PassedOver = dict[Path, str]  # what is no scan → why
 
-NAMED = 3  # files in a line
+NAMED = 4  # files or labels in a line
 MOST_LABELS = 16
 MOST_PARTS = 512  # labels of a parcellation
 ALIKE = 0.8  # share of neighbours with the same value; 0.97 in a parcellation, 0.2 in a scan of a few hundred values
@@ -94,6 +104,14 @@ def _is_synthetic_series(place: Path) -> bool:
         return any(header[SYNTHETIC_DATA].value == "YES" for header in headers)
     except (InvalidDicomError, OSError, KeyError, ValueError, AttributeError):
         return False
+
+
+def listed(labels: list[float]) -> str:
+    """The values of a label map for a message."""
+    texts = [f"{label:g}" for label in labels[:NAMED]]
+    if len(labels) > NAMED:
+        return ", ".join([*texts, "…"])
+    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
 def walk(root: Path, passed: PassedOver) -> Iterator[tuple[Path, bool]]:

@@ -15,7 +15,7 @@ from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 
 from custom.data.foreground import foreground, foreground_key, solid
 from custom.data.readers import read_volume, volume_of_client
-from custom.data.scans import check_named_scan, labels_in
+from custom.data.scans import check_named_scan, labels_in, listed
 from custom.utils.arguments import whole_number
 from custom.utils.errors import telling_label_clients
 
@@ -31,7 +31,6 @@ __all__ = [
 # 256×160×224 counts back-front first: 150 sagittal slices of 1.2 mm are the second of its axes.
 VOLUME_SIZES = {"brats": (192, 192, 144), "ixi": (160, 256, 224)}
 
-NAMED = 6  # labels in a message
 MAX_SIZE = 4096  # voxels along an axis
 
 
@@ -134,10 +133,9 @@ class ValidateVolumed(MapTransform):
             raise ValueError(f"{name}: expected an MRI contrast; found {found}. Check that it is not a mask or empty.")
         labels = labels_in(values)
         if labels is not None:
-            few = ", ".join(f"{label:g}" for label in labels[:NAMED]) + (", …" if len(labels) > NAMED else "")
             raise ValueError(
-                f"{name}: expected an MRI contrast; found only the whole numbers {few}, as in a segmentation. Name the "
-                "scan that it belongs to."
+                f"{name}: expected an MRI contrast; found only the whole numbers {listed(labels)}, as in a "
+                "segmentation. Name the scan that it belongs to."
             )
 
 

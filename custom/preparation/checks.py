@@ -21,7 +21,7 @@ import torch
 from custom.data.dicom import is_dicom
 from custom.data.foreground import foreground
 from custom.data.readers import read_volume
-from custom.data.scans import labels_in
+from custom.data.scans import labels_in, listed
 from custom.utils.errors import user_message
 
 __all__ = ["PATTERN_GRID", "Checked", "check_file"]
@@ -34,7 +34,6 @@ SPACING_MM = (0.1, 10.0)
 FIELD_MM = (50.0, 500.0)
 RANGE = (0.005, 0.995)
 GZIP_MARK = b"\x1f\x8b"
-NAMED = 6  # labels in a message
 LEVELS = 256  # of intensity, to rank voxels by
 BLOCK = 1 << 17  # voxels that a processor's cache holds
 MAX_INFLATION = 1032  # no deflated stream holds more per byte
@@ -239,8 +238,7 @@ def _check_mask(coarse: np.ndarray, volume: np.ndarray) -> None:
     if labels_in(torch.from_numpy(coarse)) is not None:
         values = labels_in(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)))
         if values is not None:
-            few = ", ".join(f"{v:g}" for v in values[:NAMED]) + (", …" if len(values) > NAMED else "")
-            raise _Fault("mask", f"only the stored values {few}")
+            raise _Fault("mask", f"only the stored values {listed(values)}")
 
 
 def _digest(coarse: np.ndarray, shape: tuple[int, ...]) -> str:

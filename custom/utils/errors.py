@@ -13,7 +13,7 @@ from typing import Any
 from custom.compat import in_label_server, label_error, on_uncaught
 from custom.utils.arguments import as_bool
 
-__all__ = ["find_user_error", "report_plainly", "telling_label_clients", "user_errors", "user_message"]
+__all__ = ["causes", "find_user_error", "report_plainly", "telling_label_clients", "user_errors", "user_message"]
 
 USER_ERRORS = (ValueError, OSError)
 DETAIL = 400  # characters of another's message
@@ -36,7 +36,7 @@ def find_user_error(error: BaseException) -> BaseException | None:
     MONAI and Ignite wrap what a transform or constructor raises (``RuntimeError: applying transform ...``), in several
     layers; the message that helps is further down the chain of causes.
     """
-    return next((e for e in _chain(error) if isinstance(e, USER_ERRORS) and _raised_here(e)), None)
+    return next((e for e in causes(error) if isinstance(e, USER_ERRORS) and _raised_here(e)), None)
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def user_message(error: BaseException, default: str) -> str:
     known = find_user_error(error)
     if known is not None:
         return str(known)
-    *_, cause = _chain(error)
+    *_, cause = causes(error)
     said = " ".join(str(cause).split())
     for words, remedy in REMEDIES.items():
         if any(word in f"{type(cause).__name__}: {said}" for word in words):
@@ -107,14 +107,15 @@ def _print_line(error: BaseException) -> bool:
     if known is not None:
         print(f"error: {known}", file=sys.stderr)
     elif isinstance(error, Exception):
-        *_, cause = _chain(error)
+        *_, cause = causes(error)
         place = traceback.extract_tb(cause.__traceback__)[-1:]
         where = "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in place) or "unknown place"
         print(f"error: {user_message(error, default=where)} (--debug true prints where it was raised)", file=sys.stderr)
     return isinstance(error, Exception)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what it came from, the outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -41,6 +41,6 @@ def test_label_maps_are_told_from_scans(head: Callable, brain: Callable) -> None
 
 
 def test_a_label_map_is_refused_whatever_its_name(head: Callable) -> None:
-    with pytest.raises(ValueError, match=r"image: expected an MRI contrast; found only .* 0, 1, 2, 4, as"):
+    with pytest.raises(ValueError, match=r"image: expected an MRI contrast; found only .* 0, 1, 2 and 4, as"):
         ValidateVolumed("image")({"image": blocks([1, 2, 4])})
     ValidateVolumed("image")({"image": torch.from_numpy(head())[None]})
