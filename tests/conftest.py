@@ -76,7 +76,7 @@ def check_shapes() -> Callable[[LatentTranslator], None]:
     return check
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real scans beside the checkout."""
     if not SHARED_DATA.is_dir():

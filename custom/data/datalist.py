@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY, discover
 from custom.data.splits import DATALIST_NAME, SECTIONS, Entry, split_by_subject
@@ -21,6 +21,8 @@ from custom.utils.files import atomic_write
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
 logger = logging.getLogger(__name__)
+
+EntryLike = TypeVar("EntryLike", bound=Mapping[str, Any])
 
 PHANTOM_COUNTS = (120, 4, 8)
 PHANTOM_DRAWN = 48  # the held-out phantoms are drawn among so many, however many more there are to train on
@@ -273,3 +275,45 @@ def ensure_phantom(
     write_datalist(folder / DATALIST_NAME, split, BRATS_MODALITIES)
     marker.unlink(missing_ok=True)
     return folder
+
+
+def load_phantoms(
+    phantom_dir: str | os.PathLike, share: float, modalities: Sequence[str], dataset_dir: str | os.PathLike
+) -> list[Entry]:
+    """The embedded phantoms to train on, made where they are absent; none for a ``share`` of 0.
+
+    Args:
+        phantom_dir: their folder.
+        share: of the training's subjects that are to be phantoms, see :func:`choose_phantoms`.
+        modalities: the vocabulary.
+        dataset_dir: of the training, which must be another data set.
+
+    Raises:
+        ValueError: for a share outside [0, 1), or phantoms beside phantoms.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"phantom_share: expected a number from 0 to below 1; found {share}. Correct it.")
+    if share == 0:
+        return []
+    if Path(dataset_dir).expanduser().resolve() == Path(phantom_dir).expanduser().resolve():
+        raise ValueError(
+            f"phantom_share: expected 0 where the data set is the phantoms themselves; found {share}. Leave it out, or "
+            "give another dataset_dir."
+        )
+    return load_datalist(phantom_dir, "training", modalities, phantom_dir=phantom_dir)
+
+
+def choose_phantoms(phantoms: Sequence[EntryLike], count: int, share: float) -> list[EntryLike]:
+    """As many ``phantoms`` as make up ``share`` of a training beside ``count`` other subjects, copies counted."""
+    wanted = round(count * share / (1 - share))
+    if wanted > len(phantoms):
+        logger.warning(
+            "phantom_share: expected %d phantoms for a share of %g; found %d, a share of %.2g.",
+            wanted, share, len(phantoms), len(phantoms) / (len(phantoms) + count),
+        )  # fmt: skip
+    return list(phantoms[:wanted])
+
+
+def with_phantoms(entries: Sequence[EntryLike], phantoms: Sequence[EntryLike], share: float) -> list[EntryLike]:
+    """``entries``, and after them so many of the ``phantoms`` that these are ``share`` of all."""
+    return [*entries, *choose_phantoms(phantoms, len(entries), share)]

@@ -104,6 +104,8 @@ def volume_of_image(image: Any) -> MetaTensor:
 
 def _volume(reader: ImageReader, image: Any, name: str) -> MetaTensor:
     values, meta = reader.get_data(image)
+    if np.iscomplexobj(values):
+        raise ValueError(f"{name}: expected real intensities; found complex numbers. Save their magnitude.")
     meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: name}
     tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
     volume = EnsureChannelFirst()(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,11 @@ import torch
 from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
+from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
 __all__ = ["check_divisor", "compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
+
+logger = logging.getLogger(__name__)
 
 NAMED = 3  # parameters named in a message
 
@@ -86,23 +90,30 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None) -> Network:
+def load_weights(
+    network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None, *, any_scale: bool = False
+) -> Network:
     """Load a flat state dict strictly, tensors only, onto the device that ``network`` is on.
 
     Args:
         network: a ``LatentTranslator`` or another module.
         path: of the state dict.
         parts: names of the submodules to load, each strictly; the others keep their weights. All where not given.
+        any_scale: take weights of another intensity scale than the network's, with a warning, as a training may start
+            from them.
 
     Returns:
         ``network``, unchanged if anything fails.
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: if the file is no flat state dict, or the weights are of another preset or vocabulary.
+        ValueError: if the file is no flat state dict, or the weights are of another preset, vocabulary or scale.
     """
     file, state = Path(path).expanduser(), read_weights(path)
     expected = network.state_dict()
+    if SCALE_KEY in expected:
+        state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))  # weights from before it had a name
+        _check_scale(file, int(state[SCALE_KEY]), int(expected[SCALE_KEY]), refuse=not any_scale)
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
     differences = _differences(network, expected, state)
@@ -113,6 +124,16 @@ def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str]
         )
     network.load_state_dict(state, strict=parts is None)
     return network
+
+
+def _check_scale(file: Path, found: int, expected: int, *, refuse: bool) -> None:
+    if found == expected:
+        return
+    known = INTENSITY_SCALES[found] if 0 <= found < len(INTENSITY_SCALES) else f"one that is not known ({found})"
+    other = f"{file}: expected weights trained on the intensity scale {INTENSITY_SCALES[expected]}; found {known}"
+    if refuse:
+        raise ValueError(f"{other}. Set intensity_scale to the scale of the weights, or use other weights.")
+    logger.warning("%s. The training goes on from them in its own scale.", other)
 
 
 def _of_parts(state: Mapping[str, torch.Tensor], parts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -51,7 +51,9 @@ SWITCHES = ("resume", "skip_done", "flip", "cache_target_like", "gradient_checkp
 LARGEST = 2**31 - 1
 WHOLE = {
     "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("num_workers", "cache_workers", "adversarial_start_epoch", "num_figures"), (0, LARGEST)),
+    **dict.fromkeys(
+        ("num_workers", "cache_workers", "adversarial_start_epoch", "num_figures", "augmented_copies"), (0, LARGEST)
+    ),
     **dict.fromkeys(("warmup_steps", "num_inference_steps"), (0, LARGEST)),
     **dict.fromkeys(("max_epochs", "val_interval", "checkpoint_interval", "accumulation_steps"), (1, LARGEST)),
     **dict.fromkeys(("batch_size", "crops_per_subject", "subjects_per_batch", "pairs_per_subject"), (1, LARGEST)),
@@ -64,6 +66,7 @@ NUMBERS = {
     "final_learning_rate": (0.0, 1.0),
     "cache_rate": (0.0, 1.0),
     "pure_noise_share": (0.0, 1.0),
+    "phantom_share": (0.0, 1.0),
     "ema_momentum": (0.0, 1.0),
     "clip_norm": (0.0, float("inf")),
     "image_weight": (0.0, float("inf")),
