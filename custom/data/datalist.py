@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY, discover
 from custom.data.splits import DATALIST_NAME, SECTIONS, Entry, split_by_subject
 from custom.utils.distributed import main_first
-from custom.utils.files import atomic_write
+from custom.utils.files import atomic_write, parse_json, read_text
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
 logger = logging.getLogger(__name__)
@@ -91,14 +91,17 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
 def _read_json(source: Path) -> dict[str, Any]:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: expected a datalist; found no file. Correct the path.")
+    text = read_text(source)
     try:
-        raw = json.loads(source.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{source}: expected JSON; found {error}. Correct the file.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("modalities"), list):
         raise ValueError(
             f'{source}: expected {{"modalities": [...], "training": [...], ...}}; found no "modalities". Add them.'
         )
+    if not all(isinstance(name, str) for name in raw["modalities"]):
+        raise ValueError(f"{source}: expected names of modalities; found {raw['modalities']!r}. Correct them.")
     return raw
 
 
@@ -138,7 +141,9 @@ def _checked_entry(item: Any, where: str, folder: Path, modalities: Sequence[str
             )
         if name in entry:
             raise ValueError(f"{where}: expected one file for {name}; found two. Remove one of the keys.")
-        file = folder / str(value)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{where}: expected a path as text for {name}; found {value!r}. Correct it.")
+        file = folder / value
         if not file.exists():
             raise FileNotFoundError(f"{where}: expected the {name} file {file}; found no file. Correct the path.")
         entry[name] = str(file)

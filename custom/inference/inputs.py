@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from custom.data.datalist import load_datalist
-from custom.data.dicom import dicom_files, is_multi_frame
+from custom.data.dicom import dicom_inputs
 from custom.data.names import NAME_KEY, image_stem
 from custom.data.readers import IMAGE_SUFFIXES
 from custom.data.scans import LINK, SYNTHETIC, PassedOver, check_named_scan, is_synthetic, kinds, no_scan, walk
@@ -135,5 +135,4 @@ def _images_in(folder: Path) -> list[Path]:
     files = sorted(
         f for f in folder.iterdir() if f.is_file() and f.name[0] != "." and f.name.lower().endswith(IMAGE_SUFFIXES)
     )
-    dicom = dicom_files(folder)
-    return files + (dicom if dicom and is_multi_frame(dicom[0]) else [folder] if dicom else [])
+    return files + dicom_inputs(folder)

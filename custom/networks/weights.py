@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from torch import nn
 from custom.networks.ms_spade import SwitchableConv3d
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
-__all__ = ["check_divisor", "compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
+__all__ = ["check_archive", "check_divisor", "compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +52,30 @@ def load_tensors(file: Path, *, expected: str, remedy: str) -> Any:
     """Content of a file of tensors, numbers and plain containers, on the CPU; code in it is not run.
 
     Raises:
-        ValueError: if it is something else, saying what was ``expected`` and the ``remedy``.
+        ValueError: if it is something else, or damaged, saying what was ``expected`` and the ``remedy``.
     """
     try:
+        check_archive(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes of a torn file provoke
+    except Exception as error:  # whatever a broken file provokes
         # of an unpickling error torch's text says how to run the code in the file, which is no advice to pass on
         said = "no tensors alone" if isinstance(error, pickle.UnpicklingError) else str(error)
         detail = (said or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(f"{file}: expected {expected}; found {detail}. {remedy}.") from error
+
+
+def check_archive(file: Path) -> None:
+    """Compare the content of a file of ``torch.save`` with its checksums, which ``torch.load`` does not look at.
+
+    Raises:
+        ValueError: if one is wrong.
+        BadZipFile: if a part of the archive is not what its directory says.
+    """
+    if not zipfile.is_zipfile(file):
+        return  # of PyTorch before 1.6: without checksums
+    with zipfile.ZipFile(file) as archive:
+        if broken := archive.testzip():
+            raise ValueError(f"damaged content ({broken} has another checksum)")
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:

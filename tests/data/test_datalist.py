@@ -64,6 +64,31 @@ class TestReadAndWrite:
         assert content.pop("modalities") == list(BRATS_MODALITIES)
         assert content == split
 
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+    def test_encodings(self, brats_folder, encoding: str) -> None:
+        root = brats_folder(dict.fromkeys("abcd", ("t1", "t2")))
+        path = write_datalist(root / "datalist.json", split_by_subject(module.discover(root)), BRATS_MODALITIES)
+        expected, text = read_datalist(path), path.read_text()
+        path.write_text(text, encoding=encoding)
+        assert read_datalist(path) == expected
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ('"modalities": ["t1", "t2"], "modalities": []', "expected JSON; found the key 'modalities' twice"),
+            ('"modalities": [1, "t2"], "training": []', "expected names of modalities"),
+            (
+                '"modalities": ["t1", "t2"], "training": [{"subject": "a", "t1": "", "t2": "x"}]',
+                "a path as text for t1",
+            ),
+            ('"modalities": ["t1", "t2"], "training": [{"subject": "a", "t1": ["x"]}]', "a path as text for t1"),
+        ],
+    )
+    def test_faults_of_json(self, tmp_path: Path, content: str, message: str) -> None:
+        (tmp_path / "list.json").write_text(f"{{{content}}}")
+        with pytest.raises(ValueError, match=message):
+            read_datalist(tmp_path / "list.json")
+
     def test_paths_are_relative_to_the_datalist(self, brats_folder) -> None:
         root = brats_folder(dict.fromkeys("abc", ("t1", "t2")))
         path = write_datalist(root / "datalist.json", split_by_subject(module.discover(root)), BRATS_MODALITIES)
