@@ -153,6 +153,20 @@ def import_weights(
         print(f"{label}: {path}")
 
 
+def measure_range(dataset_dir: str, weights: str) -> None:
+    """Write into weights what the scans they were trained with are like; scans unlike them are warned about.
+
+    A training does it by itself; this is for weights of before, or from elsewhere.
+
+    Args:
+        dataset_dir: data set that the weights were trained with, of which the training section counts.
+        weights: file to write it into; nothing else in it changes.
+    """
+    from custom.commands.measure_range import measure_range as run
+
+    print("\n".join(run(dataset_dir, weights)))
+
+
 def prune_latents(cache_dir: str, unused_days: float = 7.0) -> None:
     """Remove cached latents that no training has started with for some days.
 
@@ -257,8 +271,8 @@ def compare(
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
-        ablation, compare, demo, export_weights, import_weights, package, phantom, prepare, prune_latents, report,
-        steps, summary,
+        ablation, compare, demo, export_weights, import_weights, measure_range, package, phantom, prepare,
+        prune_latents, report, steps, summary,
     )
 }  # fmt: skip
 # arguments that are a file or a folder

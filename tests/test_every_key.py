@@ -323,7 +323,9 @@ def test_no_translation_is_stale(made: Path, translated: Path, tmp_path: Path, k
     assert not (pending and (key is None or key in KEPT["inference"]))
     if pending == 0:
         workflow("inference", made, change, output_dir=str(tmp_path / "fresh")).run()
-        kept, fresh = ({p.name: nib.load(p).get_fdata() for p in (tmp_path / n).iterdir()} for n in ("kept", "fresh"))
+        kept, fresh = (
+            {p.name: nib.load(p).get_fdata() for p in (tmp_path / n).glob("*.nii.gz")} for n in ("kept", "fresh")
+        )
         assert kept.keys() == fresh.keys()
         for name in fresh:
             np.testing.assert_array_equal(kept[name], fresh[name])

@@ -239,7 +239,9 @@ class TranslationEvaluator(SupervisedEvaluator):
             if reference is None or target != of_target:
                 reference, of_target = make_reference(item, target, to_native), target
             native = to_native(unit(prediction.image[0]), target)
-            comparable = on_percentiles(native, self.ends_for(target))
+            # a reconstruction is of an image that is at hand, brightness and all
+            ends = ends_of(item[target]) if method == CEILING else self.ends_for(target)
+            comparable = on_percentiles(native, ends)
             result.rows += rows_of(result.subject, source, target, method, reference.score_rescaled(comparable))
             if prediction.cost is not None:
                 result.costs.append([method, source, target, *prediction.cost])

@@ -1,4 +1,4 @@
-"""Provenance of translations, kept in the file's header, and which inputs still need translating."""
+"""What every translation says of itself, in its header and beside it, and which inputs still need translating."""
 
 from __future__ import annotations
 
@@ -12,21 +12,33 @@ from typing import Any
 
 import nibabel as nib
 import pydicom
+import torch
 import torch.distributed as dist
 from nibabel.filebasedimages import ImageFileError
 from torch import nn
 
 from custom.data.dicom import dicom_files
-from custom.data.names import NAME_KEY, image_stem, translation_name
+from custom.data.names import NAME_KEY, image_stem, sidecar_of, translation_name
 from custom.data.tolerant import FAULT_KEY
 from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, rank, world_size
-from custom.utils.files import require_writable
-from custom.utils.identity import FileDigests, differences, digest, identity
+from custom.utils.files import atomic_write, require_writable
+from custom.utils.identity import FileDigests, content_digest, describe, differences, digest, identity
 from custom.utils.modalities import canonical
 
-__all__ = ["Provenance", "pending_inputs", "read_provenance", "write_provenance"]
+__all__ = [
+    "NAME",
+    "TWICE",
+    "Provenance",
+    "check_sidecar",
+    "describe_translation",
+    "pending_inputs",
+    "read_provenance",
+    "sidecar_text",
+    "translation_record",
+    "write_provenance",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +46,8 @@ PLACE, PLACE_DIGITS = "place", 8
 COMMENT_CODE = 6  # of a NIfTI header extension
 NAMED = 3  # files in a message
 NAME = "brain_mri_modality_translation"
+IDENTITY = "Identity"
+TWICE = "SourceSynthetic"
 
 
 class Provenance:
@@ -53,10 +67,16 @@ class Provenance:
         self.identity = {**computed, "preprocessing": digest(computed["preprocessing"])}
         self._digests = FileDigests()
 
-    def of(self, source: str | os.PathLike) -> str:
-        """The record, in JSON, of translations of ``source``, a file or a folder with a DICOM series."""
+    def of(self, source: str | os.PathLike | torch.Tensor) -> str:
+        """What decides translations of ``source``, in JSON: a file, a folder with a DICOM series, or an image.
+
+        Of a file the place is told too, which decides nothing.
+        """
+        if isinstance(source, torch.Tensor):
+            content = digest(describe([source.as_subclass(torch.Tensor), getattr(source, "affine", None)]))
+            return json.dumps({"source": content, **self.identity}, sort_keys=True)
         [[content]] = self._digests.of([[str(source)]])
-        return json.dumps({NAME: {"source": content, PLACE: _place(source), **self.identity}}, sort_keys=True)
+        return json.dumps({"source": content, PLACE: _place(source), **self.identity}, sort_keys=True)
 
 
 def _place(source: str | os.PathLike) -> str:
@@ -64,20 +84,91 @@ def _place(source: str | os.PathLike) -> str:
     return digest(os.path.abspath(os.path.expanduser(source)))[:PLACE_DIGITS]
 
 
-def write_provenance(header: nib.Nifti1Header, record: str) -> None:
+def describe_translation(target: str, version: str = "", *, twice: bool = False) -> str:
+    """One line for the metadata of a translation, or of several; ``twice`` of a source that is a translation itself."""
+    by = "from SYNTHETIC source by" if twice else "from"
+    return f"SYNTHETIC {target} {by} {NAME} {f'v{version}' if version else ''}".rstrip()
+
+
+def translation_record(
+    target: str,
+    used: Mapping[str, Any],
+    *,
+    version: str = "",
+    source: str | os.PathLike | None = None,
+    provenance: str | None = None,
+    warnings: Sequence[str] = (),
+    twice: bool = False,
+) -> dict[str, Any]:
+    """What a translation says of itself, in its header, its sidecar, its DICOM attributes and to MONAI Label's clients.
+
+    Args:
+        target: its contrast.
+        used: seed, steps, samples and weights, as ``TranslationInferer.used`` gives them.
+        version: of the bundle.
+        source: file or folder that it was made from, of which the name is kept; None for an image in memory.
+        provenance: of ``Provenance.of``, where there is one.
+        warnings: what makes it doubtful.
+        twice: its source is a translation itself.
+
+    Returns:
+        A dictionary for JSON, the names as BIDS writes them. ``SourceSHA`` is the SHA-256 of the file; of a series
+        that of the names and SHA-256 of its files; of an image in memory that of its voxels and affine, or None.
+    """
+    decides = json.loads(provenance) if provenance else {}
+    content = decides.get("source") or (content_digest(str(source)) if source and Path(source).exists() else None)
+    return {
+        "Description": describe_translation(target, version, twice=twice),
+        "Synthetic": True,
+        TWICE: twice,
+        "GeneratedBy": [{"Name": NAME, "Version": version}],
+        "Sources": [Path(source).name] if source else [],
+        "SourceSHA": content,
+        "Target": target,
+        **used,
+        "Warnings": list(warnings),
+        **({IDENTITY: decides} if decides else {}),
+    }
+
+
+def sidecar_text(record: Mapping[str, Any]) -> str:
+    """Content of the JSON file beside an image."""
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+
+def check_sidecar(path: Path) -> Path:
+    """Where the sidecar of the image ``path`` goes.
+
+    Raises:
+        ValueError: for a file there that no translation left, such as the sidecar of a scan: it is not replaced.
+    """
+    sidecar = sidecar_of(path)
+    if sidecar.exists() and NAME not in sidecar.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(
+            f"{sidecar}: expected no file, or that of an earlier translation, since the record of {path.name} goes "
+            "there; found another one. Move it away, or write to another folder."
+        )
+    return sidecar
+
+
+def write_provenance(header: nib.Nifti1Header, record: Mapping[str, Any]) -> None:
     """Put ``record`` into ``header`` as a comment, in place of an earlier one."""
     kept = [e for e in header.extensions if not _is_record(e)]
-    header.extensions[:] = [*kept, nib.nifti1.Nifti1Extension(COMMENT_CODE, record.encode())]
+    text = json.dumps({NAME: record}, sort_keys=True)
+    header.extensions[:] = [*kept, nib.nifti1.Nifti1Extension(COMMENT_CODE, text.encode())]
 
 
-def read_provenance(path: str | os.PathLike) -> str | None:
+def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
     """The record in a file's header; None without one, or where there is no such file."""
     try:
         extensions = nib.load(path).header.extensions
     except (OSError, ImageFileError, AttributeError, ValueError):
         return None
     found = [e for e in extensions if _is_record(e)]
-    return _text(found[0]) if found else None
+    try:
+        return dict(json.loads(_text(found[0]))[NAME]) if found else None
+    except (TypeError, ValueError):
+        return {}  # of something else, or cut short
 
 
 def _is_record(extension: nib.nifti1.Nifti1Extension) -> bool:
@@ -90,24 +181,23 @@ def _text(extension: nib.nifti1.Nifti1Extension) -> str:
     return text.rstrip("\x00")
 
 
-def _differences(found: str | None, expected: str) -> list[str]:
-    """Names of the parts in which two records differ; the place of the source among them, which changes no voxel."""
-    try:
-        parts = differences(*(json.loads(record or "{}").get(NAME, {}) for record in (found, expected)))
-    except (AttributeError, TypeError, ValueError):
-        return ["record"]
-    # the inverse of the preprocessing is a part of the postprocessing
-    return [part for part in parts if part != "postprocessing" or "preprocessing" not in parts]
+def _stale(found: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> list[str]:
+    """Names of the parts in which what decided a translation differs from what would decide it now."""
+    decided = (found or {}).get(IDENTITY)
+    parts = differences(decided, expected) if isinstance(decided, Mapping) else ["record"]
+    # the inverse of the preprocessing is a part of the postprocessing; the place of the source changes no voxel
+    left_out = {PLACE, "postprocessing"} if "preprocessing" in parts else {PLACE}
+    return [part for part in parts if part not in left_out]
 
 
-def _of_another(path: Path, source: str, record: str, output_format: str) -> bool:
+def _of_another(path: Path, source: str, expected: Mapping[str, Any], output_format: str) -> bool:
     """Whether a result was made from another subject's source of the same name.
 
     A source that was changed in its place is none, nor one that was moved. Of a DICOM series the study decides.
     """
     if output_format == "nifti":
-        found = read_provenance(path)  # none in a damaged file, which is made anew
-        return found is not None and {"source", PLACE} <= {*_differences(found, record)}
+        decided = (read_provenance(path) or {}).get(IDENTITY)  # none in a damaged file, which is made anew
+        return isinstance(decided, Mapping) and all(decided.get(k) != expected[k] for k in ("source", PLACE))
     folders = (path, Path(source) if Path(source).is_dir() else Path(source).parent)
     first = [file for folder in folders if folder.is_dir() for file in dicom_files(folder)[:1]]
     studies = {pydicom.dcmread(file, stop_before_pixels=True, force=True).get("StudyInstanceUID") for file in first}
@@ -128,8 +218,8 @@ def pending_inputs(
     An input is passed over if ``output_dir`` holds its translation into every target with the record that it would
     have now: made from the same source, with the same identity. Others are made anew, and it is said in what they
     differ. One whose results would replace those of another subject, with a file of the same name, gets a fault in
-    place of a translation. A translation appears whole or not at all, so what an interrupted run has left is done.
-    Several processes share the rest evenly.
+    place of a translation. A translation appears whole or not at all, so what an interrupted run has left is done; a
+    sidecar that is missing is written again from the header. Several processes share the rest evenly.
 
     Args:
         inputs: of ``inference_inputs``, the same on every process.
@@ -153,17 +243,22 @@ def pending_inputs(
         stem = item.get(NAME_KEY) or image_stem(item["image"])
         files = [folder / f"{translation_name(stem, name)}{suffix}" for name in names]
         there = [file for file in files if file.exists()]
-        record = provenance.of(item["image"]) if there else ""
-        others = [file for file in there if _of_another(file, item["image"], record, output_format)]
+        expected = json.loads(provenance.of(item["image"])) if there else {}
+        others = [file for file in there if _of_another(file, item["image"], expected, output_format)]
         if others:
             pending.append({**item, FAULT_KEY: _SAME_NAME.format(item["image"], others[0])})
             continue
-        found = {", ".join(p for p in _differences(read_provenance(f), record) if p != PLACE) for f in there if skip}
-        if len(there) == len(files) and found == {""}:
-            done.append(stem)
+        records = {file: read_provenance(file) for file in there if skip}
+        differing = {", ".join(_stale(record, expected)) for record in records.values()} - {""}
+        if len(records) < len(files) or differing:
+            stale.update(differing)
+            pending.append(dict(item))
             continue
-        stale.update(found - {""})
-        pending.append(dict(item))
+        done.append(stem)
+        for file, record in records.items() if is_main() else ():
+            if not sidecar_of(file).exists():
+                with atomic_write(sidecar_of(file)) as temporary:
+                    temporary.write_text(sidecar_text(record or {}), encoding="utf-8")
     if world_size() > 1:
         dist.barrier()  # nobody writes before everybody has looked
     if is_main():

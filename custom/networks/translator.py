@@ -13,8 +13,10 @@ from custom.networks.diffusion import NoiseSchedule, draw_noise, path_seed
 from custom.networks.vqgan import VQGAN
 from custom.utils.intensity_scales import PERCENTILE, SCALE_KEY, scale_number
 
-__all__ = ["CONDITIONINGS", "LatentTranslator"]
+__all__ = ["CONDITIONINGS", "RANGE", "LatentTranslator"]
 
+RANGE = "training_range"  # tensor that older weights lack
+NUM_FEATURES = 11  # of custom.data.features
 CONDITIONINGS = ("target_like", "source", "source_and_target_like", "none")
 
 
@@ -23,6 +25,10 @@ class LatentTranslator(nn.Module):
 
     One module holds all parts, the noise schedule and the latent scale, so that its flat state dict is the whole
     model. It is TorchScript-able, sampler loop included.
+
+    Attributes:
+        training_range: (2, F), of the scans that it was trained with, see ``custom.inference.likeness``; no result
+            depends on it.
 
     Args:
         num_modalities: size M of the vocabulary.
@@ -45,6 +51,8 @@ class LatentTranslator(nn.Module):
         intensity_scale: name of the scale of the images that it is trained on and takes, see
             ``custom.data.intensities``. It is a buffer of the state dict, by its number.
     """
+
+    not_in_identity = (RANGE,)
 
     def __init__(
         self,
@@ -94,12 +102,16 @@ class LatentTranslator(nn.Module):
         # 1 / standard deviation of the training latents, measured at the start of the diffusion training
         self.latent_scale: Tensor
         self.register_buffer("latent_scale", torch.ones(()))
+        # least and largest of what custom.data.features measures over the training scans; zeros where that is not known
+        self.training_range: Tensor
+        self.register_buffer(RANGE, torch.zeros(2, NUM_FEATURES))
         self.intensity_scale: Tensor
         self.register_buffer("intensity_scale", torch.tensor(scale_number(intensity_scale)))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        # weights from before the scale had a name
-        given = {f"{prefix}{SCALE_KEY}": torch.tensor(scale_number(PERCENTILE)), **state_dict}
+        # weights from before the scale had a name, and before they told of their training
+        older = {SCALE_KEY: torch.tensor(scale_number(PERCENTILE)), RANGE: torch.zeros_like(self.training_range)}
+        given = {**{f"{prefix}{key}": value for key, value in older.items()}, **state_dict}
         super()._load_from_state_dict(given, prefix, *args)
 
     def forward(self, image: Tensor, target: Tensor | None = None, noise: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
+from custom.networks.translator import RANGE
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
 __all__ = ["check_archive", "check_divisor", "compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
@@ -130,6 +131,8 @@ def load_weights(
     if SCALE_KEY in expected:
         state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))  # weights from before it had a name
         _check_scale(file, int(state[SCALE_KEY]), int(expected[SCALE_KEY]), refuse=not any_scale)
+    if RANGE in expected:
+        state.setdefault(RANGE, torch.zeros_like(expected[RANGE]))  # from before they told of their training
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
     differences = _differences(network, expected, state)

@@ -18,7 +18,8 @@ import torch
 
 from custom.data.damage import DamagedFileError
 from custom.data.dicom import is_dicom
-from custom.data.foreground import foreground
+from custom.data.foreground import foreground, solid
+from custom.data.intensities import has_wrapped
 from custom.data.nifti import is_nifti, lacks_orientation, load_numbers
 from custom.data.readers import ASSUMED_KEY, read_volume
 from custom.data.scans import labels_in, listed
@@ -126,6 +127,8 @@ def _examine(stored: _Stored, known: dict, label: bool) -> None:
     if label:
         return
     _check_mask(coarse, volume)
+    if has_wrapped(coarse) and has_wrapped(volume.astype(np.float32)):
+        raise _Fault("overflowed", f"jumps between {coarse.min():g} and {coarse.max():g} within tissue")
     mask = foreground(torch.from_numpy(np.ascontiguousarray(coarse))).numpy()
     if not mask.any():
         raise _Fault("constant", "no foreground: all is background")
@@ -203,12 +206,23 @@ def _check_values(numbers: np.ndarray, stored: _Stored, label: bool) -> tuple[fl
         ends = np.array([(part.min(), part.max()) for part in parts], dtype=np.float64)
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     if not np.isfinite([low, high]).all():
-        finite = np.isfinite(numbers)
-        raise _Fault("not_finite", f"{finite.size - int(finite.sum())} of {finite.size} voxels")
+        low, high = _check_finite(numbers, label)
     low, high = sorted((stored.slope * low + stored.inter, stored.slope * high + stored.inter))
     if low == high and not label:
         raise _Fault("constant", "all voxels are 0" if low == 0 else f"all voxels are {low:g}")
     return low, high
+
+
+def _check_finite(numbers: np.ndarray, label: bool) -> tuple[float, float]:
+    """Ends of the finite values, where the others are an image's background: outside the brain."""
+    finite = np.isfinite(numbers)
+    faulty = ~finite
+    if finite.any() and not label:
+        brain = foreground(torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.float32)))
+        faulty &= solid(brain[None])[0].numpy()
+    if faulty.any():
+        raise _Fault("not_finite", f"{int(faulty.sum())} of {finite.size} voxels")
+    return float(numbers[finite].min()), float(numbers[finite].max())
 
 
 def _check_mask(coarse: np.ndarray, volume: np.ndarray) -> None:
@@ -255,7 +269,7 @@ def _picture(
     step = tuple(slice(None, None, max(1, round(max(size) / PICTURE_PIXELS / s))) for s in spacing[:2])
     values = plane[step].astype(np.float32) * np.float32(stored.slope) + np.float32(stored.inter)
     black = min(low, 0.0)  # of a brain in air, the air
-    grey = (values - black) * (255 / max(high - black, 1e-12))
+    grey = np.nan_to_num(values - black, nan=0.0, posinf=0.0, neginf=0.0) * (255 / max(high - black, 1e-12))
     return np.clip(grey, 0, 255).astype(np.uint8), size
 
 
