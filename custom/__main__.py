@@ -47,6 +47,20 @@ def ablation(output_dir: str = "output/ablation", **settings: Any) -> None:
     run(output_dir, **settings)
 
 
+def table1(output_dir: str = "output/table1", **settings: Any) -> None:
+    """Train the paper's eight rivals and this model with the same arithmetic, score them, and write Table 1.
+
+    Args:
+        output_dir: where everything goes; what is complete there is not done again.
+        settings: ``--methods ours,reg_gan``, ``--tasks "[['t1','t2']]"``, ``--budget 100`` TFLOP for each training,
+            ``--size small``, ``--all_tasks true``, ``--subjects 24,2,6``, ``--spacing 2.0`` mm, ``--dataset_dir DIR``
+            in place of phantoms, ``--seed 0``, ``--amp true``, values of the configs.
+    """
+    from custom.commands.table1 import table1 as run
+
+    run(output_dir, **settings)
+
+
 def demo(image: str | None = None, output_dir: str = "output/demo", **overrides: Any) -> None:
     """Translate a held-out phantom, and ``image`` if given, with the shipped weights; print scores, draw pictures.
 
@@ -114,6 +128,19 @@ def export_weights(part: str, out: str, weights: str | None = None, config: Any 
     ):
         if path is not None:
             print(f"{label}: {path}")
+
+
+def convert(weights: str, out: str, config: Any = ()) -> None:
+    """Turn weights of an earlier version into weights of this one; what they translate stays the same.
+
+    Args:
+        weights: file of an earlier version.
+        out: file to write.
+        config: files that define the network, ``"['inference.json','preset_paper.json']"``; by default the bundle's.
+    """
+    from custom.commands.convert import convert as run
+
+    print(f"Weights: {run(weights, out, config=config)}")
 
 
 def import_weights(
@@ -253,11 +280,13 @@ def compare(
 
     Args:
         truth: folder of ``<subject>_<modality>`` images and ``<subject>_seg`` labels, or with a datalist.json.
-        predictions: ``"{'ours': DIR, 'other': DIR}"``, files named ``<subject>_<source>_<target>`` or
-            ``<subject>_<target>``; the first model is the one that the others are tested against.
+        predictions: ``"{'ours': DIR, 'other': DIR}"``, files named ``<subject>_<source>_<target>``,
+            ``<subject>_<target>_from_<source>`` or ``<subject>_<target>``; the first model is the one that the others
+            are tested against.
         out: folder for the results.
         pairs: tasks to show, such as ``"[['t1','t2']]"``; by default all.
-        ranges: ``"{'other': 'signed'}"``: intensities ``truth``, ``unit``, ``signed``, ``own`` or ``auto``.
+        ranges: ``"{'other': 'signed'}"``: intensities ``truth``, ``unit``, ``signed``, ``own``, ``auto`` or
+            ``[0, 255]``, those that mean 0 and 1.
         num_figures: how many subjects are drawn.
         viewer_megabytes: how large the volumes in the report may be together.
     """
@@ -271,8 +300,8 @@ def compare(
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
-        ablation, compare, demo, export_weights, import_weights, measure_range, package, phantom, prepare,
-        prune_latents, report, steps, summary,
+        ablation, compare, convert, demo, export_weights, import_weights, measure_range, package, phantom, prepare,
+        prune_latents, report, steps, summary, table1,
     )
 }  # fmt: skip
 # arguments that are a file or a folder

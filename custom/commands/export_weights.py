@@ -59,7 +59,12 @@ def export_weights(
         if not Path(file).expanduser().is_file():
             raise FileNotFoundError(f"config: expected files that define the network; found no {file}. Correct it.")
     parser = ConfigParser()
-    parser.read_config([str(Path(file).expanduser()) for file in files])
+    try:
+        parser.read_config([str(Path(file).expanduser()) for file in files])
+    except Exception as error:  # of two parsers
+        raise ValueError(
+            f"config: expected JSON or YAML in {', '.join(map(str, files))}; found {error!r:.200}. Correct the file."
+        ) from error
     parser["bundle_root"] = str(config_folder().parent)
     network = parser.get_parsed_content("network_def").eval()
     arguments = _arguments(parser, part, network)

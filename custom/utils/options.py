@@ -70,6 +70,7 @@ NUMBERS = {
     "ema_momentum": (0.0, 1.0),
     "clip_norm": (0.0, float("inf")),
     "image_weight": (0.0, float("inf")),
+    "error_weight": (0.0, float("inf")),
     "viewer_megabytes": (0.0, float("inf")),
 }
 
