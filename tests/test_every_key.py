@@ -64,6 +64,7 @@ EXEMPT = {
     "provenance": "is the identity itself",
     "store": "is the identity itself",
     "resume": "of a training: asks to go on from what is there",
+    "debug": "whether a traceback is printed",
     "output_format": "of DICOM sources alone; tests/inference/test_inference.py changes it",
 }
 
@@ -85,7 +86,7 @@ CHANGES: dict[str, Change] = {
     "modalities": {"modalities": MODALITIES[::-1]},
     "num_inference_steps": {"num_inference_steps": 2},
     "num_samples": {"num_samples": 2},
-    "spatial_divisor": {"spatial_divisor": 8},
+    "spatial_divisor": {"spatial_divisor": 32},
     "volume_size": {"volume_size": [48, 32, 32]},
     "intensity_scale": {"intensity_scale": "brain"},
     "seed": {"seed": 7},
@@ -115,6 +116,7 @@ CHANGES: dict[str, Change] = {
     "latent_crop": {"latent_crop": [4, 4, 8]},
     "subjects_per_batch": {"subjects_per_batch": 2},
     "pairs_per_subject": {"pairs_per_subject": 2},
+    "max_sources": {"max_sources": 1},
     "flip": {"flip": True},
     "augmented_copies": {"augmented_copies": 1},
     "cache_target_like": {"cache_target_like": True},
@@ -124,6 +126,7 @@ CHANGES: dict[str, Change] = {
     "image_weight": {"image_weight": 1.0},
     "part_size": {"part_size": 2},
     "pure_noise_share": {"pure_noise_share": 0.1},
+    "error_weight": {"error_weight": 0.5},
     "joint": {"joint": True, "image_crop": [16, 16, 16]},
     "joint_training": {"joint_training": "$False"},
     "ema": {"ema#momentum_warmup": 0.5},
@@ -151,6 +154,7 @@ OF_CONFIG: dict[str, dict[str, Change]] = {
     "evaluate": {
         "intensity_scale": {"intensity_scale": "brain", "ckpt_path": "{folder}/brain.pt"},
         "sources": {"sources": ["t1"]},
+        "scored_pairs": {"scored_pairs": [["t1", "t2"]]},
         "methods": {"methods": ["copy-source"]},
         "section": {"section": "training"},
         "max_subjects": {"max_subjects": 1},

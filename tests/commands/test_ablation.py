@@ -12,6 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 
 import custom.commands.ablation
+import custom.commands.trainings
 from custom.commands.ablation import TABLE_3, VARIANTS, ablation
 from custom.data.datalist import ensure_phantom
 from custom.evaluation.results import Results, Setup
@@ -59,7 +60,8 @@ def runs(monkeypatch) -> list[FakeWorkflow]:
     def make(name: str, values: Mapping[str, Any], *, overlays: Sequence[str] = ()) -> FakeWorkflow:
         return FakeWorkflow(found, name, values, overlays)
 
-    monkeypatch.setattr(custom.commands.ablation, "bundle_workflow", make)
+    for module in (custom.commands.ablation, custom.commands.trainings):
+        monkeypatch.setattr(module, "bundle_workflow", make)
     return found
 
 
