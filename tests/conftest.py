@@ -22,7 +22,7 @@ from custom.utils.modalities import BRATS_MODALITIES
 
 pytest_plugins = tuple(
     f"tests.fixtures.{name}"
-    for name in ("brains", "elsewhere", "foreign", "near", "order", "segmenter", "skips", "toy")
+    for name in ("artifact", "brains", "elsewhere", "foreign", "near", "order", "segmenter", "skips", "toy")
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
