@@ -17,6 +17,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 
 from custom.data.dicom import is_dicom
 from custom.data.foreground import foreground
@@ -113,9 +114,9 @@ def check_file(path: str | Path, *, label: bool = False) -> Checked:
 def _examine(stored: _Stored, known: dict, label: bool) -> None:
     """Fill ``known`` step by step, so that a fault keeps what was known before it."""
     numbers = _one_volume(stored.numbers)
-    known.update(dtype=str(numbers.dtype), affine=_in_ras(stored.affine, numbers.shape))
-    volume, spacing = _to_ras(numbers, stored.affine)
-    known.update(shape=volume.shape, spacing=spacing)
+    known["dtype"] = str(numbers.dtype)
+    volume, affine, spacing = _to_ras(numbers, stored.affine)
+    known.update(shape=volume.shape, affine=affine, spacing=spacing)
     known["remarks"] = _check_geometry(volume.shape, spacing, stored.has_orientation)
     known["extremes"] = _check_values(numbers, stored, label)
     step = [max(1, round(STEP_MM / s)) for s in spacing]
@@ -182,22 +183,16 @@ def _one_volume(numbers: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def _to_ras(numbers: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
-    """View of the volume with its axes nearest to left-right, back-front, bottom-top, and the voxel size along them."""
+def _to_ras(numbers: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """View of the volume with its axes nearest to left-right, back-front, bottom-top, its affine and voxel size.
+
+    They are the same for grids that differ in the order of axes only.
+    """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise _Fault("spacing", f"the header's affine cannot be inverted: {np.round(affine[:3], 3).tolist()}")
     to_ras = nib.io_orientation(affine)
-    axes = [int(np.flatnonzero(to_ras[:, 0] == axis)[0]) for axis in range(3)]
-    size = np.linalg.norm(affine[:3, :3], axis=0)
-    view = numbers.transpose(axes)[tuple(slice(None, None, int(to_ras[a, 1])) for a in axes)]
-    return view, tuple(float(size[a]) for a in axes)
-
-
-def _in_ras(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Affine of the volume that :func:`_to_ras` gives, the same for grids that differ in the order of axes only."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        return affine
-    return affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(affine), shape)
+    turned = affine @ nib.orientations.inv_ornt_aff(to_ras, numbers.shape)
+    return nib.apply_orientation(numbers, to_ras), turned, tuple(voxel_sizes(turned).tolist())
 
 
 def _check_geometry(
