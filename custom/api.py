@@ -37,6 +37,7 @@ __all__ = ["Translator"]
 CONFIG = Path("configs", "inference.json")
 WEIGHTS = Path("models", "model.pt")
 ZIPPED = (str(CONFIG), "configs/metadata.json", str(WEIGHTS))  # of an artifact; its code is not run
+MOST_UNPACKED = 2**33  # bytes: the weights of the paper's preset are a tenth of it
 OF_A_CALL = ("seed", "num_samples", "num_inference_steps", "amp", "volume_size")
 DESCRIPTION = "descrip"
 TARGET = "target"
@@ -200,9 +201,13 @@ def _unpacked(archive: Path, folder: Path) -> _Place:
         with zipfile.ZipFile(archive) as content:
             names = content.namelist()
             top = names[0].partition("/")[0] if names else ""
+            if top in ("", ".", "..") or "\\" in top:
+                raise ValueError(f"{archive}: expected a bundle in one folder; found {names[:1]}. Replace the file.")
             missing = [name for name in ZIPPED if f"{top}/{name}" not in names]
             if missing:
                 raise FileNotFoundError(f"{archive}: expected a bundle with {missing[0]}; found no such file in it.")
+            if (size := sum(content.getinfo(f"{top}/{name}").file_size for name in ZIPPED)) > MOST_UNPACKED:
+                raise ValueError(f"{archive}: expected at most {MOST_UNPACKED:,} bytes in it; found {size:,}.")
             for name in ZIPPED:
                 content.extract(f"{top}/{name}", folder)
     except zipfile.BadZipFile as error:

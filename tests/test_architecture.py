@@ -22,7 +22,7 @@ ORDER = (
     "networks", "utils", "compat",
 )  # fmt: skip
 # folders of tests that are no rooms: of the benchmarks, of programs beside the suite, of what tests share
-OTHER_FOLDERS = {"benchmarks", "clients", "fixtures", "label"}
+OTHER_FOLDERS = {"benchmarks", "campaign", "clients", "fixtures", "label"}
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:

@@ -83,7 +83,9 @@ def references(config: dict[str, Any]) -> set[str]:
     return names
 
 
-SHARED_KEYS = ("network_def", "modalities", "spatial_divisor", "volume_size", "bundle_root", "device")
+SHARED_KEYS = (
+    "network_def", "modalities", "spatial_divisor", "volume_size", "intensity_scale", "bundle_root", "device",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("key", SHARED_KEYS)
@@ -104,7 +106,14 @@ def test_preprocessing_is_the_same_everywhere() -> None:
     assert [name for name, _ in found] == [*(name for name in STAGES for _ in range(2)), "inference", "evaluate"]
     for _, node in found:
         assert node["_target_"] == "custom.data.preprocessing.preprocessing"
-        assert (node["divisor"], node["volume_size"]) == ("@spatial_divisor", "@volume_size")
+        settings = {"divisor": "spatial_divisor", "volume_size": "volume_size", "intensity_scale": "intensity_scale"}
+        assert {key: node[key] for key in settings} == {key: f"@{name}" for key, name in settings.items()}
+
+
+def test_the_metadata_names_the_intensity_scale() -> None:
+    said = {"percentile": "scaled to [-1, 1] between its percentiles 0.5 and 99.5", "brain": "its brain's median"}
+    classes = content("metadata")["image_classes"]
+    assert [name for name, text in said.items() if text in classes] == [content("inference")["intensity_scale"]]
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

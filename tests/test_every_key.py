@@ -50,6 +50,10 @@ SMOOTH = {"_target_": "GaussianSmoothd", "sigma": 1.0}
 HALVE = {"_target_": "ScaleIntensityd", "keys": "pred", "minv": None, "maxv": None, "factor": -0.5}
 
 CODE = "finds the package or starts the run; what is computed, and by which objects, the other keys say"
+PHANTOMS = {
+    "_target_": "custom.data.datalist.load_datalist", "dataset_dir": "{folder}/data", "section": "test",
+    "modalities": "@modalities",
+}  # fmt: skip
 WIRING = "joins the objects of the other keys, each of which is changed by itself"
 EXEMPT = {
     **dict.fromkeys(("imports", "bundle_code", "initialize", "run", "inference", "evaluating", "training"), CODE),
@@ -83,6 +87,7 @@ CHANGES: dict[str, Change] = {
     "num_samples": {"num_samples": 2},
     "spatial_divisor": {"spatial_divisor": 8},
     "volume_size": {"volume_size": [48, 32, 32]},
+    "intensity_scale": {"intensity_scale": "brain"},
     "seed": {"seed": 7},
     "pretrained": {"pretrained": "{folder}/other.pt"},
     "amp": {"amp": True},
@@ -111,6 +116,7 @@ CHANGES: dict[str, Change] = {
     "subjects_per_batch": {"subjects_per_batch": 2},
     "pairs_per_subject": {"pairs_per_subject": 2},
     "flip": {"flip": True},
+    "augmented_copies": {"augmented_copies": 1},
     "cache_target_like": {"cache_target_like": True},
     "adversarial_start_epoch": {"adversarial_start_epoch": 0},
     "perceptual": {"perceptual": None},
@@ -130,6 +136,7 @@ CHANGES: dict[str, Change] = {
 OF_CONFIG: dict[str, dict[str, Change]] = {
     "inference": {
         "version": {"version": "9.9.9"},
+        "intensity_scale": {"intensity_scale": "brain", "ckpt_path": "{folder}/brain.pt"},
         "image": {"image": "{folder}/other.nii.gz"},
         "displayable_configs": {"displayable_configs#num_samples": 2},
         "targets": {"targets": ["t1"]},
@@ -142,6 +149,7 @@ OF_CONFIG: dict[str, dict[str, Change]] = {
         "inferer": {"inferer#seed": 5},
     },
     "evaluate": {
+        "intensity_scale": {"intensity_scale": "brain", "ckpt_path": "{folder}/brain.pt"},
         "sources": {"sources": ["t1"]},
         "methods": {"methods": ["copy-source"]},
         "section": {"section": "training"},
@@ -162,14 +170,20 @@ OF_CONFIG: dict[str, dict[str, Change]] = {
         "inferer": {"inferer#num_samples": 2},
     },
     "train_autoencoder": {
+        "phantom_share": {"phantom_share": 0.5, "train#dataset#data#phantoms": PHANTOMS},
         "objective": {"objective#perceptual_weight": 0.5},
         "train": {"train#dataloader#shuffle": False},
     },
     "train_spade": {
         "objective": {"objective#latent#cycle_weight": 1.0},
         "autoencoder_path": {"autoencoder_path": "{folder}/other.pt"},
+        "intensity_scale": {"intensity_scale": "brain", "autoencoder_path": "{folder}/brain.pt"},
     },
-    "train": {"objective": {"objective#pure_noise_share": 0.5}, "spade_path": {"spade_path": "{folder}/other.pt"}},
+    "train": {
+        "objective": {"objective#pure_noise_share": 0.5},
+        "spade_path": {"spade_path": "{folder}/other.pt"},
+        "intensity_scale": {"intensity_scale": "brain", "spade_path": "{folder}/brain.pt"},
+    },
 }
 for _name in TRAININGS:
     OF_CONFIG[_name] |= {
@@ -181,6 +195,7 @@ for _name in TRAININGS:
         "validate": {"validate#inferer#seed": 7},
     }
     if _name != "train_autoencoder":
+        OF_CONFIG[_name]["phantom_share"] = {"phantom_share": 0.5, "train#dataset#phantoms": PHANTOMS}
         OF_CONFIG[_name]["train"] = with_step("train#preprocessing", {**SMOOTH, "keys": "@modalities"})
 # for these nothing may be made anew
 KEPT = {
@@ -200,6 +215,7 @@ KEPT = {
 # others, changed, leave the latents as they are
 ALONE = {
     *("amp", "modalities", "spatial_divisor", "volume_size", "flip", "joint", "joint_training", "cache_target_like"),
+    *("augmented_copies", "phantom_share", "intensity_scale"),
     *("train", "network", "network_def", "objective", "autoencoder_path", "spade_path", "output_dir", "cache_dir"),
 }
 
@@ -250,6 +266,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         torch.manual_seed(number)
         network = workflow("inference", folder, {}).parser.get_parsed_content("network_def")
         torch.save(network.state_dict(), folder / f"{name}.pt")
+        torch.save(network.state_dict() | {"intensity_scale": torch.tensor(1)}, folder / "brain.pt")
         shutil.copy(folder / f"data/s{number}_t1.nii.gz", folder / f"{'scan' if number == 0 else name}.nii.gz")
     yield folder
     sys.excepthook = hook

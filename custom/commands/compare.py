@@ -30,6 +30,7 @@ from custom.evaluation.rows import COPY_SOURCE, rows_of
 from custom.reports.report import write_report
 from custom.reports.tables import task_name
 from custom.utils.errors import user_message
+from custom.utils.intensity_scales import PERCENTILE
 from custom.utils.modalities import ALIASES, canonical
 
 __all__ = ["RANGES", "compare"]
@@ -166,7 +167,7 @@ class _Subject:
         try:
             image, remarks = _on_grid(read_volume(file.path), truth.image)
             values, read_as = _on_scale(image, truth, kind)
-            scores = truth.reference.score(values)
+            scores = truth.reference.score_rescaled(values)
         except ValueError as error:
             self.result.notes.append(
                 f"{model}, {task_name(file.source, file.target)} is not scored: {str(error).rstrip('.')}"
@@ -182,7 +183,7 @@ class _Subject:
         for source, target in tasks:
             if source in self.names and source != target:
                 copied = self.to_native(unit(copy_source(self.item[source])), target)
-                scores = self._truth(target).reference.score(copied)
+                scores = self._truth(target).reference.score_rescaled(copied)
                 self.result.rows += rows_of(self.result.subject, source, target, COPY_SOURCE, scores)
                 self._draw((COPY_SOURCE, source, target), copied)
 
@@ -243,8 +244,9 @@ def _checked_ranges(folders: Mapping[str, Path], ranges: Mapping[str, str]) -> d
 
 
 def _preprocessing(modalities: Sequence[str]) -> Compose:
-    """That of ``evaluate.json``, so that truths are treated as there."""
-    return bundle_workflow("evaluate", {"modalities": list(modalities)}).parser.get_parsed_content("preprocessing")
+    """That of ``evaluate.json``, so that truths are treated as there, on the scale of the percentiles."""
+    settings = {"modalities": list(modalities), "intensity_scale": PERCENTILE}
+    return bundle_workflow("evaluate", settings).parser.get_parsed_content("preprocessing")
 
 
 def _tasks(

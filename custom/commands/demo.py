@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from custom.data.names import SYNTHETIC_SUFFIX, image_stem
 from custom.data.readers import read_volume
 from custom.evaluation import slices
 from custom.evaluation.evaluator import SEGMENTATION, SUBJECT, NativeGrid, make_reference, unit
-from custom.evaluation.metrics import REGIONS
+from custom.evaluation.metrics import REGIONS, RESCALED_REGIONS
+from custom.evaluation.protocols import on_percentiles
 from custom.evaluation.rows import (
     CEILING,
     COPY_SOURCE,
@@ -108,9 +109,9 @@ def _subject(picture: Path, methods: Sequence[str], shared: Mapping[str, Any]) -
         raise ValueError(why)
     item = dataset[0]
     to_native = NativeGrid(item, dataset.transform)
-    rows = evaluator.state.output.rows + _score_files(item, to_native, source, files)
+    rows = evaluator.state.output.rows + _score_files(item, to_native, source, files, evaluator.ends_for)
     print(f"\n{entry[SUBJECT]}, {display_name(source)} to every other modality\n")
-    for region in REGIONS:
+    for region in (*REGIONS, *RESCALED_REGIONS):
         if table := method_table(rows, region):
             print(to_text(table) + "\n")
     _draw_subject(picture, item, to_native, source, files)
@@ -118,12 +119,17 @@ def _subject(picture: Path, methods: Sequence[str], shared: Mapping[str, Any]) -
 
 
 def _score_files(
-    item: Mapping[str, torch.Tensor], to_native: NativeGrid, source: str, files: Mapping[str, Path]
+    item: Mapping[str, torch.Tensor],
+    to_native: NativeGrid,
+    source: str,
+    files: Mapping[str, Path],
+    ends_for: Callable[[str], tuple[float, float] | None],
 ) -> list[Row]:
     rows: list[Row] = []
     for target, file in files.items():
         prediction = torch.from_numpy(nib.load(file).get_fdata(dtype=np.float32))
-        scores = make_reference(item, target, to_native).score(prediction)
+        comparable = on_percentiles(prediction, ends_for(target))
+        scores = make_reference(item, target, to_native).score_rescaled(comparable)
         rows += rows_of(str(item[SUBJECT]), source, target, FULL_MODEL, scores)
     return rows
 

@@ -18,6 +18,7 @@ from custom.networks.layouts.mapping import Mapped, Part, build, map_tensors
 from custom.networks.layouts.reader import Tensors, find_tensors, read_checkpoint
 from custom.utils.arguments import as_bool
 from custom.utils.files import atomic_write
+from custom.utils.intensity_scales import PERCENTILE, SCALE_KEY, scale_number
 from custom.utils.modalities import canonical
 
 __all__ = ["Imported", "import_weights", "report_text"]
@@ -180,7 +181,7 @@ def _whole_state(
     state = {f"{part}.{name}": tensor for part, result in mapped.items() for name, tensor in result.state.items()}
     buffers = build(schedule or {"_target_": "custom.networks.NoiseSchedule"}).state_dict()
     state |= {f"schedule.{name}": tensor for name, tensor in buffers.items()}
-    return {**state, "latent_scale": torch.ones(())}
+    return {**state, "latent_scale": torch.ones(()), SCALE_KEY: torch.tensor(scale_number(PERCENTILE))}
 
 
 def _write(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from custom.commands.summary import config_folder
+from custom.utils.intensity_scales import PERCENTILE
 
 __all__ = ["RECONSTRUCTION", "as_json", "preset", "training_preset"]
 
@@ -61,6 +62,7 @@ def training_preset(
     overlay |= {
         "modalities": list(modalities),
         "spatial_divisor": downsampling * divisor,
+        "intensity_scale": PERCENTILE,
         "pretrained": str(weights),
         "autoencoder_path": str(weights),
         "ckpt_path": f"$@bundle_root + '/output/model_{name}.pt'",
@@ -86,6 +88,7 @@ def preset(
     overlay: dict[str, Any] = {
         "modalities": list(modalities) if translates else [RECONSTRUCTION],
         "spatial_divisor": _halvings(definitions["autoencoder"]),
+        "intensity_scale": PERCENTILE,
         "ckpt_path": str(weights),
         "network_def#style_transfer": {"_target_": "custom.networks.IdentityTransfer"},
         "network_def#unet": {"_target_": "custom.networks.NoDenoiser"},

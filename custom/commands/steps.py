@@ -24,6 +24,7 @@ from custom.data.foreground import foreground_key
 from custom.data.tolerant import FAULT_KEY
 from custom.evaluation.evaluator import SUBJECT, NativeGrid, make_reference, unit
 from custom.evaluation.pairwise import plain
+from custom.evaluation.protocols import ends_of, on_percentiles
 from custom.inference.translation import Latents, Sampling, Translated, Translation
 from custom.networks import LatentTranslator
 from custom.reports.curves import SPADE_ONLY, Point, choose_default, curve_table, draw_curves, write_points
@@ -225,10 +226,12 @@ def measure(
     source, target = pair
     image, brain = (plain(item[key]).unsqueeze(0).to(device) for key in (source, foreground_key(source)))
     reference, index = make_reference(item, target, to_native), modalities.index(target)
+    ends = ends_of(item[target])  # the truth's own: the curves show differences between steps, not how good they are
     latents: Latents = {}
 
     def point(model: str, sampler: str, count: int, samples: int, result: Translated) -> Point:
-        scores = reference.score(to_native(unit(result.image[0]), target).cpu())["brain"]
+        comparable = on_percentiles(to_native(unit(result.image[0]), target).cpu(), ends)
+        scores = reference.score(comparable)["brain"]
         cost = result.cost
         assert cost is not None
         return Point(

@@ -12,15 +12,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY, discover
 from custom.data.splits import DATALIST_NAME, SECTIONS, Entry, split_by_subject
 from custom.utils.distributed import main_first
-from custom.utils.files import atomic_write
+from custom.utils.files import atomic_write, parse_json, read_text
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
 logger = logging.getLogger(__name__)
+
+EntryLike = TypeVar("EntryLike", bound=Mapping[str, Any])
 
 PHANTOM_COUNTS = (120, 4, 8)
 PHANTOM_DRAWN = 48  # the held-out phantoms are drawn among so many, however many more there are to train on
@@ -89,14 +91,17 @@ def read_datalist(path: str | os.PathLike) -> dict[str, Any]:
 def _read_json(source: Path) -> dict[str, Any]:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: expected a datalist; found no file. Correct the path.")
+    text = read_text(source)
     try:
-        raw = json.loads(source.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{source}: expected JSON; found {error}. Correct the file.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("modalities"), list):
         raise ValueError(
             f'{source}: expected {{"modalities": [...], "training": [...], ...}}; found no "modalities". Add them.'
         )
+    if not all(isinstance(name, str) for name in raw["modalities"]):
+        raise ValueError(f"{source}: expected names of modalities; found {raw['modalities']!r}. Correct them.")
     return raw
 
 
@@ -136,7 +141,9 @@ def _checked_entry(item: Any, where: str, folder: Path, modalities: Sequence[str
             )
         if name in entry:
             raise ValueError(f"{where}: expected one file for {name}; found two. Remove one of the keys.")
-        file = folder / str(value)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{where}: expected a path as text for {name}; found {value!r}. Correct it.")
+        file = folder / value
         if not file.exists():
             raise FileNotFoundError(f"{where}: expected the {name} file {file}; found no file. Correct the path.")
         entry[name] = str(file)
@@ -270,3 +277,45 @@ def ensure_phantom(
     write_datalist(folder / DATALIST_NAME, split, BRATS_MODALITIES)
     marker.unlink(missing_ok=True)
     return folder
+
+
+def load_phantoms(
+    phantom_dir: str | os.PathLike, share: float, modalities: Sequence[str], dataset_dir: str | os.PathLike
+) -> list[Entry]:
+    """The embedded phantoms to train on, made where they are absent; none for a ``share`` of 0.
+
+    Args:
+        phantom_dir: their folder.
+        share: of the training's subjects that are to be phantoms, see :func:`choose_phantoms`.
+        modalities: the vocabulary.
+        dataset_dir: of the training, which must be another data set.
+
+    Raises:
+        ValueError: for a share outside [0, 1), or phantoms beside phantoms.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"phantom_share: expected a number from 0 to below 1; found {share}. Correct it.")
+    if share == 0:
+        return []
+    if Path(dataset_dir).expanduser().resolve() == Path(phantom_dir).expanduser().resolve():
+        raise ValueError(
+            f"phantom_share: expected 0 where the data set is the phantoms themselves; found {share}. Leave it out, or "
+            "give another dataset_dir."
+        )
+    return load_datalist(phantom_dir, "training", modalities, phantom_dir=phantom_dir)
+
+
+def choose_phantoms(phantoms: Sequence[EntryLike], count: int, share: float) -> list[EntryLike]:
+    """As many ``phantoms`` as make up ``share`` of a training beside ``count`` other subjects, copies counted."""
+    wanted = round(count * share / (1 - share))
+    if wanted > len(phantoms):
+        logger.warning(
+            "phantom_share: expected %d phantoms for a share of %g; found %d, a share of %.2g.",
+            wanted, share, len(phantoms), len(phantoms) / (len(phantoms) + count),
+        )  # fmt: skip
+    return list(phantoms[:wanted])
+
+
+def with_phantoms(entries: Sequence[EntryLike], phantoms: Sequence[EntryLike], share: float) -> list[EntryLike]:
+    """``entries``, and after them so many of the ``phantoms`` that these are ``share`` of all."""
+    return [*entries, *choose_phantoms(phantoms, len(entries), share)]

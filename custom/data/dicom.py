@@ -9,7 +9,9 @@ Source: DICOM PS3.3 2024, C.7.6.2 (image plane), C.7.6.16.2 (functional groups o
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,8 @@ import pydicom
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag
 
 __all__ = [
     "DICOM_SUFFIXES",
@@ -27,17 +30,29 @@ __all__ = [
     "DicomVolume",
     "Frame",
     "dicom_files",
+    "dicom_inputs",
     "is_dicom",
-    "is_multi_frame",
     "read_geometry",
 ]
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 OTHER_SUFFIXES = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw")
 DIRECTORY_FILE = "DICOMDIR"
+# a first element of group 8 or 2, without the preamble that the standard wants before it: its tag, and either the two
+# letters of a type or a length below 256
+BARE_START = re.compile(rb"[\x02\x08]\0[\x00\x01\x05\x08\x12-\x16]\0(?:[A-Z]{2}|.\0\0\0)", re.DOTALL)
+
+PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
+PIXEL_FACTORS = ("NumberOfFrames", "BitsAllocated")
 
 ORIENTATION_TOLERANCE = 1e-4  # of direction cosines: 0.03 mm at the edge of a field of view of 256 mm
 REGULARITY_TOLERANCE = 0.01  # of the distance of slices, and in mm where that is more
+# by one of these the volumes of a series differ that has several in one place
+DISTINCTIVE = (
+    "EchoTime", "EchoNumbers", "InversionTime", "FlipAngle", "DiffusionBValue", "DiffusionGradientOrientation",
+    "TemporalPositionIdentifier", "TriggerTime", "AcquisitionNumber", "AcquisitionTime", "ContentTime", "ImageType",
+    "ComplexImageComponent", "ContrastBolusAgent",
+)  # fmt: skip
 UNIT_TOLERANCE = 1e-3  # of length and angle of the two axes of a slice
 
 
@@ -94,7 +109,8 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
     if suffix in DICOM_SUFFIXES:
         return True
     with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+        start = stream.read(132)
+    return start[128:] == b"DICM" or bool(BARE_START.match(start))
 
 
 def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -102,12 +118,30 @@ def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(file for file in Path(folder).iterdir() if not file.name.startswith(".") and is_dicom(file))
 
 
-def is_multi_frame(file: str | os.PathLike[str]) -> bool:
-    """Whether a DICOM file holds several slices; False for one that cannot be read."""
+def dicom_inputs(folder: str | os.PathLike[str]) -> list[Path]:
+    """What to read for the DICOM files that lie in a folder: each multi-frame file, and the folder for single slices.
+
+    A file that cannot be read counts as a slice, so that it is found out; what holds no image does not count.
+    """
+    files = dicom_files(folder)
+    frames = [_number_of_frames(file) for file in files]
+    several = [file for file, number in zip(files, frames, strict=True) if number > 1]
+    return several + ([Path(folder)] if 1 in frames else [])
+
+
+def _number_of_frames(file: Path) -> int:
+    """0 for an object without an image; 1 for a file that cannot be read."""
     try:
-        return int(pydicom.dcmread(file, specific_tags=["NumberOfFrames"]).get("NumberOfFrames") or 1) > 1
-    except (InvalidDicomError, OSError, ValueError):
-        return False
+        header = pydicom.dcmread(file, specific_tags=["NumberOfFrames", "Rows", "SOPClassUID"], force=True)
+        return int(header.get("NumberOfFrames") or 1) if "Rows" in header or not _is_no_image(header) else 0
+    except Exception:  # whatever a broken file provokes
+        return 1
+
+
+def _is_no_image(header: Dataset) -> bool:
+    """Whether the object is of a class that holds no image, such as a report or a presentation state."""
+    kind = header.get("SOPClassUID")
+    return kind is not None and kind.name != kind and "Image Storage" not in kind.name
 
 
 class DicomReader(ImageReader):
@@ -160,6 +194,7 @@ def read_geometry(path: str | os.PathLike[str]) -> DicomVolume:
     if not files:
         raise ValueError(f"{source}: expected a folder with the files of a DICOM series; found none. Correct the path.")
     headers = [(file, header) for file in files if (header := _read_header(file)) is not None]
+    _check_not_mixed(source, headers)
     _check_one_series(source, headers)
     frames = [frame for file, header in headers for frame in _frames(file, header)]
     if len(frames) < 2:
@@ -183,22 +218,46 @@ def read_geometry(path: str | os.PathLike[str]) -> DicomVolume:
 
 def _read_header(file: Path) -> Dataset | None:
     """None for objects of a study that hold no image, such as reports and presentation states."""
+    lengths: list[int] = []
+
+    def at_pixels(tag: BaseTag, _: str | None, length: int) -> bool:
+        lengths.extend([length] if tag == PIXEL_DATA else [])
+        return tag in (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA)
+
     try:
-        with pydicom.config.disable_value_validation():
-            header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-            kind = header.get("SOPClassUID")
+        with pydicom.config.disable_value_validation(), file.open("rb") as stream:
+            header = read_partial(stream, at_pixels, force=True)
+            if "Rows" not in header and _is_no_image(header):
+                return None
+            bits = math.prod(int(header.get(key) or 1) for key in ("Rows", "Columns", *PIXEL_FACTORS))
     except Exception as error:
         raise ValueError(_unreadable(file, error)) from error
-    if "Rows" in header:
-        return header
-    if kind is not None and kind.name != kind and "Image Storage" not in kind.name:
-        return None
-    raise ValueError(_unreadable(file, "the header of an image is not there or cut off"))
+    if "Rows" not in header:
+        raise ValueError(_unreadable(file, "the header of an image is not there or cut off"))
+    if lengths and lengths[0] < bits // 8:  # compressed pixels have no defined length, which is the largest number
+        raise ValueError(_unreadable(file, f"{lengths[0]} bytes of pixels; {bits // 8} are needed"))
+    return header
 
 
 def _unreadable(file: Path, detail: object) -> str:
     first = (str(detail).strip() or "no detail").splitlines()[0].rstrip(".")
     return f"{file}: expected a readable DICOM slice; found a damaged file ({first}). Fetch it again."
+
+
+def _check_not_mixed(source: Path, headers: Sequence[tuple[Path, Dataset]]) -> None:
+    several = [file.name for file, header in headers if int(header.get("NumberOfFrames") or 1) > 1]
+    if several and len(headers) > 1:
+        raise ValueError(
+            f"{source}: expected single slices, or one multi-frame file; found the multi-frame {several[0]} beside "
+            f"{len(headers) - 1} other DICOM images. Name the file that is meant, or give each volume a folder of its "
+            "own."
+        )
+    if len({header.get("SeriesInstanceUID") for _, header in headers}) == len(headers) > 2:
+        raise ValueError(
+            f"{source}: expected one Series Instance UID for the slices of a volume; found another on each of "
+            f"{len(headers)} slices, as some programs for anonymisation write it. If they are one series, give all "
+            "one UID, such as with `dcmodify -m 0020,000e=UID *.dcm`."
+        )
 
 
 def _check_one_series(source: Path, headers: Sequence[tuple[Path, Dataset]]) -> None:
@@ -219,6 +278,11 @@ def _check_one_series(source: Path, headers: Sequence[tuple[Path, Dataset]]) -> 
 def _frames(file: Path, header: Dataset) -> Iterable[Frame]:
     if int(header.get("SamplesPerPixel", 1)) != 1:
         raise ValueError(f"{file}: expected grey values; found a colour image. Use the series that it was made from.")
+    if "MOSAIC" in ensure_tuple(header.get("ImageType") or ()):
+        raise ValueError(
+            f"{file}: expected one slice a picture; found a Siemens mosaic, whose slices lie side by side in one. "
+            "Convert the series with dcm2niix, and give the NIfTI file."
+        )
     number = int(header.get("NumberOfFrames") or 1)
     per_frame = header.get("PerFrameFunctionalGroupsSequence")
     if number > 1 and per_frame is None:
@@ -311,8 +375,7 @@ def _regular_step(source: Path, frames: Sequence[Frame], normal: np.ndarray) -> 
     if gaps[closest] < tolerance:
         raise ValueError(
             f"{source}: expected one slice in each place; found {_name(frames[closest])} and "
-            f"{_name(frames[closest + 1])} in the same. A series with several echoes, directions or time points must "
-            "be divided: give each volume a folder of its own."
+            f"{_name(frames[closest + 1])} in the same{_why_twice(frames[closest], frames[closest + 1])}"
         )
     step = (positions[-1] - positions[0]) / (len(frames) - 1)
     stray = np.abs(positions - positions[0] - np.arange(len(frames))[:, None] * step).max()
@@ -327,6 +390,24 @@ def _regular_step(source: Path, frames: Sequence[Frame], normal: np.ndarray) -> 
             "Resample the series to a rectangular grid first."
         )
     return step
+
+
+def _why_twice(one: Frame, other: Frame) -> str:
+    """The rest of a message on two slices in one place: what they are, and what to do."""
+    a, b = one.dataset, other.dataset
+    if one.file != other.file and a.get("SOPInstanceUID") == b.get("SOPInstanceUID") is not None:
+        return ": one is a copy of the other, with its SOP Instance UID. Remove the copy."
+    differing = [k for k in DISTINCTIVE if a.get(k) != b.get(k)]
+    if one.file != other.file and not differing:
+        return (
+            ", with no echo, time or direction that tells them apart: the series seems to be here twice. Remove one of "
+            "the two, or give each a folder of its own."
+        )
+    said = "".join(f"; {k} is {a.get(k)} and {b.get(k)}" for k in differing[:1])
+    return (
+        f"{said}. A series with several echoes, directions or time points must be divided: give each volume a folder "
+        "of its own."
+    )
 
 
 def _name(frame: Frame) -> str:

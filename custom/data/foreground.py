@@ -1,4 +1,4 @@
-"""Foreground of a scan, its tissue: the one definition that crops, masks, metrics and baselines share.
+"""Foreground of a scan, its tissue: the one definition that crops, masks, scales, metrics and baselines share.
 
 The mask is made once, from the scan as it was read (``custom.data.transforms.CropForegroundUniond``), and goes with
 the image from there on, under :func:`foreground_key`. It cannot be found again later: padding and clipping change what
@@ -10,16 +10,25 @@ from __future__ import annotations
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms.utils_pytorch_numpy_unification import percentile
 from scipy import ndimage
 
-__all__ = ["BACKGROUND", "foreground", "foreground_key", "solid"]
+__all__ = ["BACKGROUND", "foreground", "foreground_key", "levels_of", "rim_of", "solid"]
 
 BACKGROUND = -1.0  # of preprocessed images, whose range is [-1, 1]
 
-ZERO_BACKGROUND_SHARE = 0.05
-SIGNED_SHARE = 0.05
-NOISE_FLOOR = 0.05
+SHARED = 0.1  # of the rim's voxels: a value that so many of them have is a level of the background
+MAIN_SHARE = 0.5  # of the rim's voxels: more must be at these levels, where the background is constant
+LAYERS = 3  # of constant background, one within the other: NaN, what a resampling has filled in, the scan's own
+RANGE = (0.5, 95.0)  # percentiles of what is left: the brightest twentieth may be a lesion or vessels
+FAINT = 0.05  # of that range
+SIGNED_SHARE = 0.01  # of voxels clearly below the background from which on they are tissue, and no ringing at its edge
+# real scans: brains have up to 4 % of faint voxels; scans with noise between head and background 16 % and more
+NOISY_SHARE = 0.1
+NOISY_RIM = 0.2  # of the range: what three quarters of the rim keep below, where the rim is noise
+UNIFORM = 0.9  # of the rim: what has so much of one value is tissue without noise
+NOISE_DEVIATIONS = 4  # above the middle of the rim's noise
+LARGEST_THRESHOLD = 0.25  # of the range
+SMALL = 0.01  # of the largest piece: what is smaller is noise, too
 
 
 def foreground_key(key: str) -> str:
@@ -28,27 +37,37 @@ def foreground_key(key: str) -> str:
 
 
 def foreground(image: torch.Tensor) -> torch.Tensor:
-    """Voxels that show tissue.
+    """Voxels that show tissue; the same for every increasing affine map of the intensities.
 
-    Where a good part of the volume (5 %) is exactly zero, zero is the background: the foreground is what is positive,
-    so that the slightly negative voxels that interpolation leaves around a brain do not count; in signed data (such as
-    z-scores) it is what is not zero. Otherwise the background is noise or an offset, and the foreground is what lies
-    above 5 % of the range between the percentiles 0.5 and 99.5.
+    The background is found where the volume ends. NaN and infinite values are background; so are constants, whatever
+    their value, that most of the volume's edges have in common. The foreground is then what is above, as interpolation
+    leaves slightly lower voxels around a brain; where 1 % are clearly lower (a brain standardised within its mask, its
+    background left at 0), it is whatever differs from it. Where faint voxels surround the rest, they are noise, which
+    a threshold takes away that follows from their level and spread.
 
     Args:
-        image: a volume of any shape, in the scanner's units.
+        image: a volume (H, W, D) or (1, H, W, D), in any units.
 
     Returns:
-        Boolean mask of the same shape.
+        Boolean mask of the same shape; empty for a constant.
     """
-    values = image.as_tensor() if isinstance(image, MetaTensor) else image
-    zeros = values == 0
-    if zeros.float().mean() >= ZERO_BACKGROUND_SHARE:
-        negative = values < 0
-        signed = negative.sum() > SIGNED_SHARE * (~zeros).sum()
-        return ~zeros if signed else values > 0
-    low, high = percentile(values, 0.5), percentile(values, 99.5)
-    return values > torch.as_tensor(low + NOISE_FLOOR * (high - low))
+    values = (image.as_tensor() if isinstance(image, MetaTensor) else image).cpu().numpy()
+    values = values.reshape(values.shape[-3:])
+    inside = np.isfinite(values)
+    for layer in range(LAYERS + 1):
+        rim = values[rim_of(inside)]
+        levels, shares = levels_of(rim)
+        levels, shares = levels[shares >= SHARED], shares[shares >= SHARED]
+        if layer > 0 and levels.size:  # an outer layer of tissue may be uniform, but it does not fill most of the head
+            levels, shares = levels[:1], np.minimum(shares[:1], (values[inside] == levels[0]).mean())
+        if layer == LAYERS or shares.sum() <= MAIN_SHARE:
+            break
+        others = _differing(values, inside, levels)
+        if (layer > 0 and not others.any()) or _are_noise(levels, values[others]):
+            break
+        inside = others
+    inside = _without_noise(values, inside, rim)
+    return torch.from_numpy(inside).reshape(image.shape).to(image.device)
 
 
 def solid(mask: torch.Tensor) -> torch.Tensor:
@@ -63,3 +82,59 @@ def solid(mask: torch.Tensor) -> torch.Tensor:
         outside[np.unique(face)] = True
     outside[0] = False  # label 0 is the foreground itself
     return torch.from_numpy(~outside[background])[None].to(mask.device)
+
+
+def rim_of(inside: np.ndarray) -> np.ndarray:
+    """The outermost voxels of ``inside``; of the whole volume its edges, as a head may touch the faces."""
+    if not inside.all():
+        rim = np.zeros_like(inside)
+        for box in ndimage.find_objects(inside.view(np.uint8)):
+            rim[box] = inside[box] & ~ndimage.binary_erosion(inside[box])
+        return rim
+    ends = np.zeros(inside.shape, dtype=np.uint8)
+    for axis in range(3):
+        np.moveaxis(ends, axis, 0)[[0, -1]] += 1
+    return ends > 1
+
+
+def levels_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different values and their shares, the commonest first."""
+    found, counts = np.unique(values, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return found[order], counts[order] / max(1, values.size)
+
+
+def _differing(values: np.ndarray, inside: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """What differs from the background's ``levels``, and is above the first of them unless the data is signed."""
+    others = inside & ~np.isin(values, levels)
+    if not others.any() or not levels.size:
+        return others
+    low, high = np.percentile(values[others], RANGE)
+    clearly_below = values[others] < levels[0] - FAINT * (high - low)
+    return others if clearly_below.mean() >= SIGNED_SHARE else others & (values > levels[0])
+
+
+def _are_noise(levels: np.ndarray, others: np.ndarray) -> bool:
+    """Whether several levels of whole numbers are one noise: beside the range of the ``others`` they lie together."""
+    if levels.size < 2 or not others.size:
+        return False
+    low, high = np.percentile(others, RANGE)
+    return bool(np.abs(levels - levels[0]).max() < FAINT * (high - low))
+
+
+def _without_noise(values: np.ndarray, inside: np.ndarray, rim: np.ndarray) -> np.ndarray:
+    if not inside.any():
+        return inside
+    low, high = np.percentile(values[inside], RANGE)
+    faint = low + FAINT * (high - low)
+    middle, upper = np.percentile(rim, (50, 75))
+    noisy = upper <= low + NOISY_RIM * (high - low) and (values[inside] <= faint).mean() >= NOISY_SHARE
+    if not noisy or levels_of(rim)[1][0] > UNIFORM:
+        return inside
+    spread = 1.4826 * np.median(np.abs(rim - middle))  # of a normal distribution its standard deviation
+    threshold = max(faint, middle + NOISE_DEVIATIONS * spread)
+    clear = inside & (values > min(threshold, low + LARGEST_THRESHOLD * (high - low)))
+    pieces, _ = ndimage.label(clear)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return (sizes >= SMALL * sizes.max())[pieces] & clear

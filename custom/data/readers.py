@@ -8,15 +8,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import PathLike
-from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
+from monai.data import ImageReader, MetaTensor, NibabelReader
 from monai.data.utils import orientation_ras_lps
 from monai.transforms import EnsureChannelFirst
 from monai.transforms.io.array import switch_endianness
@@ -24,25 +23,42 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 from nibabel.spatialimages import SpatialImage
 
 from custom.data.dicom import DicomReader
+from custom.data.itk_reader import ItkReader, read_information
+from custom.data.nifti import is_nifti, lacks_orientation, load_header, load_nifti, with_whole_file
 from custom.utils.errors import find_user_error
 
-__all__ = ["IMAGE_SUFFIXES", "read_volume", "volume_of_client", "volume_of_image"]
+__all__ = ["ASSUMED_KEY", "IMAGE_SUFFIXES", "read_shape", "read_volume", "volume_of_client", "volume_of_image"]
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+ASSUMED_KEY = "orientation_assumed"  # of the metadata of a volume whose file does not say how its axes lie
 SPATIAL_DIMS = 3
 SDK_AFFINE = "nifti_affine_transform"  # in RAS, of the operator of MONAI Deploy that makes a volume of a DICOM series
 FORMATS = "NIfTI, NRRD, MetaImage, a folder with one DICOM series, multi-frame DICOM"
 
 
 class NiftiReader(NibabelReader):
-    """MONAI's without its repair of headers, which puts a qform that may have no code in the place of an sform."""
+    """MONAI's for one whole file, without its repair of headers, which puts a qform without a code before an sform.
+
+    Attributes:
+        lacks_orientation: as of :class:`custom.data.itk_reader.ItkReader`.
+    """
+
+    lacks_orientation = False
+
+    def __init__(self) -> None:
+        super().__init__(squeeze_non_spatial_dims=True)
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        return all(is_nifti(name) for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
         self.filenames = ensure_tuple(data)  # get_data looks here
-        images = [nib.load(name, **kwargs) for name in self.filenames]
-        return images if len(images) > 1 else images[0]
+        (name,) = self.filenames
+        image = load_nifti(name)
+        self.lacks_orientation = lacks_orientation(image)
+        return image
 
 
 def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
@@ -64,10 +80,11 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
         raise FileNotFoundError("image: expected a scan; found no file of that name. Correct the name or path.")
     if not file.exists():
         raise FileNotFoundError(f"{file}: expected an image; found no file. Correct the path.")
-    readers: tuple[ImageReader, ...] = (DicomReader(), NiftiReader(), ITKReader())
+    readers: tuple[ImageReader, ...] = (DicomReader(), NiftiReader(), ItkReader())
     try:
         reader = next(r for r in readers if r.verify_suffix(str(file)))
-        return _volume(reader, reader.read(str(file)), str(file))
+        image = reader.read(str(file))
+        return _volume(reader, image, str(file), assumed=getattr(reader, "lacks_orientation", False))
     except Exception as error:
         known = find_user_error(error)
         if known is not None:
@@ -77,6 +94,21 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
             f"{file}: expected a readable 3D image ({FORMATS}); found {type(error).__name__}: "
             f"{detail.rstrip('.')}. Check or replace the file."
         ) from error
+
+
+def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Voxels along the three axes, from a file's header alone; empty where it cannot be read, and for a series."""
+    file = Path(path).expanduser()
+    try:
+        if is_nifti(file):
+            return tuple(map(int, load_header(file).shape[:SPATIAL_DIMS]))
+        if file.is_dir():
+            return ()
+        header = read_information(file)
+        axes = range(min(header.GetNumberOfDimensions(), SPATIAL_DIMS))
+        return tuple(int(header.GetDimensions(axis)) for axis in axes)
+    except Exception:  # whatever a broken file provokes is said when the file is read
+        return ()
 
 
 def volume_of_image(image: Any) -> MetaTensor:
@@ -93,22 +125,28 @@ def volume_of_image(image: Any) -> MetaTensor:
     if isinstance(image, SpatialImage):
         reader = NiftiReader()
         reader.filenames = ("a nibabel image",)
-        return _volume(reader, image, "a nibabel image")
+        return _volume(reader, with_whole_file(image), "a nibabel image", assumed=lacks_orientation(image))
     if hasattr(image, "GetLargestPossibleRegion"):
-        return _volume(ITKReader(), image, "an ITK image")
+        return _volume(ItkReader(), image, "an ITK image", assumed=False)
     raise ValueError(
         f"image: expected a path, a nibabel or ITK image, or a MetaTensor; found {type(image).__name__}. "
         "An array alone does not say how its axes lie in the patient."
     )
 
 
-def _volume(reader: ImageReader, image: Any, name: str) -> MetaTensor:
+def _volume(reader: ImageReader, image: Any, name: str, *, assumed: bool) -> MetaTensor:
     values, meta = reader.get_data(image)
+    if np.iscomplexobj(values):
+        raise ValueError(f"{name}: expected real intensities; found complex numbers. Save their magnitude.")
     meta = {**switch_endianness(meta, "<"), ImageMetaKey.FILENAME_OR_OBJ: name}
     tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32, copy=False), meta)
     volume = EnsureChannelFirst()(tensor)
     assert isinstance(volume, MetaTensor)
-    _check_grid(volume.affine.numpy(), volume.meta, name)
+    affine = volume.affine.numpy()
+    _check_affine(affine, name)
+    if assumed:
+        volume.meta[ASSUMED_KEY] = True
+        _warn_of_axes(affine, name, "Correct its header")
     return volume
 
 
@@ -148,14 +186,9 @@ def volume_of_client(image: torch.Tensor | np.ndarray) -> MetaTensor:
     assert isinstance(volume, MetaTensor)
     _check_affine(affine, name)
     if not says:
+        volume.meta[ASSUMED_KEY] = True
         _warn_of_axes(affine, name, "Hand over an image with an affine")
     return volume
-
-
-def _check_grid(affine: np.ndarray, meta: Mapping[str, Any], name: str) -> None:
-    _check_affine(affine, name)
-    if _lacks_orientation(meta, name):
-        _warn_of_axes(affine, name, "Correct its header")
 
 
 def _check_affine(affine: np.ndarray, name: str) -> None:
@@ -167,12 +200,6 @@ def _check_affine(affine: np.ndarray, name: str) -> None:
 
 def _warn_of_axes(affine: np.ndarray, name: str, advice: str) -> None:
     logger.warning(
-        "%s: it does not say how its axes lie in the patient; they are taken as %s. %s if left and right, or up and "
-        "down, are exchanged.", name, affine[:3, :3].round(3).tolist(), advice,
+        "%s: it does not say how its axes lie in the patient; they are taken as %s, and a translation is marked so. %s "
+        "if left and right, or up and down, are exchanged.", name, affine[:3, :3].round(3).tolist(), advice,
     )  # fmt: skip
-
-
-def _lacks_orientation(meta: Mapping[str, Any], name: str) -> bool:
-    if name.lower().endswith((".nii", ".nii.gz")):
-        return int(meta.get("qform_code", 1)) == 0 and int(meta.get("sform_code", 1)) == 0
-    return name.lower().endswith((".nrrd", ".nhdr")) and "NRRD_space" not in meta

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from custom.data.layouts import SUBJECT_KEY
+from custom.utils.files import parse_json, read_text
 
 __all__ = ["DATALIST_NAME", "SECTIONS", "Entry", "read_split_file", "split_by_subject"]
 
@@ -107,13 +107,12 @@ def read_split_file(path: str | os.PathLike) -> dict[str, list[str]]:
     source = Path(path).expanduser()
     if not source.is_file():
         raise FileNotFoundError(f"{source}: expected a split file; found no file. Correct --split_file.")
-    text = source.read_text(encoding="utf-8-sig")
+    text = read_text(source)
     try:
-        pairs = _json_pairs(json.loads(text)) if text.lstrip().startswith("{") else _csv_pairs(text)
-    except (json.JSONDecodeError, TypeError, KeyError, IndexError) as error:
+        pairs = _json_pairs(parse_json(text)) if text.lstrip().startswith("{") else _csv_pairs(text)
+    except ValueError as error:
         raise ValueError(
-            f'{source}: expected JSON {{"training": [ids], ...}} or CSV lines "id,section"; found {error!r}. '
-            "Correct it."
+            f'{source}: expected JSON {{"training": [ids], ...}} or CSV lines "id,section"; found {error}. Correct it.'
         ) from error
     sections: dict[str, list[str]] = {}
     for subject, section in pairs:
@@ -126,15 +125,43 @@ def read_split_file(path: str | os.PathLike) -> dict[str, list[str]]:
 
 
 def _json_pairs(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    listed = {key: value for key, value in content.items() if key != "modalities"}
-    return [
-        (str(item[SUBJECT_KEY] if isinstance(item, dict) else item), section)
-        for section, items in listed.items()
-        for item in items
-    ]
+    pairs = []
+    for section, items in content.items():
+        if section == "modalities":
+            continue
+        if not isinstance(items, list):
+            raise ValueError(f"{type(items).__name__} instead of a list under {section!r}")
+        for item in items:
+            subject = item.get(SUBJECT_KEY) if isinstance(item, dict) else item
+            if not isinstance(subject, str | int) or subject == "":
+                raise ValueError(f"{item!r} under {section!r}, which names no subject")
+            pairs.append((str(subject), section))
+    return pairs
 
 
 def _csv_pairs(text: str) -> list[tuple[str, str]]:
-    dialect = "\t" if "\t" in text else ","
-    lines = [[cell.strip() for cell in line] for line in csv.reader(text.splitlines(), delimiter=dialect) if line]
-    return [(line[0], line[1]) for line in lines if line[1].lower() not in ("section", "split")]
+    """Of lines divided by commas, semicolons (Excel in much of Europe) or tabs; the first line may be a heading."""
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip("\t;, ")]
+    if lines and lines[0][1].lower().startswith("sep="):  # for Excel itself
+        lines.pop(0)
+
+    def fit(divider: str) -> tuple[int, int]:
+        rows = [_cells(line, divider) for _, line in lines]
+        return sum(row[1:2] != [] and row[1] in SECTIONS for row in rows), sum(len(row) > 1 for row in rows)
+
+    divider = max("\t;,", key=fit)
+    pairs: list[tuple[str, str]] = []
+    for number, line in lines:
+        cells = _cells(line, divider)
+        if len(cells) < 2 or not cells[0]:
+            raise ValueError(f"{line!r} in line {number}")
+        if pairs or cells[1].lower() not in ("section", "split"):
+            pairs.append((cells[0], cells[1]))
+    return pairs
+
+
+def _cells(line: str, divider: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=divider, strict=True))]
+    except csv.Error:  # such as a quotation mark without its other half
+        return []

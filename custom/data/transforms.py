@@ -1,4 +1,4 @@
-"""Dictionary transforms on top of MONAI's: reading, checks, and the crop to the foreground."""
+"""Dictionary transforms on top of MONAI's: reading, checks, the crop to the foreground, padding."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTrans
 from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 
 from custom.data.foreground import foreground, foreground_key, solid
+from custom.data.intensities import has_wrapped
 from custom.data.readers import read_volume, volume_of_client
 from custom.utils.arguments import whole_number
 from custom.utils.errors import telling_label_clients
@@ -88,7 +89,7 @@ class ValidateVolumed(MapTransform):
         allow_missing_keys: do not raise for an absent key.
 
     Raises:
-        ValueError: for a volume that is not 3D and single-channel, too small, with NaN or infinite values, or constant.
+        ValueError: for a volume that is not 3D and single-channel, too small, constant, or of integers that overflowed.
     """
 
     def __init__(
@@ -118,16 +119,20 @@ class ValidateVolumed(MapTransform):
                 f"found {_times(shape)}. Resample the volume to smaller voxels or use a larger field of view."
             )
         values = image.as_tensor() if isinstance(image, MetaTensor) else image
-        faulty = int((~torch.isfinite(values)).sum())
-        if faulty:
+        finite = values[torch.isfinite(values)]
+        if not finite.numel():
             raise ValueError(
-                f"{name}: expected finite intensities; found {faulty} NaN or infinite voxels. "
-                "Replace them, with 0 where they are background."
+                f"{name}: expected finite intensities; found NaN or infinite values alone. Replace the file."
             )
-        low, high = float(values.min()), float(values.max())
-        if low == high or bool(((values == low) | (values == high)).all()):
+        low, high = float(finite.min()), float(finite.max())
+        if low == high or bool(((finite == low) | (finite == high)).all()):
             found = f"the constant {low:g}" if low == high else f"only the values {low:g} and {high:g}"
             raise ValueError(f"{name}: expected an MRI contrast; found {found}. Check that it is not a mask or empty.")
+        if has_wrapped(values[0].cpu().numpy()):
+            raise ValueError(
+                f"{name}: expected intensities that rise and fall smoothly; found jumps between {low:g} and {high:g} "
+                "within tissue, as where integers have overflowed. Convert the original to a type that holds its range."
+            )
 
 
 class CropForegroundUniond(CropForegroundd):
@@ -142,7 +147,7 @@ class CropForegroundUniond(CropForegroundd):
         allow_missing_keys: subjects may lack some of the ``keys``.
 
     Raises:
-        ValueError: for images on different grids, or without any foreground.
+        ValueError: for images on different grids, without any foreground, or with NaN or infinite values within it.
     """
 
     def __init__(
@@ -173,7 +178,7 @@ class CropForegroundUniond(CropForegroundd):
         images: dict[Hashable, torch.Tensor] = {key: d[key] for key in self.source_keys if key in d}
         self._check_grids(images)
         masks: dict[Hashable, torch.Tensor] = {
-            foreground_key(str(key)): _mask_of(image) for key, image in images.items()
+            foreground_key(str(key)): _mask_of(image, source_name(image, key)) for key, image in images.items()
         }
         d[self.source_key] = self._union(images, masks)
         d = super().__call__(d | masks if self.keep_masks else d, lazy)
@@ -198,8 +203,14 @@ class CropForegroundUniond(CropForegroundd):
         return union
 
 
-def _mask_of(image: torch.Tensor) -> torch.Tensor:
+def _mask_of(image: torch.Tensor, name: str) -> torch.Tensor:
     mask = foreground(image)
+    broken = ~torch.isfinite(image.as_tensor() if isinstance(image, MetaTensor) else image)
+    if broken.any() and (faulty := int((broken & solid(mask)).sum())):
+        raise ValueError(
+            f"{name}: expected finite intensities in the brain; found {faulty} NaN or infinite voxels there (outside "
+            "they are background). Replace them."
+        )
     return MetaTensor(mask, meta=dict(image.meta)) if isinstance(image, MetaTensor) else mask
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from custom.data.foreground import BACKGROUND, foreground_key
 from custom.data.tolerant import FAULT_KEY, TolerantDataset
 from custom.evaluation.metrics import bounding_box
+from custom.evaluation.protocols import ContrastEnds
 from custom.utils.distributed import main_first
 from custom.utils.files import atomic_write
 from custom.utils.identity import FileDigests, digest, identity
@@ -195,10 +196,14 @@ class TrainingMean:
 
 
 class TrainedBaselines(NamedTuple):
-    """Baselines learned from the training split: the intensity lookup, the mean image, and their subjects."""
+    """Baselines learned from the training split: the intensity lookup, the mean image, and their subjects.
+
+    ``ends`` bring predictions of each contrast to the scale of the percentiles.
+    """
 
     lookup: IntensityLookup
     mean: TrainingMean
+    ends: ContrastEnds
     subjects: list[str]
 
     def save(self, path: str | os.PathLike[str], fingerprint: str = "") -> None:
@@ -212,6 +217,7 @@ class TrainedBaselines(NamedTuple):
                 fingerprint=np.array(fingerprint, dtype=np.str_),
                 **self.lookup.arrays(),
                 **self.mean.arrays(),
+                **self.ends.arrays(),
             )
 
     @classmethod
@@ -228,7 +234,10 @@ class TrainedBaselines(NamedTuple):
                 arrays = dict(file.items())
             modalities, subjects = arrays["modalities"].tolist(), arrays["subjects"].tolist()
             found = cls(
-                IntensityLookup.of_arrays(modalities, arrays), TrainingMean.of_arrays(modalities, arrays), subjects
+                IntensityLookup.of_arrays(modalities, arrays),
+                TrainingMean.of_arrays(modalities, arrays),
+                ContrastEnds.of_arrays(modalities, arrays),
+                subjects,
             )
             return found if str(arrays["fingerprint"]) == fingerprint else None
         except (AttributeError, BadZipFile, KeyError, OSError, TypeError, ValueError) as error:
@@ -257,7 +266,7 @@ def fit_or_load(
         ValueError: if no subject can be read.
     """
     chosen = list(entries)[:max_subjects]
-    fitted = TrainedBaselines(IntensityLookup(modalities), TrainingMean(modalities), [])
+    fitted = TrainedBaselines(IntensityLookup(modalities), TrainingMean(modalities), ContrastEnds(modalities), [])
     contents = file_contents(chosen, FileDigests(Path(path).with_name(DIGESTS_NAME)))
     fingerprint = digest([identity(None, transform, fitted), contents])
     known = TrainedBaselines.load(path, fingerprint)
@@ -270,6 +279,7 @@ def fit_or_load(
             continue
         fitted.lookup.update(images, subject=str(entry["subject"]))
         fitted.mean.update(images)
+        fitted.ends.update(images)
         fitted.subjects.append(str(entry["subject"]))
     if not fitted.subjects:
         raise ValueError(f"baselines: expected training subjects; none of {len(chosen)} could be read.")

@@ -24,6 +24,7 @@ from custom.evaluation import slices
 from custom.evaluation.metrics import Reference
 from custom.evaluation.pairwise import PairwiseInferer, Prediction, plain
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp
+from custom.evaluation.protocols import ContrastEnds, ends_of, on_percentiles
 from custom.evaluation.results import ResultStore, SubjectResult
 from custom.evaluation.rows import CEILING, FULL_MODEL, rows_of
 from custom.evaluation.segmentation import Segmenter, SegmenterCheck
@@ -133,6 +134,8 @@ class NativeGrid:
 def make_reference(item: Mapping[str, Tensor], target: str, to_native: Callable[[Tensor, str], Tensor]) -> Reference:
     """Truth, brain and, where the label has a voxel, lesion of one modality of a subject, on the scan's own grid.
 
+    The truth is on the scale of its percentiles, whatever the preprocessing's is.
+
     Args:
         item: the subject as the preprocessing left it, tensors (1, H, W, D).
         target: the modality.
@@ -143,7 +146,7 @@ def make_reference(item: Mapping[str, Tensor], target: str, to_native: Callable[
     if label is not None and bool((label > 0).any()):
         masks["lesion"] = label > 0
     native = {name: to_native(mask.float(), target) for name, mask in masks.items()}
-    return Reference(to_native(unit(item[target]), target), **native)
+    return Reference(on_percentiles(to_native(unit(item[target]), target), ends_of(item[target])), **native)
 
 
 class TranslationEvaluator(SupervisedEvaluator):
@@ -160,6 +163,7 @@ class TranslationEvaluator(SupervisedEvaluator):
         device, val_data_loader, network: as in MONAI; the data set is a :class:`SubjectDataset`.
         inferer: a ``PairwiseInferer``.
         preprocessing: the data set's transforms, which are inverted to reach the scan's own grid.
+        ends: of each contrast, which bring predictions to the scale of the percentiles; None where they are on it.
         store: keeps each subject's results and pictures as soon as they are complete, and has those of earlier runs;
             None to keep nothing.
         segmenter: a segmentation model that is given real and synthetic images in turn.
@@ -174,6 +178,7 @@ class TranslationEvaluator(SupervisedEvaluator):
         *,
         inferer: PairwiseInferer,
         preprocessing: Compose,
+        ends: ContrastEnds | None = None,
         store: ResultStore | None = None,
         segmenter: Segmenter | None = None,
         prepare_batch: Any = prepare_subject,
@@ -190,6 +195,7 @@ class TranslationEvaluator(SupervisedEvaluator):
             **kwargs,
         )
         self.preprocessing = preprocessing
+        self.ends = ends
         self.store = store
         self.segmenter = segmenter
         self.state.prediction = None
@@ -233,7 +239,8 @@ class TranslationEvaluator(SupervisedEvaluator):
             if reference is None or target != of_target:
                 reference, of_target = make_reference(item, target, to_native), target
             native = to_native(unit(prediction.image[0]), target)
-            result.rows += rows_of(result.subject, source, target, method, reference.score(native))
+            comparable = on_percentiles(native, self.ends_for(target))
+            result.rows += rows_of(result.subject, source, target, method, reference.score_rescaled(comparable))
             if prediction.cost is not None:
                 result.costs.append([method, source, target, *prediction.cost])
             if prediction.spread is not None:
@@ -244,6 +251,10 @@ class TranslationEvaluator(SupervisedEvaluator):
             engine.state.prediction = prediction
             engine.fire_event(EvaluationEvents.PREDICTION_COMPLETED)
         return result, pictures
+
+    def ends_for(self, target: str) -> tuple[float, float] | None:
+        """See :class:`custom.evaluation.protocols.ContrastEnds`."""
+        return None if self.ends is None else self.ends.of(target)
 
     def _check(self, item: Mapping[str, Tensor], names: Sequence[str], to_native: NativeGrid) -> SegmenterCheck | None:
         if self.segmenter is None:

@@ -1,4 +1,4 @@
-"""Image quality of a translated volume: PSNR, SSIM, NMSE and MAE over the volume, the brain and the lesion.
+"""Image quality of a translated volume: PSNR, SSIM, NMSE, MAE and sharpness over the volume, the brain and the lesion.
 
 The definitions, with truth x and prediction x̂ in [0, 1] and a region R of voxels:
 
@@ -6,6 +6,7 @@ The definitions, with truth x and prediction x̂ in [0, 1] and a region R of vox
     PSNR = −10 log₁₀ (mean over R of (x − x̂)²)                         data range 1, in dB
     NMSE = sum over R of (x − x̂)² / sum over R of x²
     SSIM = mean over R of the structural similarity map (Wang et al. 2004), Gaussian window of 11³ voxels, σ = 1.5
+    sharpness = sum over R of |∇x̂| / sum over R of |∇x|, in masks without the brain's outline; below 1 is blurred
 
 The SSIM of the volume is the mean over the voxels whose window lies inside the volume, as in scikit-image and MONAI;
 the SSIM of a mask is the mean over the mask of the same map, continued to the borders by symmetric padding.
@@ -20,6 +21,9 @@ from typing import NamedTuple
 import torch
 from monai.metrics.regression import RegressionMetric
 from monai.utils import MetricReduction
+from torch.nn.functional import max_pool3d
+
+from custom.evaluation.protocols import RESCALINGS
 
 PROTOCOL = (
     "Protocol: metrics on the scan's own grid; truth clipped at its own 0.5 and 99.5 percentiles and mapped to [0, 1], "
@@ -27,10 +31,15 @@ PROTOCOL = (
     "over the whole field of view, whose share of background differs between scanners and would move them. "
     "brain = foreground of the truth, cavities filled; lesion = label > 0. PSNR in dB; SSIM in 3D (Gaussian window 11, "
     "sigma 1.5); "
-    "NMSE = |x - y|^2 / |x|^2 with truth x; MAE. Mean ± sd over subjects and pairs."
+    "NMSE = |x - y|^2 / |x|^2 with truth x; MAE; sharpness = mean |gradient| of the prediction to the truth's, without "
+    "the brain's outline. Predictions of weights trained on another intensity scale are brought to the percentiles by "
+    "constants of their contrast, learned from the training subjects. Standardised: the prediction's median and "
+    "interquartile range in the brain are first brought to the truth's; fitted: the prediction is first fitted to the "
+    "truth by a line over the brain. Mean ± sd over subjects and pairs."
 )
 
 REGIONS: tuple[str, ...] = ("volume", "brain", "lesion")
+RESCALED_REGIONS: tuple[str, ...] = ("brain standardised", "lesion standardised", "brain fitted", "lesion fitted")
 HIGHER_IS_BETTER: Mapping[str, bool] = {"psnr": True, "ssim": True, "nmse": False, "mae": False}
 
 SSIM_WINDOW = 11
@@ -43,12 +52,13 @@ Box = tuple[slice, slice, slice]
 
 
 class Scores(NamedTuple):
-    """Quality of one prediction in one region: PSNR in dB, SSIM, NMSE and MAE without unit."""
+    """Quality of one prediction in one region: PSNR in dB, SSIM, NMSE, MAE and sharpness (best at 1) without unit."""
 
     psnr: float
     ssim: float
     nmse: float
     mae: float
+    sharpness: float
 
 
 METRICS: tuple[str, ...] = Scores._fields
@@ -142,6 +152,10 @@ class Reference:
         self._mean = smooth(self._x, self._bands)
         self._mean_squared = self._mean**2
         self._variance = smooth(self._x**2, self._bands) - self._mean_squared
+        # without the outline, which masks make, as steep as they like
+        inner = ~(max_pool3d((~self._boxed_masks["brain"]).float()[None], 3, stride=1, padding=1)[0] > 0)
+        self._sharp = {"volume": torch.ones_like(inner), **{k: inner & mask for k, mask in self._boxed_masks.items()}}
+        self._gradient = gradient_magnitude(self._x)
 
     def _cover(self, prediction: torch.Tensor) -> None:
         box = bounding_box(prediction != 0, margin=_RADIUS)
@@ -178,13 +192,33 @@ class Reference:
             y = prediction[self._box].contiguous()
             ssim = self.ssim_map(y)
         absolute = (self._x - y).abs()
-        scores = {"volume": self._volume_scores(absolute, ssim)}
+        sharpness = self._sharpness(y)
+        scores = {"volume": self._volume_scores(absolute, ssim, sharpness["volume"])}
         for name, mask in self._boxed_masks.items():
             error = absolute[mask]
-            scores[name] = _scores(error, error.numel(), self._energy[name], _total(ssim[mask]) / error.numel())
+            mean_ssim = _total(ssim[mask]) / error.numel()
+            scores[name] = _scores(error, error.numel(), self._energy[name], mean_ssim, sharpness[name])
         return scores
 
-    def _volume_scores(self, absolute: torch.Tensor, ssim: torch.Tensor) -> Scores:
+    def score_rescaled(self, prediction: torch.Tensor) -> dict[str, Scores]:
+        """As :meth:`score`, and the same of the masks after each of ``custom.evaluation.protocols.RESCALINGS``.
+
+        These are named ``brain standardised``, ``lesion fitted`` and so on.
+        """
+        scores, plain, brain = self.score(prediction), _plain(prediction).to(self.truth), self.masks["brain"]
+        pair = [image[brain].cpu().numpy() for image in (plain, self.truth)]
+        for name, rescaling in RESCALINGS.items():
+            slope, offset = rescaling(pair[0], pair[1])
+            rescored = self.score(torch.where(brain, (slope * plain + offset).clamp(0, 1), plain))
+            scores |= {f"{region} {name}": rescored[region] for region in self.masks}
+        return scores
+
+    def _sharpness(self, prediction: torch.Tensor) -> dict[str, float]:
+        gradient = gradient_magnitude(prediction)
+        totals = {name: (_total(gradient[mask]), _total(self._gradient[mask])) for name, mask in self._sharp.items()}
+        return {name: y / x if x > 0 else 1.0 if y == 0 else math.inf for name, (y, x) in totals.items()}
+
+    def _volume_scores(self, absolute: torch.Tensor, ssim: torch.Tensor, sharpness: float) -> Scores:
         interior = tuple(
             slice(max(_RADIUS - box.start, 0), min(box.stop, size - _RADIUS) - box.start)
             for box, size in zip(self._box, self.truth.shape, strict=True)
@@ -192,7 +226,7 @@ class Reference:
         inside = ssim[interior]
         windows = math.prod(size - 2 * _RADIUS for size in self.truth.shape)
         mean_ssim = (_total(inside) + windows - inside.numel()) / windows
-        return _scores(absolute, self.truth.numel(), self._energy["volume"], mean_ssim)
+        return _scores(absolute, self.truth.numel(), self._energy["volume"], mean_ssim, sharpness)
 
 
 def evaluate_pair(
@@ -266,7 +300,12 @@ class BrainSSIM(_BrainMetric):
     name = "ssim"
 
 
-def _scores(absolute_error: torch.Tensor, count: int, energy: float, ssim: float) -> Scores:
+def gradient_magnitude(volume: torch.Tensor) -> torch.Tensor:
+    """Length of the gradient of ``volume`` (H, W, D) in intensity per voxel, by central differences."""
+    return torch.stack(torch.gradient(volume)).square_().sum(dim=0).sqrt_()
+
+
+def _scores(absolute_error: torch.Tensor, count: int, energy: float, ssim: float, sharpness: float) -> Scores:
     squared = _total(absolute_error**2)
     mse = squared / count
     perfect = squared == 0
@@ -275,6 +314,7 @@ def _scores(absolute_error: torch.Tensor, count: int, energy: float, ssim: float
         ssim=ssim,
         nmse=0.0 if perfect else squared / energy if energy > 0 else math.inf,
         mae=_total(absolute_error) / count,
+        sharpness=sharpness,
     )
 
 

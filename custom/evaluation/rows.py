@@ -34,6 +34,7 @@ class Row(NamedTuple):
     ssim: float
     nmse: float
     mae: float
+    sharpness: float
 
 
 def rows_of(subject: str, source: str, target: str, method: str, scores: Mapping[str, Scores]) -> list[Row]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from custom.data.datalist import load_datalist
-from custom.data.dicom import dicom_files, is_multi_frame
+from custom.data.dicom import dicom_inputs
 from custom.data.layouts import SEGMENTATION_KEY
 from custom.data.names import NAME_KEY, SYNTHETIC_SUFFIX, image_stem
 from custom.data.readers import IMAGE_SUFFIXES
@@ -104,8 +104,10 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
         raise FileNotFoundError(f"{path}: expected an image or a folder; found nothing there. Correct the path.")
     if not path.is_dir():
         return [(path, Path(path.name))]
-    folders = [path, *sorted(f for f in path.rglob("*") if f.is_dir())]
-    files = [file for folder in folders for file in _images_in(folder)]
+    folders = {path.resolve(): path}  # one that links lead to again counts once, under its shortest name
+    for folder in sorted((f for f in path.rglob("*") if f.is_dir()), key=lambda f: (len(f.parts), f)):
+        folders.setdefault(folder.resolve(), folder)
+    files = [file for folder in sorted(folders.values()) for file in _images_in(folder)]
     kept = [f for f in files if not image_stem(f).endswith((SYNTHETIC_SUFFIX, f"_{SEGMENTATION_KEY}"))]
     if not kept:
         found = f"only {len(files)} segmentations and translations" if files else "none"
@@ -119,5 +121,4 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
 def _images_in(folder: Path) -> list[Path]:
     """Images that lie in a folder; the folder itself, if it holds the single slices of a DICOM series."""
     files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(IMAGE_SUFFIXES))
-    dicom = dicom_files(folder)
-    return files + (dicom if dicom and is_multi_frame(dicom[0]) else [folder] if dicom else [])
+    return files + dicom_inputs(folder)

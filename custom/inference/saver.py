@@ -15,10 +15,11 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
-from nibabel.filebasedimages import ImageFileError
 
 from custom.compat import in_label_server
 from custom.data.names import NAME_KEY, PROVENANCE_KEY, image_stem, image_suffix, translation_name
+from custom.data.nifti import is_nifti, load_header
+from custom.data.readers import ASSUMED_KEY
 from custom.inference.dicom_writer import save_synthetic_series
 from custom.inference.inputs import check_output_format
 from custom.inference.provenance import write_provenance
@@ -153,7 +154,7 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
     """Write one volume as float32 NIfTI on its source's grid; the file appears whole or not at all.
 
     The header of a NIfTI source is kept (grid, qform and sform with their codes, units); of other formats, DICOM among
-    them, the affine.
+    them, the affine. Where the source does not say how its axes lie, neither does the result: its codes are 0, unknown.
 
     Args:
         volume: (H, W, D).
@@ -173,6 +174,7 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
     image.header.set_data_dtype(np.float32)
     image.header.set_slope_inter(1, 0)
     image.header["cal_min"], image.header["cal_max"] = 0, 0  # the source's display window does not fit [0, 1]
+    description += "; orientation assumed" if meta.get(ASSUMED_KEY) else ""
     image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIPTION_BYTES]
     if PROVENANCE_KEY in meta:
         write_provenance(image.header, meta[PROVENANCE_KEY])
@@ -181,10 +183,7 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
 
 
 def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> nib.Nifti1Image:
-    try:
-        original = nib.load(source)
-    except (ImageFileError, OSError):
-        original = None
+    original = load_header(source) if is_nifti(source) and Path(source).is_file() else None
     if isinstance(original, NIFTI_IMAGES):
         if int(np.prod(original.shape)) != values.size or original.shape[:3] != values.shape:
             raise ValueError(
@@ -195,6 +194,6 @@ def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> ni
         return kind(values.reshape(original.shape), original.affine, original.header)
     affine = np.asarray(convert_to_numpy(meta["original_affine"]), dtype=np.float64)
     image = nib.Nifti1Image(values, affine)
-    image.set_sform(affine, code="scanner")
+    image.set_sform(affine, code="unknown" if meta.get(ASSUMED_KEY) else "scanner")
     image.header.set_xyzt_units("mm")
     return image

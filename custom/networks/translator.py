@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from custom.networks.conditional_unet import ConditionalUNet
 from custom.networks.diffusion import NoiseSchedule, draw_noise, path_seed
 from custom.networks.vqgan import VQGAN
+from custom.utils.intensity_scales import PERCENTILE, SCALE_KEY, scale_number
 
 __all__ = ["CONDITIONINGS", "LatentTranslator"]
 
@@ -38,6 +42,8 @@ class LatentTranslator(nn.Module):
         eta: stochasticity of the sampler; 0 is deterministic for given noise.
         requantize: replace the sampled latent by its nearest codes before decoding.
         default_target: modality index that ``forward`` uses when it is given none.
+        intensity_scale: name of the scale of the images that it is trained on and takes, see
+            ``custom.data.intensities``. It is a buffer of the state dict, by its number.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class LatentTranslator(nn.Module):
         eta: float = 0.0,
         requantize: bool = False,
         default_target: int = 0,
+        intensity_scale: str = PERCENTILE,
     ) -> None:
         super().__init__()
         if conditioning not in CONDITIONINGS:
@@ -87,6 +94,13 @@ class LatentTranslator(nn.Module):
         # 1 / standard deviation of the training latents, measured at the start of the diffusion training
         self.latent_scale: Tensor
         self.register_buffer("latent_scale", torch.ones(()))
+        self.intensity_scale: Tensor
+        self.register_buffer("intensity_scale", torch.tensor(scale_number(intensity_scale)))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # weights from before the scale had a name
+        given = {f"{prefix}{SCALE_KEY}": torch.tensor(scale_number(PERCENTILE)), **state_dict}
+        super()._load_from_state_dict(given, prefix, *args)
 
     def forward(self, image: Tensor, target: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Translate a batch.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,8 +14,11 @@ import torch
 from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
+from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
-__all__ = ["compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
+__all__ = ["check_archive", "compact", "is_kernel", "load_tensors", "load_weights", "read_weights"]
+
+logger = logging.getLogger(__name__)
 
 NAMED = 3  # parameters named in a message
 
@@ -38,15 +43,30 @@ def load_tensors(file: Path, *, expected: str, remedy: str) -> Any:
     """Content of a file of tensors, numbers and plain containers, on the CPU; code in it is not run.
 
     Raises:
-        ValueError: if it is something else, saying what was ``expected`` and the ``remedy``.
+        ValueError: if it is something else, or damaged, saying what was ``expected`` and the ``remedy``.
     """
     try:
+        check_archive(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # whatever a broken file provokes
         # of an unpickling error torch's text says how to run the code in the file, which is no advice to pass on
         said = "no tensors alone" if isinstance(error, pickle.UnpicklingError) else str(error)
         detail = (said or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(f"{file}: expected {expected}; found {detail}. {remedy}.") from error
+
+
+def check_archive(file: Path) -> None:
+    """Compare the content of a file of ``torch.save`` with its checksums, which ``torch.load`` does not look at.
+
+    Raises:
+        ValueError: if one is wrong.
+        BadZipFile: if a part of the archive is not what its directory says.
+    """
+    if not zipfile.is_zipfile(file):
+        return  # of PyTorch before 1.6: without checksums
+    with zipfile.ZipFile(file) as archive:
+        if broken := archive.testzip():
+            raise ValueError(f"damaged content ({broken} has another checksum)")
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -77,23 +97,30 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None) -> Network:
+def load_weights(
+    network: Network, path: str | os.PathLike, parts: Sequence[str] | None = None, *, any_scale: bool = False
+) -> Network:
     """Load a flat state dict strictly, tensors only, onto the device that ``network`` is on.
 
     Args:
         network: a ``LatentTranslator`` or another module.
         path: of the state dict.
         parts: names of the submodules to load, each strictly; the others keep their weights. All where not given.
+        any_scale: take weights of another intensity scale than the network's, with a warning, as a training may start
+            from them.
 
     Returns:
         ``network``, unchanged if anything fails.
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: if the file is no flat state dict, or the weights are of another preset or vocabulary.
+        ValueError: if the file is no flat state dict, or the weights are of another preset, vocabulary or scale.
     """
     file, state = Path(path).expanduser(), read_weights(path)
     expected = network.state_dict()
+    if SCALE_KEY in expected:
+        state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))  # weights from before it had a name
+        _check_scale(file, int(state[SCALE_KEY]), int(expected[SCALE_KEY]), refuse=not any_scale)
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
     differences = _differences(network, expected, state)
@@ -104,6 +131,16 @@ def load_weights(network: Network, path: str | os.PathLike, parts: Sequence[str]
         )
     network.load_state_dict(state, strict=parts is None)
     return network
+
+
+def _check_scale(file: Path, found: int, expected: int, *, refuse: bool) -> None:
+    if found == expected:
+        return
+    known = INTENSITY_SCALES[found] if 0 <= found < len(INTENSITY_SCALES) else f"one that is not known ({found})"
+    other = f"{file}: expected weights trained on the intensity scale {INTENSITY_SCALES[expected]}; found {known}"
+    if refuse:
+        raise ValueError(f"{other}. Set intensity_scale to the scale of the weights, or use other weights.")
+    logger.warning("%s. The training goes on from them in its own scale.", other)
 
 
 def _of_parts(state: Mapping[str, torch.Tensor], parts: Sequence[str]) -> dict[str, torch.Tensor]:

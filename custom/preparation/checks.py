@@ -7,9 +7,7 @@ computed on a coarser grid.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +17,11 @@ import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 
+from custom.data.damage import DamagedFileError
 from custom.data.dicom import is_dicom
 from custom.data.foreground import foreground
-from custom.data.readers import read_volume
+from custom.data.nifti import is_nifti, lacks_orientation, load_numbers
+from custom.data.readers import ASSUMED_KEY, read_volume
 from custom.utils.errors import user_message
 
 __all__ = ["PATTERN_GRID", "Checked", "check_file"]
@@ -33,11 +33,8 @@ MIN_VOXELS = 16  # one cell of the networks' coarsest feature map
 SPACING_MM = (0.1, 10.0)
 FIELD_MM = (50.0, 500.0)
 RANGE = (0.005, 0.995)
-GZIP_MARK = b"\x1f\x8b"
 LEVELS = 256  # of intensity, to rank voxels by
 BLOCK = 1 << 17  # voxels that a processor's cache holds
-MAX_INFLATION = 1032  # no deflated stream holds more per byte
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
 class Checked(NamedTuple):
@@ -103,6 +100,8 @@ def check_file(path: str | Path, *, label: bool = False) -> Checked:
         fault = None
     except _Fault as problem:
         fault = problem.args
+    except DamagedFileError as error:
+        fault = ("truncated", str(error))
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever a broken file provokes concerns this file alone
@@ -143,34 +142,13 @@ def _examine(stored: _Stored, known: dict, label: bool) -> None:
 
 
 def _read(path: Path) -> _Stored:
-    if not path.is_file() or not path.name.lower().endswith(NIFTI_SUFFIXES):
+    if not path.is_file() or not is_nifti(path):
         volume = read_volume(path)
         values = volume.as_tensor().numpy()
-        return _Stored(values[0] if values.shape[0] == 1 else values, 1.0, 0.0, np.asarray(volume.affine), True)
-    compressed = path.read_bytes()
-    content = _inflate(compressed) if compressed[:2] == GZIP_MARK else compressed
-    kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else nib.Nifti1Image
-    image = kind.from_bytes(content)
-    proxy, header = image.dataobj, image.header
-    need = proxy.offset + int(np.prod(proxy.shape, dtype=np.int64)) * proxy.dtype.itemsize
-    if len(content) < need and compressed[:2] == GZIP_MARK:
-        content = gzip.decompress(compressed)  # of several streams, one after the other
-    if len(content) < need:
-        raise _Fault("truncated", f"{len(content)} bytes of content; its header promises {need}")
-    numbers = np.ndarray(proxy.shape, proxy.dtype, buffer=content, offset=proxy.offset, order="F")
-    oriented = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
-    return _Stored(numbers, float(proxy.slope), float(proxy.inter), image.affine, oriented)
-
-
-def _inflate(content: bytes) -> bytes:
-    """Content of a gzip file, whose checksum is verified."""
-    promised = int.from_bytes(content[-4:], "little")  # of a whole file: the size of what it holds
-    try:
-        return zlib.decompress(content, wbits=31, bufsize=max(1, min(promised, MAX_INFLATION * len(content))))
-    except zlib.error as error:
-        early = "incomplete" in str(error)
-        found = f"the gzip stream ends early, after {len(content)} bytes" if early else f"damaged gzip stream ({error})"
-        raise _Fault("truncated", found) from error
+        stated = ASSUMED_KEY not in volume.meta
+        return _Stored(values[0] if values.shape[0] == 1 else values, 1.0, 0.0, np.asarray(volume.affine), stated)
+    header, numbers, slope, inter = load_numbers(path)
+    return _Stored(numbers, slope, inter, header.affine, not lacks_orientation(header))
 
 
 def _one_volume(numbers: np.ndarray) -> np.ndarray:

@@ -146,7 +146,8 @@ def _smaller(volume: np.ndarray, factors: list[float]) -> np.ndarray:
 def _pair(key: Key, rows: Sequence[Row]) -> dict[str, str]:
     method, source, target = key
     scores = [
-        f"{row.region}: PSNR {row.psnr:.2f} dB, SSIM {row.ssim:.3f}, NMSE {row.nmse:.3f}, MAE {row.mae:.3f}"
+        f"{row.region}: PSNR {row.psnr:.2f} dB, SSIM {row.ssim:.3f}, NMSE {row.nmse:.3f}, MAE {row.mae:.3f}, "
+        f"sharpness {row.sharpness:.2f}"
         for row in rows
         if (row.method, row.source, row.target) == key
     ]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from custom.evaluation.metrics import PROTOCOL, REGIONS
+from custom.evaluation.metrics import PROTOCOL, REGIONS, RESCALED_REGIONS
 from custom.evaluation.pictures import TRUTH, Pictures
 from custom.evaluation.results import Results, Setup, SubjectResult
 from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, METHODS, Row, display_name, write_rows
@@ -90,13 +90,16 @@ def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult
     """The tables that have content, by the name of their files."""
     translated = [m for m in tables.method_order(rows) if m not in METHODS or m == FULL_MODEL]
     made: dict[str, Table | None] = {}
-    for region in REGIONS:
-        made[f"methods_{region}"] = tables.method_table(rows, region)
-        made[f"models_{region}"] = tables.model_table(rows, region, pairs=_pairs(setup))
+    for region in (*REGIONS, *RESCALED_REGIONS):
+        where = region.replace(" ", "_")
+        made[f"methods_{where}"] = tables.method_table(rows, region)
+        if region.endswith("fitted"):
+            continue
+        made[f"models_{where}"] = tables.model_table(rows, region, pairs=_pairs(setup))
         for method in translated:
             name = "pairs" if method == FULL_MODEL else "pairs_" + re.sub(r"[^\w.-]", "_", method)
-            made[f"{name}_{region}"] = tables.pair_table(rows, region, modalities=setup.modalities, method=method)
-        made[f"tests_{region}"] = tables.comparison_table(rows, region, setup.reference)
+            made[f"{name}_{where}"] = tables.pair_table(rows, region, modalities=setup.modalities, method=method)
+        made[f"tests_{where}"] = tables.comparison_table(rows, region, setup.reference)
     made["cost"] = cost_table(found)
     made["uncertainty"] = uncertainty_table(found)
     made["segmentation"] = dice_table(found)

@@ -27,11 +27,12 @@ __all__ = [
     "summary_table",
 ]
 
-TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "nmse": "NMSE", "mae": "MAE"}
-DECIMALS = {"psnr": 2, "ssim": 3, "nmse": 3, "mae": 3}
+TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "nmse": "NMSE", "mae": "MAE", "sharpness": "Sharpness"}
+DECIMALS = {"psnr": 2, "ssim": 3, "nmse": 3, "mae": 3, "sharpness": 2}
 PAPER_METRICS = ("psnr", "nmse", "ssim")  # in the order of the paper's columns
 ANY_SOURCE = ""  # of a prediction whose source its file's name does not tell
 NO_VALUE = "–"
+ARROWS = {True: "↑", False: "↓", None: "→ 1"}
 
 Pair = tuple[str, str]
 Key = tuple[str, str, str, str]
@@ -239,13 +240,16 @@ def _best(found: Mapping, metric: str) -> set:
     means = {key: round(summary.mean, DECIMALS[metric]) for key, summary in found.items()}
     if len(means) < 2:
         return set()
+    if metric not in HIGHER_IS_BETTER:
+        nearest = min(abs(mean - 1) for mean in means.values())
+        return {key for key, mean in means.items() if abs(mean - 1) == nearest}
     top = (max if HIGHER_IS_BETTER[metric] else min)(means.values())
     return {key for key, mean in means.items() if mean == top}
 
 
 def _headed(metric: str, *, short: bool = False) -> str:
     title = TITLES[metric].partition(" ")[0] if short else TITLES[metric]
-    return f"{title} {'↑' if HIGHER_IS_BETTER[metric] else '↓'}"
+    return f"{title} {ARROWS[HIGHER_IS_BETTER.get(metric)]}"
 
 
 def _cell(summary: Summary | None, metric: str, *, bold: bool = False, interval: bool = False) -> Cell:

@@ -125,7 +125,7 @@ def load_pretrained(network: Network, path: str | os.PathLike | None) -> Network
             f"{path}: expected weights of {', '.join(name for name, _ in network.named_children())}; found "
             f"{', '.join(sorted(held)[:4])}. Import weights from elsewhere first: python -m custom import-weights."
         )
-    return load_weights(network, path, parts)
+    return load_weights(network, path, parts, any_scale=True)
 
 
 class Checkpoints:

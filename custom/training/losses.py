@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import torch.nn.functional as F
 from monai.losses.perceptual import MedicalNetPerceptualSimilarity, normalize_tensor
 from monai.networks.nets import ResNetFeatures
 from torch import Tensor, nn
+
+from custom.networks.weights import load_tensors
 
 __all__ = ["FeatureMatching", "MedicalNetPerceptual", "class_adversarial_loss", "class_discriminator_loss"]
 
@@ -95,10 +96,10 @@ def _medicalnet_from_file(path: Path) -> nn.Module:
                 if module.kernel_size == (3, 3, 3):
                     module.dilation = module.padding = (dilation,) * 3
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path, expected="weights of MedicalNet's ResNet-10", remedy=WAYS_OUT)
         state = content.get("state_dict", content)
         network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
-    except (RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, AttributeError) as error:
         detail = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: expected weights of MedicalNet's ResNet-10; found {detail} {WAYS_OUT}") from error
     return _LastFeatures(network)

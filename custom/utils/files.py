@@ -1,15 +1,19 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and text that others wrote."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_folder", "atomic_write"]
+__all__ = ["atomic_folder", "atomic_write", "parse_json", "read_text"]
+
+LONGEST_TEXT = 2**26  # bytes: a data list of a million files is shorter
 
 
 @contextmanager
@@ -59,3 +63,41 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         if former.exists() and not target.exists():
             former.rename(target)
         shutil.rmtree(former, ignore_errors=True)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Text of a file that a person or another program wrote: UTF-8, UTF-16 or UTF-32, with a byte-order mark or not.
+
+    Raises:
+        ValueError: for another encoding, which the bytes alone do not tell, and for what is too long.
+    """
+    file = Path(path)
+    if file.stat().st_size > LONGEST_TEXT:
+        raise ValueError(f"{file}: expected text of at most {LONGEST_TEXT:,} bytes; found {file.stat().st_size:,}.")
+    content = file.read_bytes()
+    try:
+        text = content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{file}: expected text in UTF-8; found the byte 0x{content[error.start]:02x} of another encoding in line "
+            f"{line}. Save the file as UTF-8."
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"{file}: expected text in UTF-8; found other content. Save the file as UTF-8.")
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """Content of JSON; a ``ValueError`` for anything else, a key that is there twice, and what nests too deep."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError("lists or objects nested too deep") from None

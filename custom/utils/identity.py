@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Number of what this package computes: of its networks, transforms and everything else that makes voxels, and of how
 # they are stored. Raise it with a change after which the same weights and settings give other voxels; then, and only
 # then, what was cached or written before is made anew. tests/utils/test_voxels.py notices a change without a raise.
-VOXELS = 1
+VOXELS = 2
 
 PLAIN = (bool, int, float, str, type(None))
 AS_TEXT = (PurePath, slice, np.generic, np.dtype, torch.dtype, Enum)

@@ -34,7 +34,7 @@ BAD_SCANS = {
     "4d": "expected one 3D volume with one channel; found 2 volumes",
     "tiny": "expected at least 16×16×16 voxels",
     "mask": "expected an MRI contrast; found only the values 0 and 1",
-    "nan": "expected finite intensities; found",
+    "nan": "expected finite intensities in the brain; found",
     "truncated": "expected a readable 3D image",
     "text": "expected a readable 3D image",
 }

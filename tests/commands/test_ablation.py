@@ -46,7 +46,7 @@ class FakeWorkflow:
 
     def run(self) -> None:
         if self.name == "evaluate":
-            folder, scores = Path(self.values["output_dir"]), [20.0 + len(self.overlays), 0.9, 0.1, 0.05]
+            folder, scores = Path(self.values["output_dir"]), [20.0 + len(self.overlays), 0.9, 0.1, 0.05, 0.7]
             keys = [(m, "t2" if m == CEILING else "t1") for m in self.values["methods"]]
             rows = [Row("a", source, "t2", method, r, *scores) for method, source in keys for r in ("volume", "brain")]
             write_rows(folder / "per_subject.csv", rows)

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from custom.data import datalist as module
-from custom.data.datalist import ensure_phantom, load_datalist, read_datalist, split_by_subject, write_datalist
+from custom.data.datalist import (
+    ensure_phantom,
+    load_datalist,
+    load_phantoms,
+    read_datalist,
+    split_by_subject,
+    with_phantoms,
+    write_datalist,
+)
 from custom.data.phantom import dataset
 from custom.utils.modalities import BRATS_MODALITIES
 
@@ -56,6 +64,31 @@ class TestReadAndWrite:
         content = read_datalist(path)
         assert content.pop("modalities") == list(BRATS_MODALITIES)
         assert content == split
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+    def test_encodings(self, brats_folder, encoding: str) -> None:
+        root = brats_folder(dict.fromkeys("abcd", ("t1", "t2")))
+        path = write_datalist(root / "datalist.json", split_by_subject(module.discover(root)), BRATS_MODALITIES)
+        expected, text = read_datalist(path), path.read_text()
+        path.write_text(text, encoding=encoding)
+        assert read_datalist(path) == expected
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ('"modalities": ["t1", "t2"], "modalities": []', "expected JSON; found the key 'modalities' twice"),
+            ('"modalities": [1, "t2"], "training": []', "expected names of modalities"),
+            (
+                '"modalities": ["t1", "t2"], "training": [{"subject": "a", "t1": "", "t2": "x"}]',
+                "a path as text for t1",
+            ),
+            ('"modalities": ["t1", "t2"], "training": [{"subject": "a", "t1": ["x"]}]', "a path as text for t1"),
+        ],
+    )
+    def test_faults_of_json(self, tmp_path: Path, content: str, message: str) -> None:
+        (tmp_path / "list.json").write_text(f"{{{content}}}")
+        with pytest.raises(ValueError, match=message):
+            read_datalist(tmp_path / "list.json")
 
     def test_paths_are_relative_to_the_datalist(self, brats_folder) -> None:
         root = brats_folder(dict.fromkeys("abc", ("t1", "t2")))
@@ -174,3 +207,23 @@ class TestPhantom:
         ensure_phantom(folder, **options)
         assert (folder / "datalist.json").is_file()
         assert not (folder / ".incomplete").exists()
+
+
+class TestPhantomsBesideOtherSubjects:
+    def test_share(self) -> None:
+        mixed = with_phantoms(entries(6), entries(20), 0.25)
+        assert mixed == [*entries(6), *entries(2)]
+        assert with_phantoms(entries(6), [], 0.0) == entries(6)
+
+    def test_none_are_made_for_no_share(self, tmp_path: Path) -> None:
+        assert load_phantoms(tmp_path / "phantom", 0.0, BRATS_MODALITIES, tmp_path) == []
+        assert not (tmp_path / "phantom").exists()
+
+    @pytest.mark.parametrize("share", [-0.1, 1, 7])
+    def test_impossible_shares(self, tmp_path: Path, share: float) -> None:
+        with pytest.raises(ValueError, match=r"phantom_share: expected a number from 0 to below 1; found"):
+            load_phantoms(tmp_path, share, BRATS_MODALITIES, tmp_path / "other")
+
+    def test_phantoms_beside_phantoms(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="phantom_share: expected 0 where the data set is the phantoms themselves"):
+            load_phantoms(tmp_path, 0.5, BRATS_MODALITIES, tmp_path / "deep" / "..")

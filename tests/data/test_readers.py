@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -254,6 +255,58 @@ class TestRefusedSeries:
         with pytest.raises(ValueError, match=r"expected one DICOM series; found 2: 't1 sag' \(5 files.*'t2' \(5 files"):
             read_volume(folder)
 
+    def test_copy_of_a_slice(self, write_series) -> None:
+        folder = write_series("series", volume())
+        shutil.copy(folder / "014_2.dcm", folder / "014_2 (1).dcm")
+        with pytest.raises(
+            ValueError, match=r"014_2 \(1\)\.dcm and 014_2\.dcm in the same: one is a copy of the other"
+        ):
+            read_volume(folder)
+
+    @pytest.mark.parametrize(
+        ("edit", "message"),
+        [
+            (
+                None,
+                ", with no echo, time or direction that tells them apart: the series seems to be here twice. Remove",
+            ),
+            (lambda d, _: setattr(d, "EchoTime", 9), r"; EchoTime is 3.5 and 9.* A series with several echoes"),
+        ],
+        ids=["exported again", "echoes"],
+    )
+    def test_series_twice(self, write_series, edit: Callable | None, message: str) -> None:
+        folder, other = write_series("series", volume()), write_series("other", volume(), edit=edit)
+        uid = pydicom.dcmread(next(folder.iterdir())).SeriesInstanceUID
+        for file in other.iterdir():
+            dataset = pydicom.dcmread(file)
+            dataset.SeriesInstanceUID = uid
+            dataset.save_as(folder / f"again_{file.name}")
+        with pytest.raises(ValueError, match=f"expected one slice in each place; .* in the same.*{message}"):
+            read_volume(folder)
+
+    def test_uid_of_each_slice(self, write_series) -> None:
+        folder = write_series("series", volume(), edit=lambda d, _: setattr(d, "SeriesInstanceUID", generate_uid()))
+        with pytest.raises(ValueError, match=r"expected one Series Instance UID .* another on each of 5 slices"):
+            read_volume(folder)
+
+    def test_mosaic(self, write_series) -> None:
+        folder = write_series("series", volume(), edit=change("ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]))
+        with pytest.raises(ValueError, match=r"014_2\.dcm: .* found a Siemens mosaic.* dcm2niix"):
+            read_volume(folder)
+
+    def test_multi_frame_beside_slices(self, write_series, write_enhanced) -> None:
+        folder = write_series("series", volume())
+        write_enhanced("series/a.dcm", volume())
+        with pytest.raises(ValueError, match=r"series: .* found the multi-frame a\.dcm beside 5 other DICOM images"):
+            read_volume(folder)
+
+    def test_fewer_pixels_than_the_header_says(self, write_series) -> None:
+        folder = write_series(
+            "series", volume(), edit=lambda d, i: setattr(d, "PixelData", d.PixelData[: 112 - 10 * i])
+        )
+        with pytest.raises(ValueError, match=r"007_1\.dcm: .* a damaged file \(102 bytes of pixels; 112 are needed\)"):
+            read_volume(folder)
+
     def test_sheared_grid(self, write_series) -> None:
         sheared = np.diag([1.0, 1.0, 2.0, 1.0])
         sheared[1, 2] = 0.3
@@ -281,6 +334,17 @@ class TestRefusedSeries:
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="gone: expected an image; found no file"):
             read_volume(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_without_preamble_and_suffix(write_series, implicit: bool) -> None:
+    folder = write_series("series", volume(), OBLIQUE)
+    for file in list(folder.iterdir()):
+        dataset = pydicom.dcmread(file)
+        dataset = pydicom.Dataset(dataset)
+        dataset.save_as(file.with_suffix(""), implicit_vr=implicit, little_endian=True)
+        file.unlink()
+    same_image(read_volume(folder), volume(), OBLIQUE)
 
 
 def test_is_dicom(write_series, write_volume, tmp_path: Path) -> None:

@@ -56,10 +56,9 @@ class TestValidateVolumed:
             (lambda h: h[:, :, :5], "found 30×34×5"),
             (lambda h: np.full_like(h, 7.0), "found the constant 7"),
             (lambda h: (h > 0).astype(np.float32), "only the values 0 and 1"),
-            (lambda h: np.where(h > 800, np.nan, h), "NaN or infinite voxels"),
-            (lambda h: np.where(h > 800, np.inf, h), "NaN or infinite voxels"),
+            (lambda h: np.full_like(h, np.nan), "NaN or infinite values alone"),
         ],
-        ids=["4d", "2d", "thin", "constant", "mask", "nan", "inf"],
+        ids=["4d", "2d", "thin", "constant", "mask", "nan"],
     )
     def test_faults_name_the_file(self, head, spoil: Callable, message: str) -> None:
         data = spoil(head())

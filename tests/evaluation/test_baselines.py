@@ -8,6 +8,7 @@ import torch
 from monai.data import MetaTensor
 
 from custom.data.foreground import foreground_key
+from custom.data.intensities import PERCENTILE_ENDS
 from custom.evaluation.baselines import (
     IntensityLookup,
     TrainedBaselines,
@@ -15,6 +16,7 @@ from custom.evaluation.baselines import (
     copy_source,
     fit_or_load,
 )
+from custom.evaluation.protocols import ContrastEnds
 
 MODALITIES = ("t1", "t2", "flair")
 
@@ -122,8 +124,11 @@ def test_save_and_load(tmp_path):
     lookup, mean = IntensityLookup(MODALITIES, bins=16).fit([subject(0)]), TrainingMean(MODALITIES, shape=(6, 6, 6))
     mean.update(subject(0))
     path = tmp_path / "deep" / "baselines.npz"
-    TrainedBaselines(lookup, mean, ["case_1"]).save(path, "state")
+    ends = ContrastEnds(MODALITIES)
+    ends.update({"t2": MetaTensor(torch.zeros(1, 2, 2, 2), meta={PERCENTILE_ENDS: np.array([0.1, 0.6])})})
+    TrainedBaselines(lookup, mean, ends, ["case_1"]).save(path, "state")
     again = TrainedBaselines.load(path, "state")
+    assert again.ends.of("t2") == (0.1, 0.6)
     assert (again.lookup.modalities, again.subjects, again.lookup.bins) == (MODALITIES, ["case_1"], 16)
     np.testing.assert_array_equal(again.lookup.table("t2", "t1"), lookup.table("t2", "t1"))
     image = subject(1)["t1"].as_tensor()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from monai.data import DataLoader
+from monai.data import DataLoader, decollate_batch
 from monai.transforms import Compose
 from torch import nn
 
@@ -27,6 +27,7 @@ from custom.evaluation.evaluator import (
 )
 from custom.evaluation.metrics import Reference
 from custom.evaluation.pairwise import PairwiseInferer
+from custom.evaluation.protocols import ContrastEnds, ends_of
 from custom.evaluation.results import ResultStore
 from custom.evaluation.rows import CEILING, FULL_MODEL, METHODS, read_rows
 from custom.evaluation.segmentation import OF_LABEL_REAL
@@ -78,6 +79,29 @@ def test_native_grid_equals_the_scan_and_scores_equal_those_in_the_box(tmp_path)
         assert native[region] == pytest.approx(boxed[region], rel=1e-4, abs=1e-5)
 
 
+def test_images_of_the_brain_scale_are_scored_on_the_percentiles(tmp_path, toy):
+    """By constants of the contrast; those of the subject itself give what the percentiles give."""
+    entry = write_subject(tmp_path, "case")
+    transform = preprocessing(MODALITIES, labels="seg", divisor=8, intensity_scale="brain")
+    ends = ContrastEnds(MODALITIES)
+    ends.update(transform(entry))
+    loader = DataLoader(SubjectDataset([entry], transform), batch_size=1)
+    engine = TranslationEvaluator(
+        "cpu", loader, toy(), inferer=PairwiseInferer(MODALITIES), preprocessing=transform, ends=ends
+    )
+    references = []
+    for scale, chain in (("brain", transform), ("percentile", transforms())):
+        batch = next(iter(DataLoader(SubjectDataset([entry], chain), batch_size=1)))
+        item = decollate_batch({k: v for k, v in batch.items() if torch.is_tensor(v)})[0]
+        assert (ends_of(item["t1"]) is None) == (scale == "percentile")
+        references.append(make_reference(item, "t1", NativeGrid(item, chain)).truth)
+    torch.testing.assert_close(references[0], references[1], rtol=0, atol=1e-4)
+    engine.run()
+    ceiling = [row for row in engine.state.output.rows if row.method == CEILING and row.region == "brain"]
+    assert len(ceiling) == 3
+    assert min(row.psnr for row in ceiling) > 60  # the toy reconstructs exactly
+
+
 def store(folder: Path, network: nn.Module, **settings: object) -> ResultStore:
     return ResultStore(folder, network=network, preprocessing=transforms(), settings=settings)
 
@@ -115,8 +139,8 @@ def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, 
     network = toy()
     engine = run(entries, tmp_path / "out", network, PairwiseInferer(MODALITIES), drawn=True)
     rows = read_rows(tmp_path / "out" / "per_subject.csv")
-    assert len([r for r in rows if r.subject == "one"]) == 3 * (3 + 6 * 3)  # regions × predictions
-    assert len([r for r in rows if r.subject == "three"]) == 2 * (2 + 2 * 3)  # no lesion, one modality fewer
+    assert len([r for r in rows if r.subject == "one"]) == 7 * (3 + 6 * 3)  # regions × predictions
+    assert len([r for r in rows if r.subject == "three"]) == 4 * (2 + 2 * 3)  # no lesion, one modality fewer
     brain = {(r.source, r.target, r.method): r for r in rows if r.subject == "one" and r.region == "brain"}
     assert brain["t1", "t1", CEILING].psnr == np.inf
     assert brain["t1", "t2", FULL_MODEL].psnr > 0

@@ -111,7 +111,7 @@ def test_closed_forms():
 def test_perfect_prediction():
     truth = head()
     for scores in Reference(truth, brain=truth > 0).score(truth.clone()).values():
-        assert scores == pytest.approx((math.inf, 1.0, 0.0, 0.0), abs=1e-6)
+        assert scores == pytest.approx((math.inf, 1.0, 0.0, 0.0, 1.0), abs=1e-6)
 
 
 def test_scores_do_not_depend_on_orientation():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from custom.data.datalist import load_datalist
@@ -44,6 +45,20 @@ def test_a_folder_of_everything(
 def test_a_series_by_itself(write_series: Callable) -> None:
     folder = write_series("series")
     assert found(folder, output_format="dicom") == {"series": folder}
+
+
+def test_multi_frame_files_beside_other_dicom(write_series: Callable, write_enhanced: Callable) -> None:
+    """Each multi-frame file is an image; the folder is one if it holds slices; a report is none, wherever it sorts."""
+    folder = write_enhanced("mixed/m1.dcm").parent
+    write_enhanced("mixed/m2.dcm")
+    report = pydicom.dcmread(folder / "m1.dcm")
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"  # Basic Text SR
+    for keyword in ("Rows", "Columns", "NumberOfFrames", "PixelData"):
+        del report[keyword]
+    report.save_as(folder / "a_report.dcm")
+    assert [Path(i["image"]) for i in inference_inputs(folder)] == [folder / "m1.dcm", folder / "m2.dcm"]
+    next(write_series("slices").iterdir()).rename(folder / "0.dcm")
+    assert [Path(i["image"]) for i in inference_inputs(folder)] == [folder / "m1.dcm", folder / "m2.dcm", folder]
 
 
 def test_equal_names_are_told_apart_by_their_folders(write_volume: Callable, tmp_path: Path) -> None:

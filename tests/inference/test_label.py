@@ -42,7 +42,7 @@ def test_a_scan_is_read(label_server, write_volume: Callable) -> None:
         (lambda h: np.stack([h, h], axis=-1), "expected one 3D volume with one channel; found 2 volumes"),
         (lambda h: h[:4], "expected at least 16×16×16 voxels"),
         (lambda h: (h > 0).astype(np.float32), "expected an MRI contrast; found only the values 0 and 1"),
-        (lambda h: np.where(h > 500, np.nan, h), "expected finite intensities; found"),
+        (lambda h: np.where(h > 500, np.nan, h), "expected finite intensities in the brain; found"),
     ],
     ids=["4D", "tiny", "mask", "NaN"],
 )

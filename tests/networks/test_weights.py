@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from custom.networks import StyleTransfer
+from custom.networks import LatentTranslator, StyleTransfer
 from custom.networks.weights import compact, load_weights
 
 
@@ -92,3 +93,35 @@ def test_compact_halves_the_kernels() -> None:
     torch.testing.assert_close(smaller["kernel"].float(), kernel, rtol=2**-11, atol=2**-25)
     assert torch.equal(smaller["far"], far)
     assert torch.equal(smaller["matrix"], matrix)
+
+
+def test_weights_of_another_intensity_scale_are_refused(
+    tiny_translator: LatentTranslator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, other = tmp_path / "model.pt", copy.deepcopy(tiny_translator)
+    other.intensity_scale.fill_(1)
+    torch.save(other.state_dict(), path)
+    for parts in (None, ["autoencoder"]):
+        with pytest.raises(
+            ValueError, match=r"model\.pt: expected .* the intensity scale percentile; found brain. Set"
+        ):
+            load_weights(tiny_translator, path, parts)
+    load_weights(tiny_translator, path, ["autoencoder"], any_scale=True)
+    assert "found brain. The training goes on from them in its own scale" in caplog.text
+    assert load_weights(other, path).intensity_scale == 1
+
+
+def test_weights_without_a_named_scale_are_of_the_percentiles(
+    tiny_translator: LatentTranslator, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "model.pt", copy.deepcopy(tiny_translator)
+    state = tiny_translator.state_dict()
+    del state["intensity_scale"]
+    torch.save(state, path)
+    assert load_weights(tiny_translator, path).intensity_scale == 0
+    other.intensity_scale.fill_(1)
+    with pytest.raises(ValueError, match="expected weights trained on the intensity scale brain; found percentile"):
+        load_weights(other, path)
+    # whoever loads them by PyTorch alone gets what they say
+    other.load_state_dict(state, strict=True)
+    assert other.intensity_scale == 0

@@ -156,7 +156,8 @@ class TestFaults:
     def test_truncated_without_compression(self, write) -> None:
         path = write(name="a.nii")
         path.write_bytes(path.read_bytes()[:-100])
-        assert "bytes of content" in check_file(path).fault[1]
+        code, said = check_file(path).fault
+        assert (code, "bytes that its header promises" in said) == ("truncated", True)
 
     @pytest.mark.parametrize("content", [b"", b"no image at all", b"\x1f\x8b"])
     def test_no_image(self, tmp_path: Path, content: bytes) -> None:

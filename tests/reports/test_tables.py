@@ -22,10 +22,13 @@ def rows(subjects: int = 2) -> list[Row]:
     for i in range(subjects):
         for source, target, base in (("t1", "t2", 20.0), ("flair", "t2", 21.0), ("t2", "t1", 22.0)):
             for method, gain in ((FULL_MODEL, 4.0), (COPY_SOURCE, 0.0)):
-                scores = {"brain": Scores(base + gain + 2 * i, 0.9, 0.1, 0.01), "volume": Scores(30.0, 0.99, 0.1, 0.0)}
+                scores = {
+                    "brain": Scores(base + gain + 2 * i, 0.9, 0.1, 0.01, 0.8),
+                    "volume": Scores(30.0, 0.99, 0.1, 0.0, 1),
+                }
                 result += rows_of(f"s{i}", source, target, method, scores)
         for target in ("t1", "t2"):
-            result += rows_of(f"s{i}", target, target, CEILING, {"brain": Scores(40.0, 0.99, 0.01, 0.0)})
+            result += rows_of(f"s{i}", target, target, CEILING, {"brain": Scores(40.0, 0.99, 0.01, 0.0, 1)})
     return result
 
 
@@ -102,7 +105,7 @@ def test_one_subject_has_neither_sd_nor_interval():
 
 def test_summary_holds_every_mean():
     table = summary_table(rows())
-    assert len(table.rows) == (3 * 2 * 2 + 2) * 4
+    assert len(table.rows) == (3 * 2 * 2 + 2) * 5
     line = next(r for r in table.rows if r[:5] == [FULL_MODEL, "t1", "t2", "brain", "psnr"])
     assert line[5] == "25"
     assert line[-1] == "2"

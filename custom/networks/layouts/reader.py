@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from custom.networks.weights import check_archive
+
 __all__ = ["Tensors", "find_tensors", "read_checkpoint"]
 
 DEPTH = 3  # of mappings in mappings that may hold a state dict
@@ -65,6 +67,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"{file}: expected a checkpoint; found no file. Correct the path.")
+    try:
+        check_archive(file)
+    except Exception as error:
+        raise ValueError(f"{file}: expected a whole checkpoint; found {error}. Fetch the file again.") from error
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file provokes

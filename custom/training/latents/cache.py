@@ -13,14 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import itk
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
+from custom.data.readers import read_shape
 from custom.networks import VQGAN, VectorQuantizer
 from custom.utils.distributed import is_main, world_size
 from custom.utils.files import atomic_write
@@ -306,19 +304,8 @@ def _images_of(file: Path) -> Path:
 
 def _voxels(file: str, divisor: int) -> int:
     """Voxels of an image on its padded grid, from its header; 0 where that cannot be read."""
-    path = str(Path(file).expanduser())
-    if os.path.isdir(path):
-        return 0
-    try:
-        shape = nib.load(path).shape[:3]
-    except (OSError, ImageFileError):
-        header = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
-        if header is None:
-            return 0
-        header.SetFileName(path)
-        header.ReadImageInformation()
-        shape = [header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions())]
-    return math.prod(math.ceil(n / divisor) * divisor for n in shape)
+    shape = read_shape(file)
+    return math.prod(math.ceil(n / divisor) * divisor for n in shape) if shape else 0
 
 
 def _existing(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from custom.data.augmentation import AugmentSubjectd
+from custom.data.datalist import choose_phantoms, with_phantoms
 from custom.networks import LatentTranslator
 from custom.networks.fast import accelerate
 from custom.training.latents.cache import LatentCache
 from custom.training.latents.sampling import RandModalityPaird, check_pairable
 from custom.training.latents.target_like import pair_number, translate_subjects
-from custom.utils.arguments import as_bool
+from custom.utils.arguments import as_bool, whole_number
 from custom.utils.distributed import CachedShare, is_main, largest, share_of_rank
+from custom.utils.identity import describe, digest
 from custom.utils.precision import uses_bfloat16
 
 __all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "measure_latent_scale", "style_pairs"]
 
 # voxels that stand for a whole latent where a crop is translated: enough that the averages over them vary little
 CONTEXT_VOXELS = 2048
+MAX_COPIES = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,8 @@ def encode_subjects(
     device: torch.device,
     amp: bool | str = False,
     flip: bool | str = False,
+    augmentation: AugmentSubjectd | None = None,
+    augmented_copies: int = 0,
     images: bool = False,
     num_workers: int = 0,
 ) -> list[dict[str, Any]]:
@@ -64,21 +71,25 @@ def encode_subjects(
         flip: also encode each subject mirrored left to right. Latents cannot be mirrored afterwards, as the encoder is
             not equivariant: with trained weights 96 % of the brain's codes differed, and the decoded image of the
             mirrored latent had 5 dB less than that of the mirrored image's latent.
+        augmentation: makes another subject of one, at random; what it draws follows from the subject's files and the
+            number of the copy alone.
+        augmented_copies: how many such copies of each subject are encoded beside it.
         images: also keep the preprocessed images, for a training that compares at full resolution.
         num_workers: processes that read subjects beside the encoding.
 
     Returns:
-        For every subject, and its mirrored twin after it, ``{"latents": StoredLatents, "modality": (m,) int64}``, with
+        For every subject, and its mirrored twin and copies after it, ``{"latents": StoredLatents, "modality": (m,)
+        int64}``, with
         ``images`` also ``{"images": StoredImages}``.
 
     Raises:
         OSError: where the latents cannot be stored.
     """
     network = network.to(device).eval()
-    amp, mirrors = uses_bfloat16(amp, device), [False, True] if as_bool("flip", flip) else [False]
+    amp = uses_bfloat16(amp, device)
     cache = LatentCache(cache_dir, network.autoencoder, transform, amp=amp)
-    plain = cache.files(data, modalities)
-    copies = [[f.with_name(f"{f.stem}_mirrored.npy") if mirror else f for mirror in mirrors] for f in plain]
+    made = _copies(as_bool("flip", flip), augmentation, augmented_copies)
+    copies = [[f.with_name(f"{f.stem}{suffix}.npy") for suffix in made] for f in cache.files(data, modalities)]
 
     def lacking(file: Path) -> bool:
         return cache.find(file) is None or (images and cache.find_images(file) is None)
@@ -88,26 +99,47 @@ def encode_subjects(
     if missing:
         cache.explain_others()
         paths = [[str(data[i][m]) for m in modalities if m in data[i]] for i in missing]
-        cache.check_space(paths, network.spatial_divisor, len(mirrors), with_images=images)
+        cache.check_space(paths, network.spatial_divisor, len(made), with_images=images)
     loader = DataLoader(
         Dataset([data[i] for i in missing], transform), batch_size=None, num_workers=num_workers,
         generator=torch.Generator(),  # its own, as iterating draws from it
     )  # fmt: skip
     bar = tqdm(loader, "encoding subjects", len(missing), unit="subject", disable=not (missing and is_main()))
     for i, subject in zip(missing, bar, strict=True):
-        volumes = torch.stack([torch.as_tensor(subject[m]).as_subclass(Tensor) for m in modalities if m in subject])
-        for file, mirror in zip(copies[i], mirrors, strict=True):
-            turned = volumes.flip(2) if mirror else volumes
+        whole = {m: torch.as_tensor(subject[m]).as_subclass(Tensor) for m in modalities if m in subject}
+        for file, make in zip(copies[i], made.values(), strict=True):
+            if not lacking(file):
+                continue
+            volumes = torch.stack([*make(whole, copies[i][0].stem).values()])
             if cache.find(file) is None:
-                cache.write(file, _encode(network, turned, device, amp))
+                cache.write(file, _encode(network, volumes, device, amp))
             if images and cache.find_images(file) is None:
-                cache.write_images(file, turned)
+                cache.write_images(file, volumes)
     present = [torch.tensor([k for k, m in enumerate(modalities) if m in entry]) for entry in data]
     stored = [(i, file) for i in range(len(data)) for file in copies[i]]
     subjects: list[dict[str, Any]] = [{"latents": cache.find(file), "modality": present[i]} for i, file in stored]
     if images:
         subjects = [{**s, "images": cache.find_images(f)} for s, (_, f) in zip(subjects, stored, strict=True)]
     return subjects
+
+
+def _copies(
+    flip: bool, augmentation: AugmentSubjectd | None, count: int
+) -> dict[str, Callable[[dict[str, Tensor], str], dict[str, Tensor]]]:
+    """What is encoded of a subject: ending of its files' names → function of its images and its files' digest."""
+    made: dict[str, Callable[[dict[str, Tensor], str], dict[str, Tensor]]] = {"": lambda images, name: images}
+    if flip:
+        made["_mirrored"] = lambda images, name: {m: image.flip(1) for m, image in images.items()}
+    if augmentation is None or count == 0:
+        return made
+    kind = digest(describe(augmentation))[:16]
+
+    def augmented(images: dict[str, Tensor], name: str, *, number: int) -> dict[str, Tensor]:
+        augmentation.set_random_state(int(digest([name, number])[:8], 16))
+        changed = augmentation(images)
+        return {m: changed[m] for m in images}
+
+    return made | {f"_augmented{n}_{kind}": partial(augmented, number=n) for n in range(1, count + 1)}
 
 
 def _encode(network: LatentTranslator, images: Tensor, device: torch.device, amp: bool) -> Tensor:
@@ -228,6 +260,8 @@ def latent_pairs(
     pairs_per_subject: int = 4,
     crop_size: Sequence[int] | None = None,
     target_like: bool | str = False,
+    phantoms: Sequence[Mapping[str, Any]] = (),
+    phantom_share: float = 0.0,
     **kwargs: Any,
 ) -> LatentPairs:
     """``LatentPairs`` of the subjects of a datalist: each is read and encoded once, here, by one of the processes.
@@ -237,8 +271,15 @@ def latent_pairs(
         transform, network, modalities, kwargs: as for ``encode_subjects``.
         pairs_per_subject, crop_size: as for ``LatentPairs``.
         target_like: also keep what the frozen MS-SPADE makes of every pair, see ``translate_subjects``.
+        phantoms: entries to train on beside, of which there are no copies but the mirrored ones.
+        phantom_share: of all subjects, copies counted, that are to be phantoms.
     """
-    subjects = encode_subjects(share_of_rank(data), transform, network, modalities, **kwargs)
+    copies = whole_number("augmented_copies", kwargs.pop("augmented_copies", 0), smallest=0, largest=MAX_COPIES)
+    subjects = encode_subjects(share_of_rank(data), transform, network, modalities, augmented_copies=copies, **kwargs)
+    twins = 2 if as_bool("flip", kwargs.get("flip", False)) else 1
+    chosen = choose_phantoms(phantoms, round(len(data) * (copies + twins) / twins), phantom_share)
+    if chosen:
+        subjects += encode_subjects(share_of_rank(chosen), transform, network, modalities, **kwargs)
     if as_bool("cache_target_like", target_like):
         subjects = translate_subjects(subjects, network, device=kwargs["device"], amp=kwargs.get("amp", False))
     return LatentPairs(subjects, pairs_per_subject, crop_size)
@@ -253,6 +294,8 @@ def style_pairs(
     joint: bool | str,
     image_crop: Sequence[int],
     flip: bool | str = False,
+    phantoms: Sequence[Mapping[str, Any]] = (),
+    phantom_share: float = 0.0,
     **kwargs: Any,
 ) -> Dataset:
     """Training pairs of stage 2: latents, or for the ``joint`` training images.
@@ -262,14 +305,18 @@ def style_pairs(
         joint: pairs of images, ``{"image", "label", "source_modality", "target_modality"}``.
         image_crop: voxels of a random crop of an image pair.
         flip: mirror left to right: half of the image pairs, or all the latents as well.
+        phantoms, phantom_share: as for ``latent_pairs``.
     """
     if not as_bool("joint", joint):
-        return latent_pairs(data, transform, network, modalities, flip=flip, **kwargs)
+        return latent_pairs(
+            data, transform, network, modalities, flip=flip, phantoms=phantoms, phantom_share=phantom_share, **kwargs
+        )
     pair = ["image", "label"]
     mirror = RandFlipd(pair, prob=0.5 if as_bool("flip", flip) else 0.0, spatial_axis=0)
     crop = RandSpatialCropd(pair, roi_size=image_crop, random_size=False)
     random_part: list[Callable[..., Any]] = [RandModalityPaird(modalities), crop, mirror, Lambda(_as_batch)]
-    return CachedShare(data, Compose([*transform.transforms, *random_part]), progress=False)
+    mixed = with_phantoms(data, phantoms, phantom_share)
+    return CachedShare(mixed, Compose([*transform.transforms, *random_part]), progress=False)
 
 
 def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, ScaleIntensityd, ToTensord
 from torch import Tensor
 
+from custom.data.augmentation import AugmentSubjectd
 from custom.data.transforms import LoadVolumed
 from custom.networks import LatentTranslator
 from custom.training.latents.cache import StoredLatents
@@ -120,6 +121,59 @@ def test_mirrored_subjects_are_encoded_anew(
     torch.testing.assert_close(whole(mirrored)[1], direct, rtol=0, atol=1e-6)
     differing = (whole(plain).flip(2) != whole(mirrored)).any(dim=1).float().mean()
     assert differing > 0.5
+
+
+def test_augmented_copies_are_encoded_once_and_reproducible(
+    make_subject: Make, encode: Callable, tmp_path: Path
+) -> None:
+    item, step = make_subject("t1", "t2"), AugmentSubjectd(MODALITIES)
+    (plain,) = encode([item])
+    first, *copies = encode([item], augmentation=step, augmented_copies=2, images=True)
+    assert torch.equal(whole(first), whole(plain))
+    assert len(copies) == 2
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "latents").rglob("*augmented*")}
+    assert len(kept) == 2 * 2  # latents and images of two copies
+    found = encode([item], augmentation=AugmentSubjectd(MODALITIES), augmented_copies=2, images=True)
+    assert [p.stat().st_size for p in kept] == [p.stat().st_size for p in (tmp_path / "latents").rglob("*augmented*")]
+    elsewhere = encode(
+        [item], augmentation=step, augmented_copies=2, images=True, flip=True, cache_dir=tmp_path / "elsewhere"
+    )
+    for a, b, c in zip(copies, found[1:], elsewhere[2:], strict=True):
+        assert a["latents"].path == b["latents"].path
+        assert torch.equal(whole(a), whole(c))
+        assert torch.equal(a["images"].read(0), c["images"].read(0))
+    shapes = [c["images"].shape for c in copies]
+    assert shapes[0] != shapes[1] or not torch.equal(copies[0]["images"].read(0), copies[1]["images"].read(0))
+
+
+def test_another_augmentation_is_another_copy(make_subject: Make, encode: Callable) -> None:
+    item = make_subject("t1", "t2")
+    one, other = (
+        encode([item], augmentation=AugmentSubjectd(MODALITIES, noise=noise), augmented_copies=1)
+        for noise in (0.02, 0.03)
+    )
+    assert one[0]["latents"].path == other[0]["latents"].path
+    assert one[1]["latents"].path != other[1]["latents"].path
+
+
+def test_phantoms_are_a_share_of_the_subjects(
+    tiny_translator: LatentTranslator, make_subject: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = [make_subject("t1", "t2", seed=seed) for seed in range(2)]
+    phantoms = [make_subject("t1", "t2", seed=seed) for seed in range(10, 14)]
+
+    def pairs(share: float, **kwargs: Any) -> LatentPairs:
+        return latent_pairs(
+            data, preprocessing(), tiny_translator, MODALITIES, device=CPU, cache_dir=tmp_path / "latents",
+            phantoms=phantoms, phantom_share=share, **kwargs,
+        )  # fmt: skip
+
+    assert len(pairs(0.0)) == 2
+    assert len(pairs(0.5)) == 4
+    assert len(pairs(0.5, augmentation=AugmentSubjectd(MODALITIES), augmented_copies=1)) == 8
+    assert not caplog.records
+    assert len(pairs(0.9)) == 6
+    assert "expected 18 phantoms for a share of 0.9; found 4, a share of 0.67" in caplog.text
 
 
 def test_images_are_kept_where_asked_for(make_subject: Make, encode: Callable) -> None:
