@@ -11,7 +11,7 @@ PYTEST = env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-lowest clients lint format phantoms train evaluate ablation bench clean
+.PHONY: help install demo test test-fast test-lowest clients lint format phantoms train evaluate ablation table1 bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ evaluate: $(INSTALLED)  ## score the weights on the held-out phantoms
 
 ablation: $(INSTALLED)  ## train and evaluate the ablations of Table 3 on phantoms (SHARE=0.6 of the epochs)
 	$(BIN)/python -m custom ablation $(if $(SHARE),--share $(SHARE))
+
+table1: $(INSTALLED)  ## train the rivals and this model with the same arithmetic, write Table 1 (ARGS="--budget 100"); hours
+	$(BIN)/python -m custom table1 $(ARGS)
 
 bench: $(INSTALLED)  ## measure speed and memory of every part beside MONAI's (ARGS="--preset small --size 64 64 64")
 	$(BIN)/python -m benchmarks $(ARGS)

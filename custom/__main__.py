@@ -39,6 +39,20 @@ def ablation(output_dir: str = "output/ablation", **settings: Any) -> None:
     run(output_dir, **settings)
 
 
+def table1(output_dir: str = "output/table1", **settings: Any) -> None:
+    """Train the paper's eight rivals and this model with the same arithmetic, score them, and write Table 1.
+
+    Args:
+        output_dir: where everything goes; what is complete there is not done again.
+        settings: ``--methods ours,reg_gan``, ``--tasks "[['t1','t2']]"``, ``--budget 100`` TFLOP for each training,
+            ``--size small``, ``--all_tasks true``, ``--subjects 24,2,6``, ``--spacing 2.0`` mm, ``--dataset_dir DIR``
+            in place of phantoms, ``--seed 0``, ``--amp true``, values of the configs.
+    """
+    from custom.commands.table1 import table1 as run
+
+    run(output_dir, **settings)
+
+
 def demo(image: str | None = None, output_dir: str = "output/demo", **overrides: Any) -> None:
     """Translate a held-out phantom, and ``image`` if given, with the shipped weights; print scores, draw pictures.
 
@@ -108,6 +122,19 @@ def export_weights(part: str, out: str, weights: str | None = None, config: Any 
             print(f"{label}: {path}")
 
 
+def convert(weights: str, out: str, config: Any = ()) -> None:
+    """Turn weights of an earlier version into weights of this one; what they translate stays the same.
+
+    Args:
+        weights: file of an earlier version.
+        out: file to write.
+        config: files that define the network, ``"['inference.json','preset_paper.json']"``; by default the bundle's.
+    """
+    from custom.commands.convert import convert as run
+
+    print(f"Weights: {run(weights, out, config=config)}")
+
+
 def import_weights(
     source: str,
     checkpoint: str,
@@ -143,6 +170,20 @@ def import_weights(
     print(report_text(done.tensors).partition("\n")[0])
     for label, path in zip(("Weights", "To use them as they are", "To train from them", "Tensors"), done, strict=False):
         print(f"{label}: {path}")
+
+
+def measure_range(dataset_dir: str, weights: str) -> None:
+    """Write into weights what the scans they were trained with are like; scans unlike them are warned about.
+
+    A training does it by itself; this is for weights of before, or from elsewhere.
+
+    Args:
+        dataset_dir: data set that the weights were trained with, of which the training section counts.
+        weights: file to write it into; nothing else in it changes.
+    """
+    from custom.commands.measure_range import measure_range as run
+
+    print("\n".join(run(dataset_dir, weights)))
 
 
 def prune_latents(cache_dir: str, unused_days: float = 7.0) -> None:
@@ -251,9 +292,11 @@ def main() -> None:
     commands = (
         ablation,
         compare,
+        convert,
         demo,
         export_weights,
         import_weights,
+        measure_range,
         package,
         phantom,
         prepare,
@@ -261,6 +304,7 @@ def main() -> None:
         report,
         steps,
         summary,
+        table1,
     )
     fire.Fire({command.__name__: command for command in commands}, name="python -m custom")
 

@@ -26,7 +26,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, SaveImaged
 from torch import nn
 
+from custom.data.names import PROVENANCE_KEY, RECORDS_KEY
 from custom.data.readers import volume_of_image
+from custom.inference.provenance import Provenance
 from custom.inference.saver import save_synthetic
 from custom.utils.bundle import bundle_folder
 from custom.utils.errors import user_errors
@@ -39,7 +41,6 @@ WEIGHTS = Path("models", "model.pt")
 ZIPPED = (str(CONFIG), "configs/metadata.json", str(WEIGHTS))  # of an artifact; its code is not run
 MOST_UNPACKED = 2**33  # bytes: the weights of the paper's preset are a tenth of it
 OF_A_CALL = ("seed", "num_samples", "num_inference_steps", "amp", "volume_size")
-DESCRIPTION = "descrip"
 TARGET = "target"
 
 
@@ -125,10 +126,13 @@ class Translator:
         given = str(image) if isinstance(image, str | os.PathLike) else volume_of_image(image)
         item = preprocessing({"image": given})
         source = item["image"]
+        provenance = Provenance(self.network, preprocessing, inferer=inferer, postprocessing=postprocessing)
+        source.meta[PROVENANCE_KEY] = provenance.of(given)
         parameter = next(self.network.parameters())
         prediction = inferer(source.as_tensor()[None].to(parameter.device), self.network)[0]
         item["pred"] = MetaTensor(prediction, meta=source.meta, applied_operations=source.applied_operations)
-        channels = postprocessing(item)["pred"]
+        kept = [t for t in postprocessing.transforms if not isinstance(t, SaveImaged)]
+        channels = Compose(kept)(item)["pred"]
         found = {}
         for channel, target in zip(channels, inferer.targets, strict=True):
             found[target] = MetaTensor(channel[None], meta={**channels.meta, TARGET: target})
@@ -147,7 +151,7 @@ class Translator:
         file = Path(path).expanduser()
         if not re.fullmatch(r".+\.nii(\.gz)?", file.name, re.IGNORECASE):
             raise ValueError(f"{file}: expected a name that ends with .nii or .nii.gz; found {file.name!r}. Rename it.")
-        if not isinstance(image, MetaTensor) or TARGET not in image.meta or DESCRIPTION not in image.meta:
+        if not isinstance(image, MetaTensor) or image.meta.get(TARGET) not in image.meta.get(RECORDS_KEY, ()):
             raise ValueError(
                 f"image: expected one translation, as a call gives it; found {type(image).__name__} without the "
                 "mark that it is synthetic. Of several targets save one after the other."
@@ -157,17 +161,18 @@ class Translator:
             raise ValueError(
                 f"{file}: expected another file than the scan itself; found its path. Choose another name."
             )
-        save_synthetic(image[0], file, source, image.meta, image.meta[DESCRIPTION])
+        save_synthetic(image[0], file, source, image.meta, image.meta[RECORDS_KEY][image.meta[TARGET]])
         return file
 
     def _parts(self, targets: Sequence[str], settings: dict[str, Any]) -> tuple[Compose, Any, Compose]:
-        """Preprocessing, inferer and postprocessing of a call, as the config describes them, but for what saves."""
+        """Preprocessing, inferer and postprocessing of a call, as the config describes them."""
         _check_settings(self._parser, settings, OF_A_CALL)
         parser = ConfigParser(copy.deepcopy(self._parser.get()))
         parser.update({"targets": list(targets), **settings})
-        transforms = parser.get_parsed_content("postprocessing").transforms
-        kept = [t for t in transforms if not isinstance(t, SaveImaged)]
-        return parser.get_parsed_content("preprocessing"), parser.get_parsed_content("inferer"), Compose(kept)
+        preprocessing, inferer, postprocessing = (
+            parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
+        )
+        return preprocessing, inferer, postprocessing
 
 
 def _check_settings(parser: ConfigParser, settings: Mapping[str, Any], known: Sequence[str] = ()) -> None:

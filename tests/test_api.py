@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ import custom
 from custom import Translator
 from custom.commands.package import package
 from custom.commands.workflows import bundle_workflow
+from custom.data.names import sidecar_of
 from custom.data.phantom import write_dataset
+from custom.inference.provenance import read_provenance
 
 TARGETS = ["t2", "flair"]
 
@@ -91,6 +94,9 @@ def test_saved_like_the_command_line(translator, scan, written, tmp_path):
     np.testing.assert_array_equal(saved.get_fdata(), like.get_fdata())
     np.testing.assert_array_equal(saved.affine, like.affine)
     assert bytes(saved.header["descrip"]) == bytes(like.header["descrip"])
+    record = read_provenance(file)
+    assert record == read_provenance(like.get_filename())
+    assert json.loads(sidecar_of(file).read_text()) == record
     with pytest.raises(ValueError, match=r"ends with \.nii or \.nii\.gz; found 't2\.png'"):
         translator.save(translator(scan, "t2"), tmp_path / "t2.png")
     with pytest.raises(ValueError, match="without the mark that it is synthetic"):

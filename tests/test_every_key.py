@@ -115,6 +115,7 @@ CHANGES: dict[str, Change] = {
     "latent_crop": {"latent_crop": [4, 4, 8]},
     "subjects_per_batch": {"subjects_per_batch": 2},
     "pairs_per_subject": {"pairs_per_subject": 2},
+    "max_sources": {"max_sources": 1},
     "flip": {"flip": True},
     "augmented_copies": {"augmented_copies": 1},
     "cache_target_like": {"cache_target_like": True},
@@ -124,6 +125,7 @@ CHANGES: dict[str, Change] = {
     "image_weight": {"image_weight": 1.0},
     "part_size": {"part_size": 2},
     "pure_noise_share": {"pure_noise_share": 0.1},
+    "error_weight": {"error_weight": 0.5},
     "joint": {"joint": True, "image_crop": [16, 16, 16]},
     "joint_training": {"joint_training": "$False"},
     "ema": {"ema#momentum_warmup": 0.5},
@@ -151,6 +153,7 @@ OF_CONFIG: dict[str, dict[str, Change]] = {
     "evaluate": {
         "intensity_scale": {"intensity_scale": "brain", "ckpt_path": "{folder}/brain.pt"},
         "sources": {"sources": ["t1"]},
+        "scored_pairs": {"scored_pairs": [["t1", "t2"]]},
         "methods": {"methods": ["copy-source"]},
         "section": {"section": "training"},
         "max_subjects": {"max_subjects": 1},
@@ -317,7 +320,9 @@ def test_no_translation_is_stale(made: Path, translated: Path, tmp_path: Path, k
     assert not (pending and (key is None or key in KEPT["inference"]))
     if pending == 0:
         workflow("inference", made, change, output_dir=str(tmp_path / "fresh")).run()
-        kept, fresh = ({p.name: nib.load(p).get_fdata() for p in (tmp_path / n).iterdir()} for n in ("kept", "fresh"))
+        kept, fresh = (
+            {p.name: nib.load(p).get_fdata() for p in (tmp_path / n).glob("*.nii.gz")} for n in ("kept", "fresh")
+        )
         assert kept.keys() == fresh.keys()
         for name in fresh:
             np.testing.assert_array_equal(kept[name], fresh[name])

@@ -169,7 +169,7 @@ def _workflows(
 
 def _share_frozen_parts(first: LatentTranslator, other: LatentTranslator) -> None:
     """Where the first two stages have the same weights, ``other`` uses those of ``first``: one latent serves both."""
-    for part in ("autoencoder", "style_transfer"):
+    for part in ("autoencoder", "style_transfer", "fusion"):
         ours, theirs = first.get_submodule(part).state_dict(), other.get_submodule(part).state_dict()
         if ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours):
             setattr(other, part, first.get_submodule(part))

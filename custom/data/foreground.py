@@ -22,8 +22,9 @@ LAYERS = 3  # of constant background, one within the other: NaN, what a resampli
 RANGE = (0.5, 95.0)  # percentiles of what is left: the brightest twentieth may be a lesion or vessels
 FAINT = 0.05  # of that range
 SIGNED_SHARE = 0.01  # of voxels clearly below the background from which on they are tissue, and no ringing at its edge
-# real scans: brains have up to 4 % of faint voxels; scans with noise between head and background 16 % and more
-NOISY_SHARE = 0.1
+# real scans: brains have up to 4 % of faint voxels, scans with noise between head and constant background 16 % or more
+NOISY_SHARE = 0.08
+AIR_SHARE = 0.35  # of voxels near the lowest: more than a brain has of fluid
 NOISY_RIM = 0.2  # of the range: what three quarters of the rim keep below, where the rim is noise
 UNIFORM = 0.9  # of the rim: what has so much of one value is tissue without noise
 NOISE_DEVIATIONS = 4  # above the middle of the rim's noise
@@ -54,6 +55,7 @@ def foreground(image: torch.Tensor) -> torch.Tensor:
     values = (image.as_tensor() if isinstance(image, MetaTensor) else image).cpu().numpy()
     values = values.reshape(values.shape[-3:])
     inside = np.isfinite(values)
+    level: float | None = None  # of a constant background
     for layer in range(LAYERS + 1):
         rim = values[rim_of(inside)]
         levels, shares = levels_of(rim)
@@ -62,11 +64,15 @@ def foreground(image: torch.Tensor) -> torch.Tensor:
             levels, shares = levels[:1], np.minimum(shares[:1], (values[inside] == levels[0]).mean())
         if layer == LAYERS or shares.sum() <= MAIN_SHARE:
             break
-        others = _differing(values, inside, levels)
+        others = inside & ~np.isin(values, levels)
         if (layer > 0 and not others.any()) or _are_noise(levels, values[others]):
             break
-        inside = others
-    inside = _without_noise(values, inside, rim)
+        inside, level = others, float(levels[0])
+    if level is not None and not _is_signed(values[inside], level):
+        inside &= values > level
+        inside = _without_noise(values, inside, level)
+    elif level is None:
+        inside = _without_noise(values, inside, None)
     return torch.from_numpy(inside).reshape(image.shape).to(image.device)
 
 
@@ -104,14 +110,12 @@ def levels_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found[order], counts[order] / max(1, values.size)
 
 
-def _differing(values: np.ndarray, inside: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """What differs from the background's ``levels``, and is above the first of them unless the data is signed."""
-    others = inside & ~np.isin(values, levels)
-    if not others.any() or not levels.size:
-        return others
-    low, high = np.percentile(values[others], RANGE)
-    clearly_below = values[others] < levels[0] - FAINT * (high - low)
-    return others if clearly_below.mean() >= SIGNED_SHARE else others & (values > levels[0])
+def _is_signed(others: np.ndarray, level: float) -> bool:
+    """Whether much of the ``others`` is clearly below the background."""
+    if not others.size:
+        return False
+    low, high = np.percentile(others, RANGE)
+    return bool((others < level - FAINT * (high - low)).mean() >= SIGNED_SHARE)
 
 
 def _are_noise(levels: np.ndarray, others: np.ndarray) -> bool:
@@ -122,18 +126,27 @@ def _are_noise(levels: np.ndarray, others: np.ndarray) -> bool:
     return bool(np.abs(levels - levels[0]).max() < FAINT * (high - low))
 
 
-def _without_noise(values: np.ndarray, inside: np.ndarray, rim: np.ndarray) -> np.ndarray:
+def _without_noise(values: np.ndarray, inside: np.ndarray, level: float | None) -> np.ndarray:
+    """``inside`` without noise at its rim: above a constant ``level`` around it, or where there is none."""
     if not inside.any():
         return inside
+    everywhere = inside.all()  # no background was found yet
+    rim = values[rim_of(inside)]
     low, high = np.percentile(values[inside], RANGE)
-    faint = low + FAINT * (high - low)
     middle, upper = np.percentile(rim, (50, 75))
-    noisy = upper <= low + NOISY_RIM * (high - low) and (values[inside] <= faint).mean() >= NOISY_SHARE
-    if not noisy or levels_of(rim)[1][0] > UNIFORM:
-        return inside
+    zero = low if level is None else level
+    faint = zero + FAINT * (high - zero)
+    dark = upper <= zero + NOISY_RIM * (high - zero) and levels_of(rim)[1][0] <= UNIFORM
+    # the fluid around a brain may be as uniform as noise, but it is less of it, and further above the background
+    lowest_share = (values[inside] <= low + FAINT * (high - low)).mean()
+    noisy = dark and ((values[inside] <= faint).mean() >= NOISY_SHARE or lowest_share >= AIR_SHARE)
+    if level is None:
+        noisy = dark and (everywhere or lowest_share >= AIR_SHARE)
+    if not noisy:
+        return inside & (values > faint) if everywhere else inside
     spread = 1.4826 * np.median(np.abs(rim - middle))  # of a normal distribution its standard deviation
     threshold = max(faint, middle + NOISE_DEVIATIONS * spread)
-    clear = inside & (values > min(threshold, low + LARGEST_THRESHOLD * (high - low)))
+    clear = inside & (values > min(threshold, zero + LARGEST_THRESHOLD * (high - zero)))
     pieces, _ = ndimage.label(clear)
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0

@@ -8,10 +8,20 @@ from pathlib import Path
 from custom.data.dicom import DICOM_SUFFIXES
 from custom.data.readers import IMAGE_SUFFIXES
 
-__all__ = ["NAME_KEY", "PROVENANCE_KEY", "SYNTHETIC_SUFFIX", "image_stem", "image_suffix", "translation_name"]
+__all__ = [
+    "NAME_KEY",
+    "PROVENANCE_KEY",
+    "RECORDS_KEY",
+    "SYNTHETIC_SUFFIX",
+    "image_stem",
+    "image_suffix",
+    "sidecar_of",
+    "translation_name",
+]
 
 SYNTHETIC_SUFFIX = "_synthetic"
-PROVENANCE_KEY = "provenance"  # of the metadata of an image
+PROVENANCE_KEY = "provenance"  # of the metadata of a source: its content and the identity of what translates it
+RECORDS_KEY = "translations"  # of the metadata of a prediction: target → record
 NAME_KEY = "name"
 
 
@@ -25,6 +35,11 @@ def image_suffix(path: str | os.PathLike, default: str = ".nii.gz") -> str:
     """Suffix of an image file, ``"a/b.c.nrrd"`` → ``".nrrd"``; ``default`` for what translations are not written as."""
     name = Path(path).name.lower()
     return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), default)
+
+
+def sidecar_of(path: str | os.PathLike) -> Path:
+    """The JSON file that tells what an image is: ``"a/b.nii.gz"`` → ``"a/b.json"``."""
+    return Path(path).with_name(f"{image_stem(path)}.json")
 
 
 def translation_name(name: str, target: str) -> str:

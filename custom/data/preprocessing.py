@@ -9,6 +9,7 @@ from monai.config import KeysCollection
 from monai.transforms import Compose, DeleteItemsd, Orientationd, ToTensord
 from monai.utils import ensure_tuple
 
+from custom.data.features import MeasureFeaturesd
 from custom.data.foreground import BACKGROUND, foreground_key
 from custom.data.intensities import ScaleIntensitiesd
 from custom.data.transforms import CropForegroundUniond, LoadVolumed, PadVolumed, ValidateVolumed
@@ -25,6 +26,7 @@ def preprocessing(
     volume_size: str | Sequence[int] | None = None,
     intensity_scale: str = PERCENTILE,
     keep_masks: bool = True,
+    measure: bool = False,
     tensors_only: bool = False,
     then: Sequence[Callable] = (),
 ) -> Compose:
@@ -41,6 +43,7 @@ def preprocessing(
         volume_size: see ``PadVolumed``.
         intensity_scale: that of the weights, see ``ScaleIntensitiesd``.
         keep_masks: keep the foreground of each image beside it, see ``custom.data.foreground``.
+        measure: put ``custom.data.features`` of each image into its metadata.
         tensors_only: give plain tensors, without the metadata that ``Invertd`` needs.
         then: further transforms, such as random ones.
 
@@ -59,6 +62,7 @@ def preprocessing(
             Orientationd((*images, *labels), axcodes="RAS", labels=None, **some),
             CropForegroundUniond((*images, *labels), images, keep_masks=True, **some),
             ScaleIntensitiesd(images, intensity_scale, **some),
+            *([MeasureFeaturesd(images, **some)] if measure else []),
             *([] if keep_masks else [DeleteItemsd(made)]),
             PadVolumed(images, k=divisor, size=volume_size, value=BACKGROUND, **some),
             *([PadVolumed((*labels, *masks), k=divisor, size=volume_size, **some)] if labels or masks else []),

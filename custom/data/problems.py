@@ -32,7 +32,10 @@ PROBLEMS: dict[str, Kind] = {
     ),
     "not_3d": Kind("not one 3D volume", "Save the volume or channel that is meant as a file of its own."),
     "too_small": Kind("too few voxels", "Use a larger field of view, or resample to smaller voxels."),
-    "not_finite": Kind("NaN or infinite voxels", "Replace them, with 0 where they are background."),
+    "not_finite": Kind("NaN or infinite voxels in the brain", "Replace them."),
+    "overflowed": Kind(
+        "integers that have overflowed", "Convert the original again, to a type that holds its intensities."
+    ),
     "constant": Kind("constant image", "The file holds no image: export it again."),
     "mask": Kind("mask in place of an image", "Put the image in its place; a segmentation is named seg."),
     "spacing": Kind("implausible voxel size", "Correct the header's voxel size; it is in mm."),

@@ -33,9 +33,9 @@ PROTOCOL = (
     "sigma 1.5); "
     "NMSE = |x - y|^2 / |x|^2 with truth x; MAE; sharpness = mean |gradient| of the prediction to the truth's, without "
     "the brain's outline. Predictions of weights trained on another intensity scale are brought to the percentiles by "
-    "constants of their contrast, learned from the training subjects. Standardised: the prediction's median and "
-    "interquartile range in the brain are first brought to the truth's; fitted: the prediction is first fitted to the "
-    "truth by a line over the brain. Mean ± sd over subjects and pairs."
+    "constants of their contrast, learned from the training subjects, reconstructions by the truth's own. Standardised "
+    "scores: the prediction's median and interquartile range in the brain are brought to the truth's; fitted: the "
+    "prediction is first fitted to the truth by a line over the brain. Mean ± sd over subjects and pairs."
 )
 
 REGIONS: tuple[str, ...] = ("volume", "brain", "lesion")

@@ -13,7 +13,8 @@ from monai.deploy.operators import MonaiBundleInferenceOperator
 
 from custom.data.names import translation_name
 from custom.inference.dicom_writer import save_synthetic_series
-from custom.inference.saver import BUNDLE
+from custom.inference.saver import DeclareSyntheticd
+from custom.utils.identity import content_digest
 
 __all__ = ["SyntheticSeriesWriterOperator"]
 
@@ -34,7 +35,7 @@ class SyntheticSeriesWriterOperator(Operator):
         fragment: the application.
         args: conditions and resources, as for ``Operator``.
         output_folder: for a folder ``<SeriesInstanceUID>_<target>_synthetic`` of each translation.
-        translator: operator that translates; its bundle tells the targets.
+        translator: operator that translates; its bundle's transforms hold the records of the last translation.
         kwargs: such as ``name``, as for ``Operator``.
 
     Raises:
@@ -60,14 +61,13 @@ class SyntheticSeriesWriterOperator(Operator):
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         prediction = op_input.receive("pred")
         series = op_input.receive(SERIES)[0].selected_series[0].series
-        config = self.translator.parser
-        targets = config.get_parsed_content("inferer").targets
+        transforms = self.translator.parser.get_parsed_content("postprocessing").transforms
+        records = next(t for t in transforms if isinstance(t, DeclareSyntheticd)).records
         with tempfile.TemporaryDirectory() as folder:  # the source's own may hold other series
             for number, instance in enumerate(series.get_sop_instances()):
                 file = Path(instance.get_native_sop_instance().filename).resolve()
                 (Path(folder) / f"{number:05d}.dcm").symlink_to(file)
-            for number, (volume, target) in enumerate(zip(prediction, targets, strict=True), start=1):
-                save_synthetic_series(
-                    torch.from_numpy(volume), self.output_folder / translation_name(series.SeriesInstanceUID, target),
-                    folder, target=target, bundle=BUNDLE, version=f"v{config['version']}", number=number,
-                )  # fmt: skip
+            for number, (volume, (target, record)) in enumerate(zip(prediction, records.items(), strict=True), 1):
+                path = self.output_folder / translation_name(series.SeriesInstanceUID, target)
+                known = {**record, "Sources": [series.SeriesInstanceUID], "SourceSHA": content_digest(folder)}
+                save_synthetic_series(torch.from_numpy(volume), path, folder, known, number=number)

@@ -11,9 +11,12 @@ reference); PS3.16, CID 7005 (purposes of contributing equipment), CID 7202 (pur
 from __future__ import annotations
 
 import copy
+import json
 import os
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -33,6 +36,10 @@ MAXIMUM = 4095  # stored value of an intensity of 1: twelve bits, as scanners st
 SYNTHETIC_DATA = 0x0008001C  # pydicom 2 does not know its name
 BITS = 12
 LONG_STRING = 64  # characters of a LO
+SHORT_TEXT = 1024  # characters of a ST
+# the record as JSON, for programs; tools that take private elements away leave the contribution's description
+PRIVATE_GROUP, PRIVATE_CREATOR, RECORD_ELEMENT = 0x0071, "BRAIN_MRI_MODALITY_TRANSLATION", 0x01
+DESCRIBED = ("Seed", "Steps", "Samples", "WeightsSHA", "SourceSHA")
 
 COPIED_GROUPS = (0x0010, 0x0012)  # patient; clinical trial and de-identification
 COPIED = (
@@ -71,10 +78,8 @@ def save_synthetic_series(
     volume: torch.Tensor,
     folder: Path,
     source: str | os.PathLike[str],
+    record: Mapping[str, Any],
     *,
-    target: str,
-    bundle: str,
-    version: str,
     number: int = 1,
 ) -> None:
     """Write one volume as a series of MR Images; the folder appears whole or not at all.
@@ -84,8 +89,8 @@ def save_synthetic_series(
             that readers that apply one and readers that do not agree.
         folder: to write; one that an earlier run left is replaced.
         source: the DICOM folder or file that the volume was made from.
-        target: the modality.
-        bundle, version: the program, for the equipment attributes.
+        record: of ``custom.inference.provenance.translation_record``; it goes whole into a private element, and what
+            names the program, its weights and its source into the contributing equipment.
         number: of the translation among those of the source; its SeriesNumber is the source's and 10000 times this.
 
     Raises:
@@ -103,7 +108,7 @@ def save_synthetic_series(
         raise ValueError(f"{folder}: expected no folder or an earlier translation; found other files. Move them away.")
     stored = np.rint(np.clip(values, 0, 1) * MAXIMUM).astype("<u2")
     with pydicom.config.disable_value_validation():  # what the source holds is kept, even where it breaks rules
-        series = _series(geometry, target, bundle, version)
+        series = _series(geometry, record)
         series.SeriesNumber = 10_000 * number + int(geometry.frames[0].dataset.get("SeriesNumber") or 0)
         with atomic_folder(folder) as temporary:
             for index, frame in enumerate(geometry.frames):
@@ -120,9 +125,11 @@ def write_dicom(path: str | os.PathLike[str], dataset: Dataset) -> None:
         pydicom.dcmwrite(path, dataset, enforce_file_format=True)
 
 
-def _series(geometry: DicomVolume, target: str, bundle: str, version: str) -> Dataset:
+def _series(geometry: DicomVolume, record: Mapping[str, Any]) -> Dataset:
     """Attributes that all slices share."""
-    source = geometry.frames[0].dataset
+    source, target = geometry.frames[0].dataset, str(record["Target"])
+    [program] = record["GeneratedBy"]
+    bundle, version = program["Name"], f"v{program['Version']}" if program["Version"] else ""
     now = _now(source)
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
     new = _kept(source)
@@ -136,7 +143,9 @@ def _series(geometry: DicomVolume, target: str, bundle: str, version: str) -> Da
         new.FrameOfReferenceUID = generate_uid(prefix=None)
     _declare_synthetic(new, source, target, f"{bundle} {version}".strip())
     new.Manufacturer, new.ManufacturerModelName, new.SoftwareVersions = bundle, "latent diffusion", version
-    new.ContributingEquipmentSequence = [_acquisition(source), _modification(bundle, version, target, now)]
+    new.ContributingEquipmentSequence = [_acquisition(source), _modification(bundle, version, record, now)]
+    block = new.private_block(PRIVATE_GROUP, PRIVATE_CREATOR, create=True)
+    block.add_new(RECORD_ELEMENT, "UT", json.dumps(record, sort_keys=True))
     new.ScanningSequence, new.SequenceVariant = "RM", "NONE"  # research mode: the term for what no scanner made
     for keyword in EMPTY_UNLESS_COPIED:
         if keyword not in new:
@@ -187,11 +196,15 @@ def _acquisition(source: Dataset) -> Dataset:
     return item
 
 
-def _modification(bundle: str, version: str, target: str, now: datetime) -> Dataset:
+def _modification(bundle: str, version: str, record: Mapping[str, Any], now: datetime) -> Dataset:
     item = Dataset()
     item.Manufacturer, item.ManufacturerModelName, item.SoftwareVersions = bundle, "latent diffusion", version
     item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f")
-    item.ContributionDescription = f"Translation of the source's contrast to {target.upper()}: synthetic content"
+    said = "; ".join(f"{name} {record[name]}" for name in DESCRIBED if record.get(name) is not None)
+    doubts = " ".join(f"Warning: {warning}." for warning in record["Warnings"])
+    item.ContributionDescription = (
+        f"Translation of the source's contrast to {str(record['Target']).upper()}: synthetic content. {said}. {doubts}"
+    ).strip()[:SHORT_TEXT]
     item.PurposeOfReferenceCodeSequence = [_code(*MODIFYING_EQUIPMENT)]
     return item
 

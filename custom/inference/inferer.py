@@ -12,8 +12,10 @@ from monai.utils import convert_to_dst_type
 from custom.compat import in_label_server
 from custom.inference.translation import Sampling, Translation
 from custom.networks.fast import accelerate
+from custom.networks.translator import RANGE
 from custom.utils.arguments import whole_number
 from custom.utils.errors import telling_label_clients
+from custom.utils.identity import weights_digest
 from custom.utils.modalities import BRATS_MODALITIES, canonical, target_indices
 from custom.utils.precision import amp_choice
 
@@ -46,7 +48,7 @@ class TranslationInferer(Inferer):
     """
 
     # a translation does not depend on the others that are asked for
-    not_in_identity = ("targets", "indices", "fault")
+    not_in_identity = ("targets", "indices", "fault", "network", "weights")
 
     def __init__(
         self,
@@ -61,6 +63,8 @@ class TranslationInferer(Inferer):
         self.modalities = tuple(modalities)
         self.amp = amp_choice(amp)
         self.fault: ValueError | None = None
+        self.network: Any = None  # of the last call
+        self.weights: str | None = None
         try:
             if in_label_server() and not isinstance(targets, str):
                 raise ValueError(f"target: expected one modality; found {targets!r}. Ask for one after the other.")
@@ -82,7 +86,8 @@ class TranslationInferer(Inferer):
         """Translate a batch.
 
         Args:
-            inputs: sources (B, 1, H, W, D) in [-1, 1]; H, W, D divisible by the network's ``spatial_divisor``.
+            inputs: S ≥ 1 sources of each subject (B, S, H, W, D) in [-1, 1], in any order; H, W, D divisible by the
+                network's ``spatial_divisor``.
             network: a ``LatentTranslator``, or any callable ``(image, target) -> image``, such as an exported one.
             args: not used.
             kwargs: not used.
@@ -103,6 +108,7 @@ class TranslationInferer(Inferer):
                 "vocabulary that the weights were trained with."
             )
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        self._remember(network)
         translation = Translation(network, image, amp=self.amp)
         # rendered one after the other, which bounds the memory of the full resolution
         with accelerate(network):
@@ -113,3 +119,18 @@ class TranslationInferer(Inferer):
                 for index in self.indices
             ]
         return convert_to_dst_type(torch.cat(images, dim=1), dst=inputs, dtype=torch.float32)[0]
+
+    def used(self) -> dict[str, Any]:
+        """What the last call computed with, for the record of its translations; see ``provenance.translation_record``.
+
+        Steps are those of the sampler, by the network's default where none were asked for; weights are None of a
+        callable that has none.
+        """
+        steps = self.num_steps or getattr(self.network, "num_inference_steps", None)
+        return {"Seed": self.seed, "Steps": steps, "Samples": self.num_samples, "WeightsSHA": self.weights}
+
+    def _remember(self, network: Any) -> None:
+        if network is not self.network:
+            state = network.state_dict() if hasattr(network, "state_dict") else {}
+            computing = {name: tensor for name, tensor in state.items() if name != RANGE}
+            self.network, self.weights = network, weights_digest(computing) if computing else None

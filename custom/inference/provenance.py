@@ -1,4 +1,4 @@
-"""Provenance of translations, kept in the file's header, and which inputs still need translating."""
+"""What every translation says of itself, in its header and beside it, and which inputs still need translating."""
 
 from __future__ import annotations
 
@@ -11,23 +11,36 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import torch
 import torch.distributed as dist
 from nibabel.filebasedimages import ImageFileError
 from torch import nn
 
-from custom.data.names import NAME_KEY, image_stem, translation_name
+from custom.data.names import NAME_KEY, image_stem, sidecar_of, translation_name
 from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, rank, world_size
-from custom.utils.identity import FileDigests, differences, digest, identity
+from custom.utils.files import atomic_write
+from custom.utils.identity import FileDigests, content_digest, describe, differences, digest, identity
 from custom.utils.modalities import canonical
 
-__all__ = ["Provenance", "pending_inputs", "read_provenance", "write_provenance"]
+__all__ = [
+    "NAME",
+    "Provenance",
+    "check_sidecar",
+    "describe_translation",
+    "pending_inputs",
+    "read_provenance",
+    "sidecar_text",
+    "translation_record",
+    "write_provenance",
+]
 
 logger = logging.getLogger(__name__)
 
 COMMENT_CODE = 6  # of a NIfTI header extension
 NAME = "brain_mri_modality_translation"
+IDENTITY = "Identity"
 
 
 class Provenance:
@@ -47,26 +60,96 @@ class Provenance:
         self.identity = {**computed, "preprocessing": digest(computed["preprocessing"])}
         self._digests = FileDigests()
 
-    def of(self, source: str | os.PathLike) -> str:
-        """The record, in JSON, of translations of ``source``, a file or a folder with a DICOM series."""
-        [[content]] = self._digests.of([[str(source)]])
-        return json.dumps({NAME: {"source": content, **self.identity}}, sort_keys=True)
+    def of(self, source: str | os.PathLike | torch.Tensor) -> str:
+        """What decides translations of ``source``, in JSON: a file, a folder with a DICOM series, or an image."""
+        if isinstance(source, torch.Tensor):
+            content = digest(describe([source.as_subclass(torch.Tensor), getattr(source, "affine", None)]))
+        else:
+            [[content]] = self._digests.of([[str(source)]])
+        return json.dumps({"source": content, **self.identity}, sort_keys=True)
 
 
-def write_provenance(header: nib.Nifti1Header, record: str) -> None:
+def describe_translation(target: str, version: str = "") -> str:
+    """One line for the metadata of a translation, or of several."""
+    return f"SYNTHETIC {target} from {NAME} {f'v{version}' if version else ''}".rstrip()
+
+
+def translation_record(
+    target: str,
+    used: Mapping[str, Any],
+    *,
+    version: str = "",
+    source: str | os.PathLike | None = None,
+    provenance: str | None = None,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What a translation says of itself, in its header, its sidecar, its DICOM attributes and to MONAI Label's clients.
+
+    Args:
+        target: its contrast.
+        used: seed, steps, samples and weights, as ``TranslationInferer.used`` gives them.
+        version: of the bundle.
+        source: file or folder that it was made from, of which the name is kept; None for an image in memory.
+        provenance: of ``Provenance.of``, where there is one.
+        warnings: what makes it doubtful.
+
+    Returns:
+        A dictionary for JSON, the names as BIDS writes them. ``SourceSHA`` is the SHA-256 of the file; of a series
+        that of the names and SHA-256 of its files; of an image in memory that of its voxels and affine, or None.
+    """
+    decides = json.loads(provenance) if provenance else {}
+    content = decides.get("source") or (content_digest(str(source)) if source and Path(source).exists() else None)
+    return {
+        "Description": describe_translation(target, version),
+        "Synthetic": True,
+        "GeneratedBy": [{"Name": NAME, "Version": version}],
+        "Sources": [Path(source).name] if source else [],
+        "SourceSHA": content,
+        "Target": target,
+        **used,
+        "Warnings": list(warnings),
+        **({IDENTITY: decides} if decides else {}),
+    }
+
+
+def sidecar_text(record: Mapping[str, Any]) -> str:
+    """Content of the JSON file beside an image."""
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+
+def check_sidecar(path: Path) -> Path:
+    """Where the sidecar of the image ``path`` goes.
+
+    Raises:
+        ValueError: for a file there that no translation left, such as the sidecar of a scan: it is not replaced.
+    """
+    sidecar = sidecar_of(path)
+    if sidecar.exists() and NAME not in sidecar.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(
+            f"{sidecar}: expected no file, or that of an earlier translation, since the record of {path.name} goes "
+            "there; found another one. Move it away, or write to another folder."
+        )
+    return sidecar
+
+
+def write_provenance(header: nib.Nifti1Header, record: Mapping[str, Any]) -> None:
     """Put ``record`` into ``header`` as a comment, in place of an earlier one."""
     kept = [e for e in header.extensions if not _is_record(e)]
-    header.extensions[:] = [*kept, nib.nifti1.Nifti1Extension(COMMENT_CODE, record.encode())]
+    text = json.dumps({NAME: record}, sort_keys=True)
+    header.extensions[:] = [*kept, nib.nifti1.Nifti1Extension(COMMENT_CODE, text.encode())]
 
 
-def read_provenance(path: str | os.PathLike) -> str | None:
+def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
     """The record in a file's header; None without one, or where there is no such file."""
     try:
         extensions = nib.load(path).header.extensions
     except (OSError, ImageFileError, AttributeError, ValueError):
         return None
     found = [e for e in extensions if _is_record(e)]
-    return _text(found[0]) if found else None
+    try:
+        return dict(json.loads(_text(found[0]))[NAME]) if found else None
+    except (TypeError, ValueError):
+        return {}  # of something else, or cut short
 
 
 def _is_record(extension: nib.nifti1.Nifti1Extension) -> bool:
@@ -79,13 +162,10 @@ def _text(extension: nib.nifti1.Nifti1Extension) -> str:
     return text.rstrip("\x00")
 
 
-def _differences(found: str | None, expected: str) -> list[str]:
-    """Names of the parts in which two records differ."""
-    try:
-        entries = [json.loads(record or "{}").get(NAME, {}) for record in (found, expected)]
-        return differences(*entries)
-    except (AttributeError, TypeError, ValueError):
-        return ["record"]
+def _stale(found: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> list[str]:
+    """Names of the parts in which what decided a translation differs from what would decide it now."""
+    decided = (found or {}).get(IDENTITY)
+    return differences(decided, expected) if isinstance(decided, Mapping) else ["record"]
 
 
 def pending_inputs(
@@ -101,8 +181,8 @@ def pending_inputs(
 
     An input is passed over if ``output_dir`` holds its translation into every target with the record that it would
     have now: made from the same source, with the same identity. Others are made anew, and it is said in what they
-    differ. A translation appears whole or not at all, so what an interrupted run has
-    left is done. Several processes share the rest evenly.
+    differ. A translation appears whole or not at all, so what an interrupted run has left is done; a sidecar that is
+    missing is written again from the header. Several processes share the rest evenly.
 
     Args:
         inputs: of ``inference_inputs``, the same on every process.
@@ -122,10 +202,15 @@ def pending_inputs(
         files = [Path(output_dir).expanduser() / f"{translation_name(stem, name)}.nii.gz" for name in names]
         if not all(file.is_file() for file in files):
             return False
-        record = provenance.of(item["image"])
-        found = [read_provenance(file) for file in files]
-        stale.update({", ".join(_differences(other, record)) for other in found if other != record})
-        return found == [record] * len(files)
+        expected = json.loads(provenance.of(item["image"]))
+        found = [(file, read_provenance(file)) for file in files]
+        differing = {", ".join(parts) for _, record in found if (parts := _stale(record, expected))}
+        stale.update(differing)
+        for file, record in () if differing else found:
+            if not sidecar_of(file).exists() and is_main():
+                with atomic_write(sidecar_of(file)) as temporary:
+                    temporary.write_text(sidecar_text(record or {}), encoding="utf-8")
+        return not differing
 
     pending = [dict(item) for item in inputs if not (skip and done(item))]
     if world_size() > 1:

@@ -17,12 +17,21 @@ from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
 
 from custom.compat import in_label_server
-from custom.data.names import NAME_KEY, PROVENANCE_KEY, image_stem, image_suffix, translation_name
+from custom.data.features import FEATURES_KEY
+from custom.data.names import NAME_KEY, PROVENANCE_KEY, RECORDS_KEY, image_stem, image_suffix, translation_name
 from custom.data.nifti import is_nifti, load_header
 from custom.data.readers import ASSUMED_KEY
 from custom.inference.dicom_writer import save_synthetic_series
+from custom.inference.inferer import TranslationInferer
 from custom.inference.inputs import check_output_format
-from custom.inference.provenance import write_provenance
+from custom.inference.likeness import doubts
+from custom.inference.provenance import (
+    check_sidecar,
+    describe_translation,
+    sidecar_text,
+    translation_record,
+    write_provenance,
+)
 from custom.utils.files import atomic_write
 from custom.utils.modalities import canonical
 
@@ -30,58 +39,68 @@ __all__ = ["DeclareSyntheticd", "SaveImageTranslationsd", "save_synthetic"]
 
 logger = logging.getLogger(__name__)
 
-BUNDLE = "brain_mri_modality_translation"
 DESCRIPTION_BYTES = 79
 LABEL_SUFFIX = "result_extension"  # of the temporary file that MONAI Label's writer makes
 LABEL_PARAMETERS = "result"  # sent to its client beside the image
 NIFTI_IMAGES = (nib.Nifti1Pair, nib.Nifti2Pair)
 
 
-def description(target: str, bundle: str, version: str) -> str:
-    """Description of a translation, for its metadata."""
-    return f"SYNTHETIC {target} from {bundle} {version}".rstrip()
-
-
 class DeclareSyntheticd(MapTransform):
-    """Mark a prediction as synthetic for clients that write it themselves, since they drop ``SaveImageTranslationsd``.
+    """Say of a prediction that it is synthetic and what it was made of, by what and how.
 
-    Its metadata's ``descrip`` says so, as a file's header would. The server of MONAI Label writes no metadata: there
-    the name of the file that is sent ends with ``_<target>_synthetic``, and the parameters sent along say it too.
+    Its metadata holds a record of every target under ``RECORDS_KEY``, from which what is written is marked, and
+    ``descrip`` says in one line that it is synthetic, for clients that write it themselves. The server of MONAI Label
+    writes no metadata: there the name of the file that is sent ends with ``_<target>_synthetic``, and the record is
+    among the parameters sent along.
 
     Args:
         keys: key of the prediction (K, H, W, D).
-        targets: names of the K channels, in order.
-        bundle: name written into the description.
-        version: version written into the description.
+        inferer: that made it.
+        version: of the bundle.
+
+    Attributes:
+        records: of the last prediction, one a target; for clients that hand on bare arrays (MONAI Deploy).
     """
 
-    not_in_identity = ("target", "description")
+    not_in_identity = ("inferer", "version", "records")
 
     def __init__(
         self,
         keys: KeysCollection,
-        targets: str | Sequence[str],
+        inferer: TranslationInferer,
         *,
-        bundle: str = BUNDLE,
         version: str = "",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
-        self.target = "_".join(names)
-        self.description = description(", ".join(names), bundle, f"v{version}" if version else "")
+        self.inferer, self.version = inferer, version
+        self.records: dict[str, dict[str, Any]] = {}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
+            meta = getattr(d[key], "meta", {})
+            self.records = self._records(meta)
+            description = describe_translation(", ".join(self.records), self.version)
             if isinstance(d[key], MetaTensor):
-                d[key].meta["descrip"] = self.description
+                meta[RECORDS_KEY] = self.records
+                meta["descrip"] = description
         if in_label_server():
             suffix = d.get(LABEL_SUFFIX) or image_suffix(d.get("image_path") or "")
-            d[LABEL_SUFFIX] = f"{translation_name('', self.target)}{suffix}"
-            said = {"synthetic": True, "description": self.description}
+            d[LABEL_SUFFIX] = f"{translation_name('', '_'.join(self.records))}{suffix}"
+            [record] = self.records.values()  # an answer is one volume
+            said = {"synthetic": True, "description": record["Description"], "provenance": record}
             d[LABEL_PARAMETERS] = {**(d.get(LABEL_PARAMETERS) or {}), **said}
         return d
+
+    def _records(self, meta: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        used, source = self.inferer.used(), meta.get(ImageMetaKey.FILENAME_OR_OBJ)
+        source = os.fspath(source) if isinstance(source, str | os.PathLike) and os.fspath(source) else None
+        given: dict[str, Any] = {"version": self.version, "source": source, "provenance": meta.get(PROVENANCE_KEY)}
+        given["warnings"] = doubts(source, meta.get(FEATURES_KEY), self.inferer.network)
+        if meta.get(ASSUMED_KEY):
+            given["warnings"].append("orientation assumed, since the source does not tell it")
+        return {target: translation_record(target, used, **given) for target in self.inferer.targets}
 
 
 class SaveImageTranslationsd(SaveImaged):
@@ -95,16 +114,15 @@ class SaveImageTranslationsd(SaveImaged):
         keys: key of the prediction (K, H, W, D) on the source's grid, with the source's metadata.
         output_dir: folder for the files; made where it does not exist.
         targets: names of the K channels, in order.
-        bundle: name written into the file's description.
-        version: version written into the file's description.
         output_format: ``nifti``, or ``dicom`` for sources that are DICOM: see ``custom.inference.dicom_writer``.
 
     Raises:
         ValueError: if the number of channels, the shape or the format does not fit the source.
+        KeyError: for a prediction that ``DeclareSyntheticd`` has not marked.
     """
 
     # where and under which name, and MONAI's own saver, which is not used
-    not_in_identity = ("output_dir", "targets", "bundle", "version", "saver")
+    not_in_identity = ("output_dir", "targets", "saver")
 
     def __init__(
         self,
@@ -112,15 +130,12 @@ class SaveImageTranslationsd(SaveImaged):
         output_dir: str | os.PathLike,
         targets: str | Sequence[str],
         *,
-        bundle: str = BUNDLE,
-        version: str = "",
         output_format: str = "nifti",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, output_dir=Path(output_dir), allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir).expanduser()
         self.targets = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
-        self.bundle, self.version = bundle, f"v{version}" if version else ""
         self.output_format = check_output_format(output_format)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -139,19 +154,20 @@ class SaveImageTranslationsd(SaveImaged):
         return d
 
     def _save(self, volume: torch.Tensor, target: str, source: str, name: str, meta: Mapping[str, Any]) -> Path:
-        name = translation_name(name, target)
+        name, record = translation_name(name, target), meta[RECORDS_KEY][target]
         if self.output_format == "dicom":
             path = self.output_dir / name
-            program = {"bundle": self.bundle, "version": self.version}
-            save_synthetic_series(volume, path, source, target=target, number=self.targets.index(target) + 1, **program)
+            save_synthetic_series(volume, path, source, record, number=self.targets.index(target) + 1)
         else:
             path = self.output_dir / f"{name}.nii.gz"
-            save_synthetic(volume, path, source, meta, description(target, self.bundle, self.version))
+            save_synthetic(volume, path, source, meta, record)
         return path
 
 
-def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[str, Any], description: str) -> None:
-    """Write one volume as float32 NIfTI on its source's grid; the file appears whole or not at all.
+def save_synthetic(
+    volume: torch.Tensor, path: Path, source: str, meta: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Write one volume as float32 NIfTI on its source's grid, its record beside it; both appear whole or not at all.
 
     The header of a NIfTI source is kept (grid, qform and sform with their codes, units); of other formats, DICOM among
     them, the affine. Where the source does not say how its axes lie, neither does the result: its codes are 0, unknown.
@@ -160,8 +176,8 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
         volume: (H, W, D).
         path: of the file to write.
         source: file that the volume was made from.
-        meta: its metadata as MONAI's readers give them; what they say of its provenance goes into the header.
-        description: for the header's ``descrip``, cut to 79 bytes.
+        meta: its metadata as MONAI's readers give them.
+        record: of the translation, which goes into the header, its description (cut to 79 bytes) into ``descrip``.
     """
     values = np.ascontiguousarray(convert_to_numpy(volume), dtype=np.float32)
     faulty = int((~np.isfinite(values)).sum())
@@ -174,12 +190,13 @@ def save_synthetic(volume: torch.Tensor, path: Path, source: str, meta: Mapping[
     image.header.set_data_dtype(np.float32)
     image.header.set_slope_inter(1, 0)
     image.header["cal_min"], image.header["cal_max"] = 0, 0  # the source's display window does not fit [0, 1]
-    description += "; orientation assumed" if meta.get(ASSUMED_KEY) else ""
+    description = f"{record['Description']}{'; orientation assumed' if meta.get(ASSUMED_KEY) else ''}"
     image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIPTION_BYTES]
-    if PROVENANCE_KEY in meta:
-        write_provenance(image.header, meta[PROVENANCE_KEY])
-    with atomic_write(path) as temporary:
+    write_provenance(image.header, record)
+    # the image takes its place last: there is none without its record
+    with atomic_write(path) as temporary, atomic_write(check_sidecar(path)) as beside:
         nib.save(image, temporary)
+        beside.write_text(sidecar_text(record), encoding="utf-8")
 
 
 def _like_source(values: np.ndarray, source: str, meta: Mapping[str, Any]) -> nib.Nifti1Image:

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
-from nibabel.affines import voxel_sizes
 
 from custom.data.damage import DamagedFileError
 from custom.data.dicom import is_dicom
-from custom.data.foreground import foreground
+from custom.data.foreground import foreground, solid
+from custom.data.intensities import has_wrapped
 from custom.data.nifti import is_nifti, lacks_orientation, load_numbers
 from custom.data.readers import ASSUMED_KEY, read_volume
 from custom.utils.errors import user_message
@@ -113,9 +113,9 @@ def check_file(path: str | Path, *, label: bool = False) -> Checked:
 def _examine(stored: _Stored, known: dict, label: bool) -> None:
     """Fill ``known`` step by step, so that a fault keeps what was known before it."""
     numbers = _one_volume(stored.numbers)
-    known["dtype"] = str(numbers.dtype)
-    volume, affine, spacing = _to_ras(numbers, stored.affine)
-    known.update(shape=volume.shape, affine=affine, spacing=spacing)
+    known.update(dtype=str(numbers.dtype), affine=_in_ras(stored.affine, numbers.shape))
+    volume, spacing = _to_ras(numbers, stored.affine)
+    known.update(shape=volume.shape, spacing=spacing)
     known["remarks"] = _check_geometry(volume.shape, spacing, stored.has_orientation)
     known["extremes"] = _check_values(numbers, stored, label)
     step = [max(1, round(STEP_MM / s)) for s in spacing]
@@ -126,6 +126,8 @@ def _examine(stored: _Stored, known: dict, label: bool) -> None:
     if label:
         return
     _check_mask(coarse, volume)
+    if has_wrapped(coarse) and has_wrapped(volume.astype(np.float32)):
+        raise _Fault("overflowed", f"jumps between {coarse.min():g} and {coarse.max():g} within tissue")
     mask = foreground(torch.from_numpy(np.ascontiguousarray(coarse))).numpy()
     if not mask.any():
         raise _Fault("constant", "no foreground: all is background")
@@ -161,16 +163,22 @@ def _one_volume(numbers: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def _to_ras(numbers: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """View of the volume with its axes nearest to left-right, back-front, bottom-top, its affine and voxel size.
-
-    They are the same for grids that differ in the order of axes only.
-    """
+def _to_ras(numbers: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
+    """View of the volume with its axes nearest to left-right, back-front, bottom-top, and the voxel size along them."""
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise _Fault("spacing", f"the header's affine cannot be inverted: {np.round(affine[:3], 3).tolist()}")
     to_ras = nib.io_orientation(affine)
-    turned = affine @ nib.orientations.inv_ornt_aff(to_ras, numbers.shape)
-    return nib.apply_orientation(numbers, to_ras), turned, tuple(voxel_sizes(turned).tolist())
+    axes = [int(np.flatnonzero(to_ras[:, 0] == axis)[0]) for axis in range(3)]
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+    view = numbers.transpose(axes)[tuple(slice(None, None, int(to_ras[a, 1])) for a in axes)]
+    return view, tuple(float(size[a]) for a in axes)
+
+
+def _in_ras(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Affine of the volume that :func:`_to_ras` gives, the same for grids that differ in the order of axes only."""
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        return affine
+    return affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(affine), shape)
 
 
 def _check_geometry(
@@ -197,12 +205,23 @@ def _check_values(numbers: np.ndarray, stored: _Stored, label: bool) -> tuple[fl
         ends = np.array([(part.min(), part.max()) for part in parts], dtype=np.float64)
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     if not np.isfinite([low, high]).all():
-        finite = np.isfinite(numbers)
-        raise _Fault("not_finite", f"{finite.size - int(finite.sum())} of {finite.size} voxels")
+        low, high = _check_finite(numbers, label)
     low, high = sorted((stored.slope * low + stored.inter, stored.slope * high + stored.inter))
     if low == high and not label:
         raise _Fault("constant", "all voxels are 0" if low == 0 else f"all voxels are {low:g}")
     return low, high
+
+
+def _check_finite(numbers: np.ndarray, label: bool) -> tuple[float, float]:
+    """Ends of the finite values, where the others are an image's background: outside the brain."""
+    finite = np.isfinite(numbers)
+    faulty = ~finite
+    if finite.any() and not label:
+        brain = foreground(torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.float32)))
+        faulty &= solid(brain[None])[0].numpy()
+    if faulty.any():
+        raise _Fault("not_finite", f"{int(faulty.sum())} of {finite.size} voxels")
+    return float(numbers[finite].min()), float(numbers[finite].max())
 
 
 def _check_mask(coarse: np.ndarray, volume: np.ndarray) -> None:
@@ -249,7 +268,7 @@ def _picture(
     step = tuple(slice(None, None, max(1, round(max(size) / PICTURE_PIXELS / s))) for s in spacing[:2])
     values = plane[step].astype(np.float32) * np.float32(stored.slope) + np.float32(stored.inter)
     black = min(low, 0.0)  # of a brain in air, the air
-    grey = (values - black) * (255 / max(high - black, 1e-12))
+    grey = np.nan_to_num(values - black, nan=0.0, posinf=0.0, neginf=0.0) * (255 / max(high - black, 1e-12))
     return np.clip(grey, 0, 255).astype(np.uint8), size
 
 

@@ -21,7 +21,7 @@ CLEAR = 2.5  # or so many deviations of it
 CERTAIN = 0.5  # of the usual agreement, the other way round: then a subject's files are called exchanged
 MOST_EXCHANGED = 0.34  # share of the subjects; where more differ, nobody knows which are right
 SIMPLICITY = 0.3  # correlation that a file in another place must gain
-MOST_PERMUTED = 6  # files of which every order is tried
+MOST_PERMUTED = 6  # modalities of which every order is tried
 
 Subject = Mapping[str, Checked]
 
@@ -147,9 +147,10 @@ def _judge(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         signs = -signs
     if (signs < 0).mean() > MOST_EXCHANGED:
         return None
-    aligned = signs[:, None] * differences
-    rest = aligned.sum(axis=0) - aligned
-    agreement = (aligned * rest).sum(axis=1) / np.maximum(np.linalg.norm(rest, axis=1), 1e-6)
+    # correlation with the mean of all others, from products alone: |Σ−own|² = |Σ|² − 2·own·Σ + |own|²
+    toward = signs * (others @ signs)
+    length = signs @ alike @ signs - 2 * (toward + np.diag(alike)) + np.diag(alike)
+    agreement = toward / np.sqrt(np.maximum(length, 1e-12))
     middle = float(np.median(agreement))
     spread = 1.4826 * float(np.median(np.abs(agreement - middle)))
     if middle < max(LEAST_AGREEMENT, CLEAR * spread):
@@ -187,10 +188,9 @@ def _exchanged(
         # the simplest explanation, where two do not differ in what the cohort can tell
         return float((difference * template).sum()) - SIMPLICITY * sum(i != k for i, k in of.items())
 
-    tried = present if len(present) <= MOST_PERMUTED else sorted(suspects)[:MOST_PERMUTED]
-    orders = [
-        [dict(zip(tried, order, strict=True)).get(i, i) for i in present] for order in itertools.permutations(tried)
-    ]
+    orders: Iterable[Sequence[int]] = itertools.permutations(present)
+    if len(present) > MOST_PERMUTED:
+        orders = (_transposed(present, a, b) for a, b in itertools.combinations(sorted(suspects), 2))
     best = max(orders, key=fit)
     moved = [(present[k], best[k]) for k in range(len(present)) if best[k] != present[k]]
     if not moved:
@@ -199,3 +199,7 @@ def _exchanged(
         )
     said = ", ".join(f"the file named {modalities[file]} looks like {modalities[like]}" for like, file in moved)
     return Problem("swapped", name, said)
+
+
+def _transposed(present: Sequence[int], a: int, b: int) -> list[int]:
+    return [{a: b, b: a}.get(i, i) for i in present]

@@ -20,7 +20,7 @@ from custom.utils.arguments import as_bool
 from custom.utils.distributed import average_gradients, same_start, seed_rank, synchronized, unsynchronized, world_size
 from custom.utils.precision import uses_bfloat16
 
-__all__ = ["StageTrainer", "prepare_tensors"]
+__all__ = ["StageTrainer", "check_finite", "prepare_tensors"]
 
 
 def prepare_tensors(
@@ -139,7 +139,7 @@ class StageTrainer(SupervisedTrainer):
             with self._autocast(engine, part):
                 step = engine.network(part, active)
                 loss = step.loss
-            _check_finite(loss, step.terms, engine.state.iteration)
+            check_finite(loss, step.terms, engine.state.iteration)
             (share * loss).backward()
         return step, loss.detach()
 
@@ -182,7 +182,8 @@ def _parts(batch: dict[str, Tensor], number: int) -> Iterator[tuple[dict[str, Te
         yield part, len(next(iter(part.values()))) / size, i == number - 1
 
 
-def _check_finite(loss: Tensor, terms: dict[str, Tensor], iteration: int) -> None:
+def check_finite(loss: Tensor, terms: dict[str, Tensor], iteration: int) -> None:
+    """Raise a ``ValueError`` that names the ``terms`` of a loss that is not finite."""
     if not torch.isfinite(loss):
         values = ", ".join(f"{name} = {value.item():.4g}" for name, value in terms.items())
         raise ValueError(

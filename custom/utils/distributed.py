@@ -31,6 +31,7 @@ __all__ = [
     "same_start",
     "seed_rank",
     "share_of_rank",
+    "smallest",
     "synchronized",
     "unsynchronized",
     "world_size",
@@ -98,6 +99,15 @@ def largest(number: int) -> int:
     highest = torch.tensor(number, device=get_dist_device())
     dist.all_reduce(highest, dist.ReduceOp.MAX)
     return int(highest)
+
+
+def smallest(values: torch.Tensor) -> torch.Tensor:
+    """The smallest of the processes' ``values``, each element by itself, on the CPU."""
+    if world_size() == 1:
+        return values
+    lowest = values.to(get_dist_device())
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    return lowest.cpu()
 
 
 def mean_of_ranks(values: Mapping[str, float]) -> dict[str, float]:

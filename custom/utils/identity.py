@@ -28,7 +28,16 @@ from tqdm import tqdm
 from custom.utils.distributed import is_main
 from custom.utils.precision import AUTO, uses_bfloat16
 
-__all__ = ["VOXELS", "FileDigests", "content_digest", "describe", "differences", "digest", "identity"]
+__all__ = [
+    "VOXELS",
+    "FileDigests",
+    "content_digest",
+    "describe",
+    "differences",
+    "digest",
+    "identity",
+    "weights_digest",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +214,19 @@ def _network_digest(modules: Iterable[nn.Module]) -> str:
                 if key not in left_out:
                     total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
                     total.update(_bytes(tensor))
+    return total.hexdigest()
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict: names, shapes and values, in float32 as a network computes with them.
+
+    So it is the same for a file with kernels in half precision, the network that loaded it, and its TorchScript.
+    """
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        values = tensor.float() if tensor.is_floating_point() else tensor
+        total.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        total.update(_bytes(values))
     return total.hexdigest()
 
 

@@ -15,7 +15,7 @@ from harness import Check, Context, expect
 
 from custom.data.readers import read_volume
 from custom.inference.dicom_writer import MAXIMUM
-from custom.inference.saver import BUNDLE
+from custom.inference.provenance import NAME
 
 __all__ = ["run"]
 
@@ -158,7 +158,9 @@ class Deploy:
             declared = (header[0x0008, 0x001C].value, header.ImageType[0], header.ManufacturerModelName)
             expect(declared == ("YES", "DERIVED", "latent diffusion"), f"{file.name}: found {declared}")
             expect(header.SeriesDescription.startswith("SYNTHETIC T2 from"), header.SeriesDescription)
-            expect(header.Manufacturer == BUNDLE, f"found {header.Manufacturer}")
+            expect(header.Manufacturer == NAME, f"found {header.Manufacturer}")
+            said = header.ContributingEquipmentSequence[1].ContributionDescription
+            expect("WeightsSHA" in said and "SourceSHA" in said and "Seed 0" in said, f"found {said!r}")
         written, expected = (read_volume(path) for path in (folder, self.command_line(series, "dicom")))
         expect(np.allclose(written.affine, expected.affine, atol=1e-3), f"moved to {written.affine.tolist()}")
         gap = np.abs(written.numpy() - expected.numpy()) / MAXIMUM

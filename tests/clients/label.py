@@ -179,6 +179,11 @@ def _parameters(client: Client) -> str:
     expect(answer.status == 200, f"{answer.status}: {answer.text[:500]}")
     said = json.loads(answer.text)
     expect(said.get("synthetic") is True and said.get("description", "").startswith("SYNTHETIC t2"), answer.text[:500])
+    record = said["provenance"]
+    wanted = {"Target": "t2", "Seed": 0, "Samples": 1, "Steps": 1}
+    expect({key: record.get(key) for key in wanted} == wanted, f"found {record}")
+    hashes = [len(record.get(key) or "") for key in ("WeightsSHA", "SourceSHA")]
+    expect(hashes == [64, 64], f"found hashes of {hashes} characters in {record}")
     return said["description"]
 
 

@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigParser
 
 import custom.commands.ablation
+import custom.commands.trainings
 from custom.commands.ablation import TABLE_3, VARIANTS, ablation
 from custom.data.datalist import ensure_phantom
 from custom.evaluation.results import Results, Setup
@@ -63,9 +64,10 @@ def runs(monkeypatch) -> list[FakeWorkflow]:
     def make(name: str, values: Mapping[str, Any], *, overlays: Sequence[str] = ()) -> FakeWorkflow:
         return FakeWorkflow(found, name, values, overlays)
 
-    monkeypatch.setattr(custom.commands.ablation, "bundle_workflow", make)
+    for module in (custom.commands.ablation, custom.commands.trainings):
+        monkeypatch.setattr(module, "bundle_workflow", make)
     # collecting takes a third of a second a stage, and these hold nothing
-    monkeypatch.setattr(custom.commands.ablation, "gc", SimpleNamespace(collect=lambda: 0))
+    monkeypatch.setattr(custom.commands.trainings, "gc", SimpleNamespace(collect=lambda: 0))
     return found
 
 

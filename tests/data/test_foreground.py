@@ -75,6 +75,15 @@ def test_uniform_tissue_is_no_background() -> None:
     assert torch.equal(foreground(image), image > 0)
 
 
+@pytest.mark.parametrize("change", ["raw", "offset", "z-scores of the brain", "background below", "NaN around"])
+def test_dark_fluid_around_a_brain_is_no_noise(brain: Callable, change: str) -> None:
+    """A quarter of it is within a twentieth of the range from its darkest voxel, in the ventricles and all around."""
+    image = brain("t1").astype(np.float64)
+    inside = image > 0
+    changed = SAME[change](image, inside).astype(np.float32)
+    assert int((foreground(torch.from_numpy(changed)).numpy() != inside).sum()) == 0
+
+
 def test_the_head_may_touch_the_faces(head: Callable) -> None:
     image = head()[:, :, 6:20]
     assert torch.equal(foreground(torch.from_numpy(image)), torch.from_numpy(image > 0))

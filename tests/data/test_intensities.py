@@ -11,6 +11,7 @@ from scipy import ndimage
 from custom.data.foreground import foreground, foreground_key
 from custom.data.intensities import MEDIAN, PERCENTILE_ENDS, SPREAD, ScaleIntensitiesd, has_wrapped
 from custom.data.preprocessing import preprocessing
+from custom.data.readers import read_volume
 from custom.utils.intensity_scales import INTENSITY_SCALES
 
 
@@ -141,3 +142,9 @@ def test_nan_in_the_brain_is_refused(write_volume, value: float) -> None:
     with pytest.raises(RuntimeError) as caught:
         preprocessing("image")({"image": str(path)})
     assert "hole.nii.gz: expected finite intensities in the brain; found 1 NaN" in str(caught.value.__cause__)
+
+
+def test_complex_numbers_are_refused(write_volume) -> None:
+    path = write_volume("complex.nii.gz", (scan() * (1 + 1j)).astype(np.complex64))
+    with pytest.raises(ValueError, match=r"complex\.nii\.gz: expected real intensities; found complex numbers"):
+        read_volume(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from custom.data.dicom import read_geometry
 from custom.data.readers import read_volume
 from custom.inference import dicom_writer
 from custom.inference.dicom_writer import MAXIMUM, save_synthetic_series
+from custom.inference.provenance import NAME, translation_record
 from custom.inference.saver import SaveImageTranslationsd
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
@@ -22,7 +24,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning"
 AFFINE = np.array([[0.02, 0.1, -1.3, 50], [-0.9, 0.03, 0.05, 20], [0.01, 0.8, 0.06, -30], [0, 0, 0, 1]], dtype=float)
 AFFINE[:3, :3] = np.linalg.qr(AFFINE[:3, :3])[0] @ np.diag([0.9, 0.8, 1.3])
 MM = 1e-6  # affines of a hundred mm by decimal strings of 16 characters
-PROGRAM = {"bundle": "brain_mri_modality_translation", "version": "v1.2"}
+RECORD = translation_record(
+    "t2", {"Seed": 3, "Steps": 1, "Samples": 2, "WeightsSHA": "f" * 64}, version="1.2", provenance='{"source": "abc"}',
+    warnings=["slices 4 mm apart"],
+)  # fmt: skip
 
 
 def prediction(shape: tuple[int, ...] = (30, 34, 26)) -> torch.Tensor:
@@ -43,7 +48,7 @@ def source(request, write_series: Callable, write_enhanced: Callable) -> Path:
 def written(source: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "out" / "source_t2_synthetic"
     # values in the order in which the source is read
-    save_synthetic_series(prediction(read_geometry(source).shape), folder, source, target="t2", **PROGRAM)
+    save_synthetic_series(prediction(read_geometry(source).shape), folder, source, RECORD)
     return folder
 
 
@@ -77,7 +82,7 @@ class TestRoundTrip:
     def test_overlong_values_come_back_valid(self, shared_data: Path, tmp_path: Path) -> None:
         source = shared_data / "dicom" / "t1_oblique_overlong_ds"
         geometry = read_geometry(source)
-        save_synthetic_series(torch.zeros(geometry.shape), tmp_path / "out", source, target="t2", **PROGRAM)
+        save_synthetic_series(torch.zeros(geometry.shape), tmp_path / "out", source, RECORD)
         back = read_geometry(tmp_path / "out")
         np.testing.assert_allclose(back.affine, geometry.affine, atol=MM)
         position = pydicom.dcmread(tmp_path / "out" / "0001.dcm").get_item("ImagePositionPatient").value
@@ -110,6 +115,16 @@ class TestAttributes:
         assert acquisition.Manufacturer == "ACME"
         assert modification.SoftwareVersions == "v1.2"
 
+    def test_carries_the_record(self, written: Path) -> None:
+        for dataset in slices(written):
+            block = dataset.private_block(dicom_writer.PRIVATE_GROUP, dicom_writer.PRIVATE_CREATOR)
+            assert json.loads(block[dicom_writer.RECORD_ELEMENT].value) == RECORD
+        modification = dataset.ContributingEquipmentSequence[1]
+        assert modification.Manufacturer == NAME
+        assert modification.ContributionDescription.startswith("Translation of the source's contrast to T2")
+        for said in ("Seed 3; Steps 1; Samples 2", f"WeightsSHA {'f' * 64}", "SourceSHA abc", "slices 4 mm apart"):
+            assert said in modification.ContributionDescription
+
     def test_says_nothing_of_an_acquisition(self, written: Path) -> None:
         dataset = slices(written)[0]
         assert dataset.EchoTime is None
@@ -130,27 +145,27 @@ class TestAttributes:
             dataset.LossyImageCompression, dataset.TimezoneOffsetFromUTC = "01", "-0930"
 
         folder = write_series("source", edit=edit)
-        save_synthetic_series(prediction(), tmp_path / "out", folder, target="t2", **PROGRAM)
+        save_synthetic_series(prediction(), tmp_path / "out", folder, RECORD)
         dataset = slices(tmp_path / "out")[0]
         assert (dataset.LossyImageCompression, dataset.TimezoneOffsetFromUTC) == ("01", "-0930")
 
     def test_frame_of_reference_is_made_where_there_is_none(self, write_series, tmp_path: Path) -> None:
         folder = write_series("source", edit=lambda dataset, i: dataset.pop("FrameOfReferenceUID"))
-        save_synthetic_series(prediction(), tmp_path / "out", folder, target="t2", **PROGRAM)
+        save_synthetic_series(prediction(), tmp_path / "out", folder, RECORD)
         assert len({d.FrameOfReferenceUID for d in slices(tmp_path / "out")}) == 1
 
 
 class TestFaults:
     def test_source_is_not_dicom(self, write_volume, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"a\.nii\.gz: expected a DICOM series.*Leave out --output_format"):
-            save_synthetic_series(prediction(), tmp_path / "out", write_volume("a.nii.gz"), target="t2", **PROGRAM)
+            save_synthetic_series(prediction(), tmp_path / "out", write_volume("a.nii.gz"), RECORD)
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("spoil", [lambda v: v[1:], lambda v: v * float("nan")], ids=["shape", "nan"])
     def test_bad_prediction(self, source: Path, tmp_path: Path, spoil: Callable) -> None:
         volume = spoil(prediction(read_geometry(source).shape))
         with pytest.raises(ValueError, match="expected a translation of shape"):
-            save_synthetic_series(volume, tmp_path / "out", source, target="t2", **PROGRAM)
+            save_synthetic_series(volume, tmp_path / "out", source, RECORD)
         assert not (tmp_path / "out").exists()
 
     def test_failed_write_leaves_the_former_series(
@@ -168,7 +183,7 @@ class TestFaults:
         monkeypatch.setattr(dicom_writer.pydicom, "dcmwrite", fail)
         volume = prediction(read_geometry(source).shape)
         with pytest.raises(OSError, match="disk full"):
-            save_synthetic_series(volume, written, source, target="t2", **PROGRAM)
+            save_synthetic_series(volume, written, source, RECORD)
         assert {file.name: file.read_bytes() for file in written.iterdir()} == before
         assert [p.name for p in written.parent.iterdir()] == [written.name]
 
@@ -176,7 +191,7 @@ class TestFaults:
         before = slices(written)[0].SeriesInstanceUID
         (written / "0099.dcm").write_bytes(b"of a longer series")
         volume = prediction(read_geometry(source).shape)
-        save_synthetic_series(volume, written, source, target="t2", **PROGRAM)
+        save_synthetic_series(volume, written, source, RECORD)
         assert len(slices(written)) == 26
         assert slices(written)[0].SeriesInstanceUID != before
 
@@ -184,7 +199,7 @@ class TestFaults:
         (written / "notes.txt").write_text("mine")
         volume = prediction(read_geometry(source).shape)
         with pytest.raises(ValueError, match="found other files"):
-            save_synthetic_series(volume, written, source, target="t2", **PROGRAM)
+            save_synthetic_series(volume, written, source, RECORD)
         assert (written / "notes.txt").read_text() == "mine"
 
     def test_unknown_output_format(self, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -12,13 +14,18 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties
 from monai.transforms import SaveImaged
 
+from custom.data.names import sidecar_of
 from custom.data.readers import read_volume
+from custom.inference.provenance import read_provenance, translation_record
 from custom.inference.saver import save_synthetic
+from custom.networks.translator import RANGE
 from custom.utils.errors import find_user_error
+from custom.utils.identity import weights_digest
 
 CONFIG = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "inference.json"
 LAS = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1.0]])
 LPS = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1.5, 0], [0, 0, 0, 1.0]])
+RECORD = translation_record("t2", {})
 OBLIQUE = np.array([[-1.92, 0.56, 0, 31], [0.56, 1.92, 0, -47], [0, 0, 2, 11.5], [0, 0, 0, 1.0]])  # turned in its plane
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -51,7 +58,12 @@ def workflow(tiny_translator, tmp_path: Path):
 
 
 def written(tmp_path: Path) -> list[str]:
-    return sorted(p.name for p in (tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []
+    """Names of what was written; every NIfTI image has its sidecar, and there is no other."""
+    names = sorted(p.name for p in (tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []
+    images = [name for name in names if not name.endswith(".json")]
+    sidecars = [sidecar_of(name).name for name in images if name.endswith(".nii.gz")]
+    assert [name for name in names if name.endswith(".json")] == sidecars
+    return images
 
 
 def test_config_parses_on_its_own() -> None:
@@ -190,7 +202,7 @@ def test_folder_is_translated_in_spite_of_faulty_files(workflow, write_volume, h
 def test_a_second_run_translates_only_what_is_new_or_changed(workflow, write_volume, head, tmp_path) -> None:
     def run() -> dict[str, int]:
         workflow(image=str(tmp_path / "in"), targets=["t2", "flair"]).run()
-        return {p.name: p.stat().st_ino for p in (tmp_path / "out").iterdir()}
+        return {p.name: p.stat().st_ino for p in (tmp_path / "out").glob("*.nii.gz")}
 
     for name in ("a", "b"):
         write_volume(f"in/{name}.nii.gz", head(seed=ord(name)))
@@ -280,8 +292,48 @@ def test_failed_write_leaves_nothing(write_volume, head, tmp_path, monkeypatch) 
 
     monkeypatch.setattr(nib, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_synthetic(torch.from_numpy(head()), tmp_path / "out" / "a.nii.gz", str(source), {}, "SYNTHETIC")
+        save_synthetic(torch.from_numpy(head()), tmp_path / "out" / "a.nii.gz", str(source), {}, RECORD)
     assert written(tmp_path) == []
+
+
+def test_what_is_in_the_place_of_a_sidecar_stays(write_volume, head, tmp_path) -> None:
+    """The sidecar of a scan, as dcm2niix writes it."""
+    source, output = write_volume("a.nii.gz"), tmp_path / "out" / "b.nii.gz"
+    output.parent.mkdir()
+    output.with_name("b.json").write_text('{"EchoTime": 0.1}')
+    with pytest.raises(ValueError, match=r"b\.json: expected no file, or that of an earlier translation"):
+        save_synthetic(torch.from_numpy(head()), output, str(source), {}, RECORD)
+    assert [p.name for p in output.parent.iterdir()] == ["b.json"]
+    assert output.with_name("b.json").read_text() == '{"EchoTime": 0.1}'
+
+
+def test_every_image_says_what_it_is(workflow, write_volume, tmp_path) -> None:
+    source = write_volume("scan.nii.gz")
+    workflow(image=str(source), targets=["t2", "flair"], seed=5, num_samples=2).run()
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    for target in ("t2", "flair"):
+        image = tmp_path / "out" / f"scan_{target}_synthetic.nii.gz"
+        record = json.loads(sidecar_of(image).read_text(encoding="utf-8"))
+        assert record == read_provenance(image)
+        assert record["Synthetic"] is True
+        assert record["GeneratedBy"][0]["Name"] == "brain_mri_modality_translation"
+        assert record["GeneratedBy"][0]["Version"] in record["Description"]
+        assert (record["Target"], record["Seed"], record["Samples"], record["Steps"]) == (target, 5, 2, 2)
+        assert record["Sources"] == ["scan.nii.gz"]
+        assert record["SourceSHA"] == hashlib.sha256(source.read_bytes()).hexdigest()
+        assert record["WeightsSHA"] == weights_digest({k: v for k, v in state.items() if k != RANGE})
+        assert str(tmp_path) not in json.dumps(record)
+
+
+def test_a_missing_sidecar_is_written_again(workflow, write_volume, tmp_path) -> None:
+    source = write_volume("scan.nii.gz")
+    workflow(image=str(source), targets="t2").run()
+    image = tmp_path / "out" / "scan_t2_synthetic.nii.gz"
+    before, content = image.stat().st_ino, sidecar_of(image).read_text()
+    sidecar_of(image).unlink()
+    workflow(image=str(source), targets="t2").run()
+    assert image.stat().st_ino == before
+    assert json.loads(sidecar_of(image).read_text()) == json.loads(content)
 
 
 @pytest.mark.slow
@@ -305,7 +357,7 @@ def test_real_scans_come_back_on_their_grid(workflow, shared_data: Path, tmp_pat
     data = made.dataset[0]
     data["pred"] = data["image"].clone()  # a network that changes nothing
     made.postprocessing(data)
-    original, result = nib.load(source), nib.load(next((tmp_path / "out").iterdir()))
+    original, result = nib.load(source), nib.load(next((tmp_path / "out").glob("*.nii.gz")))
     assert result.shape == original.shape
     np.testing.assert_array_equal(result.affine, original.affine)
     before, after = (np.asanyarray(i.dataobj, dtype=np.float64) for i in (original, result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 
+from custom.inference.inferer import TranslationInferer
 from custom.inference.saver import DeclareSyntheticd
+from custom.utils.identity import content_digest
 
 INFERENCE = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "inference.json"
 
@@ -89,12 +92,21 @@ def prediction() -> MetaTensor:
     return MetaTensor(torch.zeros(1, 4, 4, 4), meta={"descrip": "scanner"})
 
 
-def test_the_answer_says_that_it_is_synthetic(label_server) -> None:
-    declare = DeclareSyntheticd("pred", "T2w", bundle="b", version="1")
-    answer = declare({"pred": prediction(), "image_path": "/studies/scan.one.nii"})
+def declare(targets: str | list[str]) -> DeclareSyntheticd:
+    return DeclareSyntheticd("pred", TranslationInferer(targets, seed=4), version="1")
+
+
+def test_the_answer_says_that_it_is_synthetic(label_server, write_volume: Callable) -> None:
+    item = prediction()
+    item.meta["filename_or_obj"] = str(write_volume("scan.one.nii"))
+    answer = declare("T2w")({"pred": item, "image_path": "/studies/scan.one.nii"})
     assert answer["result_extension"] == "_t2_synthetic.nii"
-    assert answer["result"] == {"synthetic": True, "description": "SYNTHETIC t2 from b v1"}
-    assert answer["pred"].meta["descrip"] == "SYNTHETIC t2 from b v1"
+    assert answer["result"]["synthetic"] is True
+    assert answer["result"]["description"] == "SYNTHETIC t2 from brain_mri_modality_translation v1"
+    record = json.loads(json.dumps(answer["result"]["provenance"]))  # as it is sent
+    assert (record["Seed"], record["Target"], record["Sources"]) == (4, "t2", ["scan.one.nii"])
+    assert record["SourceSHA"] == content_digest(item.meta["filename_or_obj"])
+    assert answer["pred"].meta["descrip"] == answer["result"]["description"]
 
 
 @pytest.mark.parametrize(
@@ -103,12 +115,11 @@ def test_the_answer_says_that_it_is_synthetic(label_server) -> None:
     ids=["as asked", "of a DICOM series"],
 )
 def test_suffix_of_the_answer(label_server, asked: dict, suffix: str) -> None:
-    assert (
-        DeclareSyntheticd("pred", "t2")({"pred": prediction(), **asked})["result_extension"] == f"_t2_synthetic{suffix}"
-    )
+    assert declare("t2")({"pred": prediction(), **asked})["result_extension"] == f"_t2_synthetic{suffix}"
 
 
 def test_elsewhere_only_the_metadata_says_so() -> None:
-    item = DeclareSyntheticd("pred", ["t2", "flair"], bundle="b")({"pred": prediction()})
+    item = declare(["t2", "flair"])({"pred": prediction()})
     assert set(item) == {"pred"}
-    assert item["pred"].meta["descrip"] == "SYNTHETIC t2, flair from b"
+    assert item["pred"].meta["descrip"] == "SYNTHETIC t2, flair from brain_mri_modality_translation v1"
+    assert list(item["pred"].meta["translations"]) == ["t2", "flair"]

@@ -13,7 +13,13 @@ from monai.transforms import Compose, ScaleIntensityRanged, ScaleIntensityRangeP
 from torch import nn
 
 from custom.inference.inferer import TranslationInferer
-from custom.inference.provenance import Provenance, pending_inputs, read_provenance, write_provenance
+from custom.inference.provenance import (
+    Provenance,
+    pending_inputs,
+    read_provenance,
+    translation_record,
+    write_provenance,
+)
 from custom.inference.saver import SaveImageTranslationsd
 from custom.utils.precision import fast_bfloat16
 
@@ -84,11 +90,11 @@ def test_record_in_a_header(write_volume, head, tmp_path: Path) -> None:
     image = nib.load(write_volume("a.nii.gz"))
     other = nib.nifti1.Nifti1Extension(6, b"somebody's comment")
     image.header.extensions.append(other)
-    for record in ('{"brain_mri_modality_translation": 1}', '{"brain_mri_modality_translation": 22}'):
+    for record in ({"Seed": 1}, {"Seed": 22}):
         write_provenance(image.header, record)
     nib.save(image, tmp_path / "b.nii.gz")
     again = nib.load(tmp_path / "b.nii.gz")
-    assert read_provenance(tmp_path / "b.nii.gz") == '{"brain_mri_modality_translation": 22}'
+    assert read_provenance(tmp_path / "b.nii.gz") == {"Seed": 22}
     assert [e.get_code() for e in again.header.extensions] == [6, 6]
     torch.testing.assert_close(torch.from_numpy(again.get_fdata()), torch.from_numpy(head()).double())
 
@@ -103,7 +109,7 @@ def test_no_record(write_volume, tmp_path: Path) -> None:
 def translated(source: Path, write_volume, tmp_path: Path) -> list[dict[str, str]]:
     """One input with its translation into t2 in ``tmp_path/out``."""
     image = nib.load(write_volume("plain.nii.gz"))
-    write_provenance(image.header, provenance().of(source))
+    write_provenance(image.header, translation_record("t2", {}, provenance=provenance().of(source)))
     (tmp_path / "out").mkdir()
     nib.save(image, tmp_path / "out" / "case_t2_synthetic.nii.gz")
     return [{"image": str(source), "name": "case"}]
@@ -130,14 +136,26 @@ def test_what_is_stale_is_redone_and_said(translated, source: Path, tmp_path: Pa
 def test_a_record_of_something_else_is_stale(translated, source: Path, write_volume, tmp_path: Path, caplog) -> None:
     for number, entry in enumerate(('{"brain_mri_modality_translation": 1}', '{"brain_mri_modality_translation": ')):
         image = nib.load(write_volume(f"plain{number}.nii.gz"))
-        write_provenance(image.header, entry)
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(6, entry.encode()))
         nib.save(image, tmp_path / "out" / "case_t2_synthetic.nii.gz")
         assert pending_inputs(translated, provenance(), tmp_path / "out", "t2") == translated
     assert "made with another record" in caplog.text
 
 
 def test_record_tells_the_settings(source: Path) -> None:
-    record = json.loads(provenance(seed=3, amp=False).of(source))["brain_mri_modality_translation"]
+    record = json.loads(provenance(seed=3, amp=False).of(source))
     assert record["settings"]["inferer"]["seed"] == 3
     assert record["settings"]["inferer"]["amp"] is False
     assert len(json.dumps(record)) < 1000
+
+
+def test_record_without_a_file(tmp_path: Path) -> None:
+    for source in (None, tmp_path / "gone.nii.gz"):
+        record = translation_record("t2", {"Seed": 1}, source=source, warnings=["a skull"])
+        assert record["SourceSHA"] is None
+        assert record["Sources"] == ([] if source is None else ["gone.nii.gz"])
+        assert record["Warnings"] == ["a skull"]
+        assert "Identity" not in record
+    image = torch.rand(2, 3, 4)
+    contents = [json.loads(provenance().of(i))["source"] for i in (image, image.clone(), image + 1)]
+    assert contents[0] == contents[1] != contents[2]

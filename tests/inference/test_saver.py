@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from custom.data.readers import read_volume
+from custom.inference.provenance import translation_record
 from custom.inference.saver import save_synthetic
 
+RECORD = translation_record("t2", {})
 DATA = np.random.default_rng(0).integers(0, 900, (8, 7, 5)).astype(np.int16)
 
 
@@ -37,10 +39,10 @@ def nifti(folder: Path) -> Path:
 def test_orientation_that_is_not_stated_is_not_invented(tmp_path: Path, write) -> None:
     source = write(tmp_path)
     volume = read_volume(source)
-    save_synthetic(torch.rand(8, 7, 5), tmp_path / "out.nii.gz", str(source), volume.meta, "SYNTHETIC t2")
+    save_synthetic(torch.rand(8, 7, 5), tmp_path / "out.nii.gz", str(source), volume.meta, RECORD)
     header = nib.load(tmp_path / "out.nii.gz").header
     assert int(header["sform_code"]) == int(header["qform_code"]) == 0
-    assert header["descrip"].item() == b"SYNTHETIC t2; orientation assumed"
+    assert header["descrip"].item() == f"{RECORD['Description']}; orientation assumed".encode()
     np.testing.assert_allclose(header.get_zooms(), (1, 2, 1.5))
 
 
@@ -48,7 +50,7 @@ def test_source_called_as_it_is_not(tmp_path: Path, write_volume) -> None:
     """A compressed file without the suffix, and one with it that is not compressed: the result has its header."""
     for name, other in (("a.nii.gz", "a.nii"), ("b.nii", "b.nii.gz")):
         source = write_volume(name, DATA, qform=2, sform=4).rename(tmp_path / other)
-        save_synthetic(torch.rand(8, 7, 5), tmp_path / "out.nii", str(source), read_volume(source).meta, "SYNTHETIC t2")
+        save_synthetic(torch.rand(8, 7, 5), tmp_path / "out.nii", str(source), read_volume(source).meta, RECORD)
         header = nib.load(tmp_path / "out.nii").header
         assert (int(header["qform_code"]), int(header["sform_code"])) == (2, 4)
-        assert header["descrip"].item() == b"SYNTHETIC t2"
+        assert header["descrip"].item() == RECORD["Description"].encode()

@@ -100,8 +100,22 @@ class TestGood:
 
 def nan(data: np.ndarray) -> np.ndarray:
     data = data.astype(np.float32)
-    data[3, 4, 5] = np.nan
+    data[12, 14, 11] = np.nan
     return data
+
+
+def test_what_is_not_finite_may_be_background(write, brain) -> None:
+    data = brain("t1").astype(np.float32)
+    found = check_file(write(np.where(data > 0, data, np.nan)))
+    assert found.fault is None
+    assert found.extremes == (data[data > 0].min(), data.max())
+    assert found.usual == pytest.approx(check_file(write(data)).usual)
+
+
+def overflowed(data: np.ndarray) -> np.ndarray:
+    """A smooth gradient across the brain that a byte does not hold."""
+    across = np.linspace(40, 340, data.shape[0])[:, None, None]
+    return np.where(data > 0, across, 0).astype(np.int64).astype(np.uint8)
 
 
 class TestFaults:
@@ -110,6 +124,7 @@ class TestFaults:
         [
             (nan, "not_finite", "1 of 14784 voxels"),
             (lambda a: np.where(a == a.max(), np.inf, a).astype(np.float32), "not_finite", "voxels"),
+            (overflowed, "overflowed", "jumps between 0 and 2"),
             (np.zeros_like, "constant", "all voxels are 0"),
             (lambda a: np.full_like(a, 7), "constant", "all voxels are 7"),
             (lambda a: (a > 0).astype(np.uint8), "mask", "0 and 1"),
@@ -118,7 +133,7 @@ class TestFaults:
             (lambda a: a.astype(np.complex64), "not_3d", "complex64"),
             (lambda a: a[:, :, :10], "too_small", "24×28×10"),
         ],
-        ids=["nan", "inf", "zero", "constant", "mask", "4d", "2d", "complex", "few_slices"],
+        ids=["nan", "inf", "overflow", "zero", "constant", "mask", "4d", "2d", "complex", "few_slices"],
     )
     def test_content(self, write, brain, change, code: str, said: str) -> None:
         fault = check_file(write(change(brain("t1")))).fault

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ NARROW = {
 }
 
 
-@cache
 def predicted(stage: str, size: tuple[int, int, int] = SIZE, **overrides: Any) -> int:
     return step_memory([CONFIGS / f"{stage}.json"], size, **{"like_cuda": False, **NARROW, **overrides})
 
@@ -68,7 +66,9 @@ def allocated(trainer: StageTrainer, batch: dict[str, torch.Tensor]) -> int:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.slow
-def test_prediction_is_what_a_step_takes(stage: str) -> None:
+def test_prediction_is_what_a_step_takes(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # all sources of a set, as those that are measured
+    monkeypatch.setattr(torch, "randint", lambda high, size, **_: torch.zeros(size, dtype=torch.long))
     trainer, batch, averages = prepare_step([CONFIGS / f"{stage}.json"], SIZE, **NARROW)
     trainer._iteration(trainer, batch)
     kept = [*trainer.objective.parameters(), *trainer.objective.buffers(), *batch.values()]
@@ -91,24 +91,14 @@ def test_what_takes_more_and_less() -> None:
 
 
 @pytest.mark.slow
+def test_crops_bound_what_is_taken() -> None:
+    assert predicted("train", (96, 96, 96)) == predicted("train", (64, 64, 64))
+
+
+@pytest.mark.slow
 def test_joint_training_is_on_images() -> None:
-    assert predicted("train_spade", joint=True) > predicted("train_spade")
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_crops_bound_what_is_taken(stage: str) -> None:
-    crops = {"crop_size": [32, 48, 32]} if stage == "train_autoencoder" else {"latent_crop": [8, 12, 8]}
-    shapes = []
-    for size in ((64, 32, 64), (96, 32, 96)):
-        _, batch, _ = prepare_step([CONFIGS / f"{stage}.json"], size, **NARROW, **crops)
-        shapes.append({name: tuple(tensor.shape[2:]) for name, tensor in batch.items() if tensor.ndim == 5})
-    images, latents = (32, 32, 32), (8, 8, 8)
-    expected = {
-        "train_autoencoder": {"image": images},
-        "train_spade": {"source": latents, "target": latents},
-        "train": {"source": latents, "target": latents, "source_image": images, "target_image": images},
-    }
-    assert shapes == [expected[stage]] * 2
+    joint = predicted("train_spade", joint=True)
+    assert joint > predicted("train_spade")
 
 
 @pytest.mark.parametrize(("used", "card"), [(10**9, 8), (7 * 10**9, 12), (20 * 10**9, 24), (70 * 10**9, 80)])

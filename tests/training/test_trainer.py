@@ -136,8 +136,8 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(network: La
 def test_trained_part_moves_and_frozen_parts_do_not(network: LatentTranslator) -> None:
     objective = StyleObjective(network)
     before = copy.deepcopy(network.state_dict())
-    latents = {name: torch.rand(2, 4, 8, 8, 8) for name in ("source", "target")}
-    modalities = {"source_modality": torch.tensor([0, 1]), "target_modality": torch.tensor([2, 3])}
+    latents = {"source": torch.rand(2, 1, 4, 8, 8, 8), "target": torch.rand(2, 4, 8, 8, 8)}
+    modalities = {"source_modality": torch.tensor([[0], [1]]), "target_modality": torch.tensor([2, 3])}
     StageTrainer(
         objective=objective, device=CPU, max_epochs=1, train_data_loader=[latents | modalities],
         optimizer=torch.optim.AdamW(objective.trained_parameters(), lr=0.01),
@@ -183,7 +183,8 @@ def style_batch(count: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     latents = {name: torch.rand((count, 4, 8, 8, 8), generator=generator) for name in ("source", "target")}
     places = torch.arange(count)
-    return {**latents, "source_modality": places % 4, "target_modality": (places + 1) % 4}
+    latents["source"] = latents["source"].unsqueeze(1)
+    return {**latents, "source_modality": (places % 4).unsqueeze(1), "target_modality": (places + 1) % 4}
 
 
 def trained(network: LatentTranslator, batch: dict[str, torch.Tensor], **kwargs: Any) -> tuple[StageTrainer, dict]:

@@ -139,8 +139,8 @@ def test_what_is_added_can_learn(foreign: Callable[..., Foreign]) -> None:
 def test_zoo_sizes() -> None:
     """Autoencoder and UNet of brats_mri_generative_diffusion, on the meta device: every tensor has its place."""
     networks = {
-        "autoencoder": monai.AutoencoderKL,
-        "unet": monai.DiffusionModelUNet,
+        "autoencoder": monai.nets.AutoencoderKL,
+        "unet": monai.nets.DiffusionModelUNet,
     }
     sizes = {
         "autoencoder": {
