@@ -75,7 +75,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "train.json": {**TINY, **SHORT, "latent_crop": [8, 8, 8]},
     "evaluate.json": SCORES,
-    "sampling_rectified_flow.json": {"num_inference_steps": 2},
+    "sampling_rectified_flow.json": {"network_def#num_inference_steps": 2},
     # the command takes the installed package's bundle, wherever it is called
     "custom steps": {"dataset_dir": "DIR", "subjects": 1, "curves": {"DDIM": [1]}},
     "cached_latents": {"size": (32, 32, 32), "steps": 1},
@@ -85,7 +85,7 @@ SIZES: dict[str, dict[str, Any]] = {
 RESULTS = {
     "train_autoencoder.json": "{bundle}/output/autoencoder/best.pt",
     "train_spade.json": "{bundle}/output/spade/best.pt",
-    "training --config_file configs/train.json": "{bundle}/models/model.pt",
+    "training --config_file configs/train.json": "{bundle}/output/model.pt",
     "'configs/train.json','configs/sampling_rectified_flow.json'": "{bundle}/output/model_rectified_flow.pt",
     "run evaluating": "{output_dir}/report.html",
     "bundle download": "{bundle_dir}/{name}/models/model.pt",

@@ -64,6 +64,7 @@ EXEMPT = {
     "provenance": "is the identity itself",
     "store": "is the identity itself",
     "resume": "of a training: asks to go on from what is there",
+    "debug": "whether a traceback is printed",
     "output_format": "of DICOM sources alone; tests/inference/test_inference.py changes it",
 }
 
@@ -85,7 +86,7 @@ CHANGES: dict[str, Change] = {
     "modalities": {"modalities": MODALITIES[::-1]},
     "num_inference_steps": {"num_inference_steps": 2},
     "num_samples": {"num_samples": 2},
-    "spatial_divisor": {"spatial_divisor": 8},
+    "spatial_divisor": {"spatial_divisor": 32},
     "volume_size": {"volume_size": [48, 32, 32]},
     "intensity_scale": {"intensity_scale": "brain"},
     "seed": {"seed": 7},

@@ -64,13 +64,14 @@ class _ImageObjective(Objective):
 
 
 @torch.no_grad()
-def _codebook_measures(network: LatentTranslator, quantized: Quantized) -> dict[str, Tensor]:
-    """Share of the codes that the batch uses, and their perplexity; nothing without a codebook."""
+def _latent_measures(network: LatentTranslator, quantized: Quantized) -> dict[str, Tensor]:
+    """Standard deviation of the latents; share of the codes that the batch uses and their perplexity, if it has any."""
+    measures = {"latent_std": quantized.latent.float().std()}
     bottleneck = network.autoencoder.bottleneck
     if not isinstance(bottleneck, VectorQuantizer):
-        return {}
+        return measures
     usage, perplexity = bottleneck.usage(quantized.indices)
-    return {"codebook_usage": usage, "codebook_perplexity": perplexity}
+    return {**measures, "codebook_usage": usage, "codebook_perplexity": perplexity}
 
 
 class AutoencoderObjective(_ImageObjective):
@@ -112,7 +113,7 @@ class AutoencoderObjective(_ImageObjective):
             "quantisation": w_quant * quantized.loss,
         }
         terms |= self.realism_terms(reconstruction, image, discriminator)
-        return Step(terms, reconstruction, image, measures=_codebook_measures(self.network, quantized))
+        return Step(terms, reconstruction, image, measures=_latent_measures(self.network, quantized))
 
 
 class JointObjective(_ImageObjective):
@@ -155,5 +156,5 @@ class JointObjective(_ImageObjective):
             "cycle": w_cycle * F.l1_loss(cycled.float(), image),
         }
         terms |= self.realism_terms(translation, label, discriminator)
-        measures = _codebook_measures(net, quantized)
+        measures = _latent_measures(net, quantized)
         return Step(terms, translation, label, batch["target_modality"], measures)

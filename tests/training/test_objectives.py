@@ -391,11 +391,13 @@ def test_use_of_the_codebook_is_measured_and_enters_no_loss(network: LatentTrans
     objective = kind(network).eval()
     batch = batch_of(objective)
     step = objective(batch)
-    usage, perplexity = network.autoencoder.bottleneck.usage(network.autoencoder(batch["image"])[1].indices)
-    assert step.measures == {"codebook_usage": usage, "codebook_perplexity": perplexity}
+    quantized = network.autoencoder(batch["image"])[1]
+    usage, perplexity = network.autoencoder.bottleneck.usage(quantized.indices)
+    expected = {"codebook_usage": usage, "codebook_perplexity": perplexity, "latent_std": quantized.latent.std()}
+    assert step.measures == expected
     assert not step.measures.keys() & step.terms.keys()
     network.autoencoder = VQGAN([8, 8], 4, norm_num_groups=4, num_res_blocks=[1, 1], bottleneck=KLBottleneck(4))
-    assert not kind(network)(batch).measures
+    assert kind(network)(batch).measures.keys() == {"latent_std"}
 
 
 def test_kl_variant_trains(network: LatentTranslator) -> None:

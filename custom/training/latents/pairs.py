@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from custom.data.augmentation import AugmentSubjectd
 from custom.data.datalist import choose_phantoms, with_phantoms
+from custom.data.layouts import SUBJECT_KEY
 from custom.networks import LatentTranslator
 from custom.networks.fast import accelerate
 from custom.training.latents.cache import LatentCache
@@ -35,6 +36,9 @@ __all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "mea
 CONTEXT_VOXELS = 2048
 MOST_SOURCES = 1000  # far more than a subject has
 MAX_COPIES = 10_000
+
+# a standard deviation of the latents, or one over it, that no sound training gives
+LARGEST_SCALE = 100.0
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +84,7 @@ def encode_subjects(
 
     Returns:
         For every subject, and its mirrored twin and copies after it, ``{"latents": StoredLatents, "modality": (m,)
-        int64}``, with
-        ``images`` also ``{"images": StoredImages}``.
+        int64, "subject": name}``, with ``images`` also ``{"images": StoredImages}``.
 
     Raises:
         OSError: where the latents cannot be stored.
@@ -118,7 +121,10 @@ def encode_subjects(
                 cache.write_images(file, volumes)
     present = [torch.tensor([k for k, m in enumerate(modalities) if m in entry]) for entry in data]
     stored = [(i, file) for i in range(len(data)) for file in copies[i]]
-    subjects: list[dict[str, Any]] = [{"latents": cache.find(file), "modality": present[i]} for i, file in stored]
+    subjects: list[dict[str, Any]] = [
+        {"latents": cache.find(file), "modality": present[i], SUBJECT_KEY: str(data[i].get(SUBJECT_KEY, i))}
+        for i, file in stored
+    ]
     if images:
         subjects = [{**s, "images": cache.find_images(f)} for s, (_, f) in zip(subjects, stored, strict=True)]
     return subjects
@@ -178,6 +184,11 @@ def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[s
         raise ValueError(
             f"latents: expected them to vary; found a standard deviation of {std}. Train the autoencoder first."
         )
+    if not 1 / LARGEST_SCALE <= std <= LARGEST_SCALE:
+        logger.warning(
+            "latents: expected a standard deviation near 1; found %.3g. The autoencoder's training has diverged: "
+            "train it again with a lower learning rate.", std,
+        )  # fmt: skip
     network.latent_scale.fill_(1.0 / std)
 
 
@@ -219,9 +230,9 @@ class LatentPairs(Dataset, Randomizable):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: Any) -> dict[str, Tensor]:
+    def __getitem__(self, index: Any) -> dict[str, Any]:
         """``source`` (K, S, L, h, w, d), ``target`` (K, L, h, w, d), and of what modality each is: ``source_modality``
-        (K, S), ``target_modality`` (K,).
+        (K, S), ``target_modality`` (K,). ``subject``: its name, K times.
 
         With crops also ``source_context`` (K, S, L, N), ``target_context`` (K, L, N): random voxels of the whole
         latents. Where the images were kept, also ``source_image`` (K, S, H, W, D), ``target_image`` (K, 1, H, W, D) of
@@ -240,6 +251,7 @@ class LatentPairs(Dataset, Randomizable):
             "target": torch.stack([latents.read(t, region) for t, region in zip(target, regions, strict=True)]),
             "source_modality": modality[torch.tensor(sources)],
             "target_modality": modality[target],
+            SUBJECT_KEY: [subject.get(SUBJECT_KEY, str(index))] * self.pairs_per_subject,
         }
         if "images" in subject:
             images, factor = subject["images"], subject["images"].shape[1] // latents.shape[2]
@@ -346,12 +358,17 @@ def style_pairs(
     return CachedShare(mixed, Compose([*transform.transforms, *random_part]), progress=False)
 
 
-def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Concatenate items that are batches already, along their first axis.
+def cat_collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Concatenate items that are batches already, along their first axis; lists, too.
 
     Volumes of other sizes, of subjects smaller than the crop, are cut to the middle that all of them have.
     """
-    return {key: torch.cat(_common_middle([item[key] for item in items])) for key in items[0]}
+    return {
+        key: torch.cat(_common_middle([item[key] for item in items]))
+        if isinstance(first, Tensor)
+        else [value for item in items for value in item[key]]
+        for key, first in items[0].items()
+    }
 
 
 def _common_middle(tensors: list[Tensor]) -> list[Tensor]:
@@ -362,5 +379,5 @@ def _common_middle(tensors: list[Tensor]) -> list[Tensor]:
     return tensors
 
 
-def _as_batch(item: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.unsqueeze(0) for key, value in item.items()}
+def _as_batch(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.unsqueeze(0) if isinstance(value, Tensor) else [value] for key, value in item.items()}

@@ -509,13 +509,15 @@ def test_style_pairs_are_latents_by_default(
         [make_subject("t1", "t2", "flair")], preprocessing(), tiny_translator, MODALITIES,
         joint=joint, image_crop=(8, 8, 8), device=CPU, cache_dir=tmp_path, pairs_per_subject=3,
     )  # fmt: skip
-    assert pairs[0].keys() == {"source", "target", "source_modality", "target_modality"}
+    assert pairs[0].keys() == {"source", "target", "source_modality", "target_modality", "subject"}
     assert pairs[0]["source"].shape == (3, 2, 4, 8, 4, 4)
 
 
 def test_volumes_of_other_sizes_are_cut_to_their_common_middle() -> None:
     large, small = torch.arange(6.0 * 4 * 4).view(1, 1, 6, 4, 4), torch.ones(2, 1, 2, 4, 8)
-    batch = cat_collate([{"source": large, "n": torch.zeros(1)}, {"source": small, "n": torch.ones(2)}])
+    items = [{"source": large, "n": torch.zeros(1)}, {"source": small, "n": torch.ones(2)}]
+    batch = cat_collate([{**item, "subject": ["a"] * len(item["n"])} for item in items])
+    assert batch["subject"] == ["a"] * 3
     assert batch["source"].shape == (3, 1, 2, 4, 4)
     assert torch.equal(batch["source"][:1], large[:, :, 2:4])
     assert batch["n"].tolist() == [0, 1, 1]
