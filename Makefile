@@ -62,12 +62,13 @@ format: $(INSTALLED)  ## correct style
 phantoms: $(INSTALLED)  ## make the phantoms that the shipped weights were trained on
 	$(BIN)/python -c "from custom.data.datalist import ensure_phantom; ensure_phantom('bundle/data/phantom')"
 
-train: $(INSTALLED)  ## train the three stages on phantoms; writes bundle/models/model.pt
+train: $(INSTALLED)  ## train the three stages on phantoms; writes bundle/output/model.pt
 	for stage in train_autoencoder train_spade train; do \
 		$(BIN)/python -m monai.bundle run training --config_file bundle/configs/$$stage.json || exit 1; done
 
-evaluate: $(INSTALLED)  ## score the weights on the held-out phantoms
-	$(BIN)/python -m monai.bundle run evaluating --config_file bundle/configs/evaluate.json
+evaluate: $(INSTALLED)  ## score the weights (or WEIGHTS=bundle/output/model.pt) on the held-out phantoms
+	$(BIN)/python -m monai.bundle run evaluating --config_file bundle/configs/evaluate.json \
+		$(if $(WEIGHTS),--ckpt_path $(WEIGHTS))
 
 ablation: $(INSTALLED)  ## train and evaluate the ablations of Table 3 on phantoms (SHARE=0.6 of the epochs)
 	$(BIN)/python -m custom ablation $(if $(SHARE),--share $(SHARE))

@@ -162,7 +162,7 @@ class Chain(NamedTuple):
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_phantom(tmp_path_factory.mktemp("data") / "phantom", counts=(3, 1, 1), spacing=4.0)
+    return ensure_phantom(tmp_path_factory.mktemp("data") / "phantom", counts=(2, 1, 1), spacing=5.0)
 
 
 def make_workflow(name: str, data: Path, output: Path, **overrides: Any) -> ConfigWorkflow:

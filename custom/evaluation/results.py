@@ -22,7 +22,7 @@ from custom.evaluation.metrics import PROTOCOL
 from custom.evaluation.pictures import Pictures
 from custom.evaluation.rows import Row, from_fields, to_fields
 from custom.utils.arguments import as_bool
-from custom.utils.files import atomic_write
+from custom.utils.files import atomic_write, require_writable
 from custom.utils.identity import FileDigests, digest, identity
 
 __all__ = ["ResultStore", "Results", "Setup", "SubjectResult"]
@@ -175,6 +175,7 @@ class ResultStore(Results):
         resume: bool | str = True,
     ) -> None:
         super().__init__(output_dir)
+        require_writable(self.output_dir)
         self.resume = as_bool("resume", resume)
         self._identity = identity(network, preprocessing, [PROTOCOL, settings])
         self._digests = FileDigests(self.output_dir / DIGESTS_NAME)

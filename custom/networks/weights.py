@@ -19,8 +19,8 @@ from custom.networks.translator import RANGE
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
 __all__ = [
-    "CARD", "check_archive", "compact", "convert_weights", "is_kernel", "load_tensors", "load_weights", "name_of_card",
-    "read_card", "read_weights", "write_card",
+    "CARD", "check_archive", "check_divisor", "compact", "convert_weights", "is_kernel", "load_tensors", "load_weights",
+    "name_of_card", "read_card", "read_weights", "write_card",
 ]  # fmt: skip
 
 # what networks did not have before version 0.3.0: the fusion of several sources and the error map
@@ -32,6 +32,15 @@ NAMED = 3  # parameters named in a message
 CARD = "card"  # the entry of a state dict that says which network it is of, where several could take the tensors
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def check_divisor(network: nn.Module, divisor: int | Sequence[int]) -> None:
+    """Raise a ``ValueError`` where volumes padded to multiples of ``divisor`` do not fit a ``LatentTranslator``."""
+    needed = int(getattr(network, "spatial_divisor", 1))
+    if any(int(n) % needed for n in ([divisor] if isinstance(divisor, int | str) else divisor)):
+        raise ValueError(
+            f"spatial_divisor: expected a multiple of {needed}, the network's downsampling; found {divisor}."
+        )
 
 
 def compact(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -17,17 +18,56 @@ from custom.networks.weights import compact, load_weights, read_weights
 from custom.training.checkpoint_files import BEST, LAST, PREVIOUS, copied, read_checkpoint, write_atomically
 from custom.training.random_state import random_state, restore_random_state
 from custom.utils.arguments import as_bool
-from custom.utils.distributed import is_main
+from custom.utils.distributed import is_main, main_first
+from custom.utils.files import atomic_write, keep_former, require_writable
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
-__all__ = ["Checkpoints", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
+__all__ = ["Checkpoints", "begin_stage", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
+WEIGHTS = (BEST, "last*.pt")  # in the folder of a stage
+RESULTS = (*WEIGHTS, "losses.csv", "events.out.tfevents.*")
 STAGE_BEFORE = "the weights of the stage before"
 PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
+
+
+@main_first()
+def begin_stage(stage_dir: str | os.PathLike, resume: bool | str = False) -> None:
+    """Look at a stage's folder before the data are read, which takes minutes.
+
+    The results of an earlier training that is not resumed are kept, in ``earlier_1`` and so on.
+
+    Args:
+        stage_dir: folder of the stage.
+        resume: whether the run goes on from ``last.pt``.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is nothing to resume, or it is damaged.
+        OSError: if the folder cannot be written to.
+    """
+    folder = Path(stage_dir).expanduser()
+    require_writable(folder)
+    if as_bool("resume", resume):
+        read_checkpoint(folder)
+    else:
+        _set_aside(folder, RESULTS)
+
+
+def _set_aside(folder: Path, patterns: Sequence[str]) -> None:
+    """Move the results of an earlier training out of the way; nothing where there are no weights."""
+    if not any((folder / name).is_file() for name in (BEST, LAST)):
+        return
+    kept = next(place for n in itertools.count(1) if not (place := folder / f"earlier_{n}").exists())
+    kept.mkdir()
+    for file in [file for pattern in patterns for file in folder.glob(pattern)]:
+        file.rename(kept / file.name)
+    logger.warning(
+        "%s: an earlier training has left its results here; they are kept in %s. If it was meant to go on: stop, move "
+        "them back, and add --resume true.", folder, kept,
+    )  # fmt: skip
 
 
 def load_stage(
@@ -144,8 +184,9 @@ class Checkpoints:
         resume: load ``last.pt`` before the first epoch.
         interval: epochs between two ``last.pt``.
         best_network: the network that the evaluator judged, where it is not ``network`` (moving averages).
-        final_path: also write the best weights there when the stage is complete (``models/model.pt``), the kernels of
+        final_path: also write the best weights there when the stage is complete (``model.pt``), the kernels of
             convolutions in half precision: they are nearly all of the file, and bfloat16 computing rounds them more.
+            Other weights there are kept beside it, as ``model.pt.1`` and so on.
 
     Raises:
         FileNotFoundError: when the run starts, if there is nothing to resume.
@@ -172,6 +213,7 @@ class Checkpoints:
         self.interval = interval
         self.final_path = final_path
         self.best = float("-inf")
+        self.begun = False
         self.unsaved: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -247,13 +289,20 @@ class Checkpoints:
         if self.best == float("-inf"):
             self._save_best()
         if self.final_path is not None and is_main():
-            write_atomically(compact(torch.load(best, map_location="cpu", weights_only=True)), self.final_path)
-            logger.info("wrote the weights of the best epoch to %s", self.final_path)
+            final = Path(self.final_path).expanduser()
+            with atomic_write(final) as temporary:
+                torch.save(compact(torch.load(best, map_location="cpu", weights_only=True)), temporary)
+                kept = keep_former(final, temporary)
+            if kept is not None:
+                logger.warning("%s: replaced; the weights that were there are kept as %s", final, kept.name)
 
     def _resume(self, engine: Engine) -> None:
         for leftover in self.save_dir.glob(".*.part*") if is_main() else ():  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
         if not self.resume:
+            if not self.begun and is_main():  # a client that runs the trainer alone has not called begin_stage
+                _set_aside(self.save_dir, WEIGHTS)
+            self.begun = True
             return
         state, path = self._read(engine)
         for name, item in self._items().items():
@@ -271,6 +320,11 @@ class Checkpoints:
         engine.state.iteration = state["epoch"] * state["epoch_length"]
         engine.state.checkpoint = f"{path} (epoch {state['epoch']})"
         logger.info("resumed after epoch %d from %s", engine.state.epoch, path)
+        if engine.state.epoch >= (engine.state.max_epochs or 0):
+            logger.warning(
+                "%s: all %d epochs are done, nothing is left to train. A larger --max_epochs goes on from there.",
+                path, engine.state.epoch,
+            )  # fmt: skip
 
     def _read(self, engine: Engine) -> tuple[dict[str, Any], Path]:
         state, path, fault = read_checkpoint(self.save_dir)

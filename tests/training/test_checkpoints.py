@@ -24,7 +24,14 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandSpatialCropSamplesd
 
 from custom.networks import LatentTranslator
-from custom.training.checkpoints import Checkpoints, load_pretrained, load_stage, require_stage, write_atomically
+from custom.training.checkpoints import (
+    Checkpoints,
+    begin_stage,
+    load_pretrained,
+    load_stage,
+    require_stage,
+    write_atomically,
+)
 from custom.training.handlers import MovingAverage
 from custom.training.latents.sampling import RandModalityd
 from custom.training.objectives import AutoencoderObjective
@@ -268,9 +275,12 @@ def test_raised_max_epochs_take_the_new_schedule(
     assert [loss["lr"] for loss in run.losses] == pytest.approx(rates[2:])
 
 
-def test_finished_run_has_nothing_to_resume(tiny_translator: LatentTranslator, one_epoch: Path, tmp_path: Path) -> None:
+def test_finished_run_has_nothing_to_resume_and_says_so(
+    tiny_translator: LatentTranslator, one_epoch: Path, tmp_path: Path, caplog
+) -> None:
     shutil.copy(one_epoch / "last.pt", tmp_path)
     assert start(make_run(tmp_path, tiny_translator, max_epochs=1, resume=True)).losses == []
+    assert "all 1 epochs are done, nothing is left to train. A larger --max_epochs" in caplog.text
 
 
 def test_nothing_to_resume_is_an_error(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
@@ -367,6 +377,44 @@ def test_best_of_an_earlier_run_is_not_taken_for_the_result_of_this_one(tmp_path
     write_atomically({"weight": torch.full((1, 1), 99.0)}, tmp_path / "best.pt")
     Stage(tmp_path, [None], final_path=str(tmp_path / "model.pt")).run()
     assert weight(tmp_path / "model.pt") == 1
+
+
+def test_an_earlier_training_is_kept(tmp_path: Path, caplog) -> None:
+    folder, final = tmp_path / "stage", tmp_path / "model.pt"
+    for epochs in (1, 2, 3):
+        (folder / "losses.csv").parent.mkdir(exist_ok=True)
+        begin_stage(folder)
+        Stage(folder, [1.0] * (epochs - 1) + [2.0], final_path=str(final)).run()
+        (folder / "losses.csv").write_text(str(epochs))
+    assert [weight(folder / name / "best.pt") for name in ("earlier_1", "earlier_2", ".")] == [1, 2, 3]
+    assert (folder / "earlier_2" / "losses.csv").read_text() == "2"
+    assert [weight(tmp_path / name) for name in ("model.pt.1", "model.pt.2", "model.pt")] == [1, 2, 3]
+    assert f"kept in {folder / 'earlier_1'}" in caplog.text
+    assert "kept as model.pt.1" in caplog.text
+    before = sorted(tmp_path.rglob("*"))
+    begin_stage(folder, resume="true")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_client_that_runs_the_trainer_alone_replaces_nothing(tmp_path: Path) -> None:
+    """MONAI FL, which runs one trainer for several rounds."""
+    Stage(tmp_path, [1.0]).run()
+    stage = Stage(tmp_path, [1.0, 2.0, 3.0])
+    for rounds in (1, 2):
+        stage.trainer.run([0], max_epochs=rounds)
+    assert weight(tmp_path / "earlier_1" / "best.pt") == 1
+    assert weight(tmp_path / "best.pt") == 2
+    assert not (tmp_path / "earlier_2").exists()
+
+
+def test_what_cannot_be_resumed_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"last.pt: expected the checkpoint of an earlier run; found no file"):
+        begin_stage(tmp_path, resume=True)
+    (tmp_path / "last.pt").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"last.pt: expected tensors and numbers; found"):
+        begin_stage(tmp_path, resume=True)
+    with pytest.raises(OSError, match=r"last.pt: expected a place that can be written to; found a file"):
+        begin_stage(tmp_path / "last.pt")
 
 
 def test_final_weights_are_compact(tmp_path: Path) -> None:
