@@ -116,6 +116,7 @@ JUMP, STEP = 0.75, 0.5  # of the range: by which neighbours differ
 # have 0.003 or more, and 0.4 of the steps or more but for T1ce, whose few bright vessels overflow (from 0.27 on)
 WRAPPED_SHARE = 5e-4
 WRAPPED_RATIO = 0.36
+NOISE_SHARE = 0.5  # of jumps and steps, of the voxels: such noise has 0.75, overflowed scans up to 0.4
 
 
 def has_wrapped(values: np.ndarray) -> bool:
@@ -145,4 +146,5 @@ def has_wrapped(values: np.ndarray) -> bool:
         both = counted[1:][places] & counted[:-1][places]
         jumping = int(np.count_nonzero(difference[places][both] > JUMP * span))
         jumps, steps = jumps + jumping, steps + int(both.sum()) - jumping
-    return bool(jumps > max(WRAPPED_RATIO * steps, fewest))
+    smooth = jumps + steps < NOISE_SHARE * np.count_nonzero(valid)
+    return bool(smooth and jumps > max(WRAPPED_RATIO * steps, fewest))

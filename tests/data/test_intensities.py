@@ -120,7 +120,7 @@ def test_integers_that_overflowed_are_found(kind: type, top: int) -> None:
 def test_what_jumps_otherwise_has_not_overflowed(kind: str) -> None:
     draw, values = np.random.default_rng(0), scan()
     values = {
-        "noise": draw.uniform(0, 255, values.shape),
+        "noise": draw.integers(0, 256, values.shape),
         "checks": np.where(values > 0, values + 400 * (np.indices(values.shape).sum(axis=0) % 2), 0),
         "spikes": np.where(draw.random(values.shape) < 1e-5, 30000, values),
     }[kind].astype(np.float32)
