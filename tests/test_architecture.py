@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MOST_ROOMS, MOST_ARROWS = 14, 55
 # each may import those below it; the package itself and its command line are the two doors
 ORDER = (
-    "__main__", "__init__", "api", "commands", "preparation", "reports", "evaluation", "training", "inference", "data",
+    "__main__", "__init__", "api", "commands", "preparation", "reports", "evaluation", "rivals", "training",
+    "inference", "data",
     "networks", "utils", "compat",
 )  # fmt: skip
 # folders of tests that are no rooms: of the benchmarks, of programs beside the suite, of what tests share

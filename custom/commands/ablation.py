@@ -7,17 +7,15 @@ run goes on.
 
 from __future__ import annotations
 
-import gc
-import json
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from custom.commands.trainings import applicable, check_settings, train, trained
 from custom.commands.workflows import bundle_workflow
 from custom.data.datalist import ensure_phantom
 from custom.evaluation.pictures import TRUTH, Slices
@@ -26,9 +24,7 @@ from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, rea
 from custom.reports.figures import method_panel
 from custom.reports.render import to_text, write_table
 from custom.reports.tables import Ablation, ablation_table, summaries, task_name
-from custom.utils.bundle import config_folder
 from custom.utils.errors import user_message
-from custom.utils.files import atomic_write
 from custom.utils.precision import AUTO, amp_choice
 
 __all__ = ["TABLE_3", "VARIANTS", "Variant", "ablation"]
@@ -126,10 +122,12 @@ def ablation(
         raise ValueError(f"variants: expected some of {', '.join(VARIANTS)}; found {', '.join(unknown)}.")
     if not share > 0:
         raise ValueError(f"share: expected a positive share of the configs' epochs; found {share}.")
+    for config in (*FOLDERS, "evaluate"):
+        bundle_workflow(config, overrides)  # a wrong option is an error now, and not the failure of every variant
     output = Path(output_dir).expanduser().resolve()
     training, validation, test = map(int, subjects)
     budget = Budget(float(share), (training, validation, test), float(spacing), int(seed))
-    _check_settings(output / "settings.json", {**budget._asdict(), "dataset_dir": str(dataset_dir), **overrides})
+    check_settings(output / "settings.json", {**budget._asdict(), "dataset_dir": str(dataset_dir), **overrides})
     data = dataset_dir or ensure_phantom(
         output / "phantom", counts=budget.counts, seed=budget.seed, spacing=budget.spacing
     )
@@ -151,17 +149,6 @@ def ablation(
     return done
 
 
-def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Check that a folder's complete parts, which are used again, were made with the same settings."""
-    text = json.dumps(settings, indent=2, default=str)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"{path}: expected the settings of this run; found others. Give another output_dir, or the settings there."
-        )
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _train_and_evaluate(name: str, output: Path, budget: Budget, values: Mapping[str, Any], *, first: bool) -> Ablation:
     variant, weights = VARIANTS[name], Path()
     for stage in variant.stages:
@@ -173,9 +160,9 @@ def _train_and_evaluate(name: str, output: Path, budget: Budget, values: Mapping
         paths["cache_dir"] = str(output / "latents")  # named after their weights, so that all may share it
         if stage == "train":
             paths["ckpt_path"] = str(output / name / "model.pt")
-        if not (folder / "trained.json").is_file():
+        if trained(folder) is None:
             print(f"[{variant.label}] {name}: {stage}, {'its own' if own else 'shared'}", flush=True)
-            _train(stage, overlays, folder, budget, {**values, **paths})
+            train(stage, overlays, folder, budget.share, {**values, **paths})
         weights = Path(paths.get("ckpt_path", folder / "best.pt"))
     return _evaluate(name, output, weights, values, first=first)
 
@@ -196,41 +183,10 @@ def _evaluate(name: str, output: Path, weights: Path, values: Mapping[str, Any],
         "baselines#path": str(output / "baselines.npz"),
     }
     overlays = [variant.overlay] if variant.overlay else []
-    workflow = bundle_workflow("evaluate", {**_applicable(values, overlays), **of_test}, overlays=overlays)
+    workflow = bundle_workflow("evaluate", {**applicable(values, overlays), **of_test}, overlays=overlays)
     workflow.initialize()
     workflow.run()
     return Ablation(variant.label, *variant.marks, read_rows(folder / "per_subject.csv"))
-
-
-def _train(stage: str, overlays: Sequence[str], folder: Path, budget: Budget, values: Mapping[str, Any]) -> None:
-    """Train one stage for its share of the config's epochs; ``trained.json`` says that it is complete."""
-    started = time.monotonic()
-    workflow = bundle_workflow(stage, _applicable(values, overlays), overlays=overlays)
-    epochs = max(1, round(budget.share * workflow.parser["max_epochs"]))
-    scaled = {"max_epochs": epochs, "val_interval": epochs, "checkpoint_interval": epochs}
-    for key in ("adversarial_start_epoch", "warmup_steps"):
-        if key in workflow.parser:
-            scaled[key] = round(budget.share * workflow.parser[key])
-    for key, value in scaled.items():
-        if key in workflow.parser:
-            workflow.parser[key] = value
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
-    record = {"epochs": epochs, "seconds": round(time.monotonic() - started, 1)}
-    with atomic_write(folder / "trained.json") as temporary:
-        temporary.write_text(json.dumps(record), encoding="utf-8")
-    del workflow
-    gc.collect()  # engines and handlers refer to one another, and hold the stage's data
-
-
-def _applicable(values: Mapping[str, Any], overlays: Sequence[str]) -> dict[str, Any]:
-    """``values`` without those of a component that an overlay replaces, such as the width of an absent MS-SPADE."""
-    folder, replaced = config_folder(), []
-    for overlay in overlays:
-        config = json.loads((folder / f"{overlay}.json").read_text(encoding="utf-8"))
-        replaced += [f"{key}#" for key, value in config.items() if isinstance(value, dict)]
-    return {key: value for key, value in values.items() if not key.startswith(tuple(replaced))}
 
 
 def _report(output: Path, done: Sequence[Ablation], failures: Mapping[str, str], budget: Budget) -> None:

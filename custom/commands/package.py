@@ -12,7 +12,9 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from custom.networks.weights import load_weights
+from custom import rivals
+from custom.evaluation.rows import CEILING, METHODS, SPADE_ONLY
+from custom.networks.weights import load_weights, name_of_card, read_card, read_weights
 from custom.utils.files import atomic_write
 
 __all__ = ["BUNDLE_NAME", "package"]
@@ -20,6 +22,7 @@ __all__ = ["BUNDLE_NAME", "package"]
 BUNDLE_NAME = "brain_mri_modality_translation"
 WEIGHTS = "models/model.pt"
 LARGE_FILE_BYTES = 25_000_000  # beyond this the zoo keeps a file elsewhere and lists it in large_files.yml
+REWRITTEN = ("inference", "evaluate", "metadata")  # configs that differ in a rival's bundle
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip can hold: no file's own time enters the artifact
 
 
@@ -29,9 +32,12 @@ def package(out: str | os.PathLike[str] = "dist", weights: str | os.PathLike[str
     It holds one folder with ``configs/``, ``models/model.pt``, ``docs/``, ``custom/`` and ``LICENSE``, and works where
     the repository is absent. Files over 25 MB are listed in its ``large_files.yml`` with their checksum.
 
+    The weights of a rival make a bundle of its own, ``…_<method>_v<version>.zip``, whose ``inference.json`` and
+    ``evaluate.json`` hold the network that the weights say they are of.
+
     Args:
         out: folder for the zip, made where it does not exist.
-        weights: pack these instead of ``models/model.pt``.
+        weights: pack these instead of ``models/model.pt``, those of a rival too.
 
     Returns:
         Path of the zip.
@@ -47,11 +53,15 @@ def package(out: str | os.PathLike[str] = "dist", weights: str | os.PathLike[str
     for config in sorted((bundle / "configs").glob("*.json")):
         _check_paths(config)
     chosen = Path(weights).expanduser() if weights is not None else bundle / WEIGHTS
-    load_weights(_network(bundle / "configs" / "inference.json"), chosen)
-    content = {**_files(bundle, code, licence), WEIGHTS: chosen}
+    files = _files(bundle, code, licence)
+    name, texts = BUNDLE_NAME, {}
+    if (card := read_card(read_weights(chosen))) is not None:
+        name, texts = f"{BUNDLE_NAME}_{card['method']}", _of_rival(card, chosen, files)
+    else:
+        load_weights(_network(bundle / "configs" / "inference.json"), chosen)
     folder = Path(out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    return _write(folder / f"{BUNDLE_NAME}_v{version}.zip", content)
+    return _write(folder / f"{name}_v{version}.zip", {**files, WEIGHTS: chosen, **texts}, name)
 
 
 def _parts() -> tuple[Path, Path, Path]:
@@ -125,14 +135,52 @@ def _files(bundle: Path, code: Path, licence: Path) -> dict[str, Path]:
     return files | {f"custom/{p.relative_to(code).as_posix()}": p for p in code_files}
 
 
-def _write(path: Path, content: Mapping[str, Path]) -> Path:
-    large = [_large(name, file) for name, file in content.items() if file.stat().st_size > LARGE_FILE_BYTES]
+def _of_rival(card: Mapping[str, Any], weights: Path, files: Mapping[str, Path]) -> dict[str, str]:
+    """The files that differ in a rival's bundle, after a check that its weights fit.
+
+    Raises:
+        ValueError: for weights of an unknown method, or that do not fit it.
+    """
+    known = {f"custom.rivals.{name}" for name in rivals.__all__ if not name.endswith("Objective")}
+    if card["target"] not in known:
+        raise ValueError(f"{weights}: expected weights of one of {', '.join(sorted(known))}; found {card['target']}.")
+    arguments, pair = card["arguments"], card["arguments"]["pair"]
+    load_weights(getattr(rivals, card["target"].rpartition(".")[2])(**arguments), weights)
+    configs = {name: json.loads(files[f"configs/{name}.json"].read_text(encoding="utf-8")) for name in REWRITTEN}
+    for config in (configs["inference"], configs["evaluate"]):
+        config["network_def"] = {"_target_": card["target"], "_requires_": "@bundle_code", **arguments}
+        config["modalities"]["default"] = arguments["modalities"]
+        config["intensity_scale"] = arguments["intensity_scale"]
+    configs["evaluate"]["methods"] = [m for m in METHODS if m not in (CEILING, SPADE_ONLY)]
+    if pair:
+        configs["inference"]["displayable_configs"]["target"] = pair[1]
+        configs["evaluate"] |= {"scored_pairs": [pair], "pairs": [pair]}
+    what = f"a method that the model of this package is compared with: {name_of_card(card)}"
+    configs["metadata"] |= {
+        "name": f"{configs['metadata']['name']}, {card['method']}",
+        "description": f"Weights of {what}.",
+    }
+    page = files["docs/README.md"].read_text(encoding="utf-8")
+    texts = {
+        f"configs/{name}.json": json.dumps(config, indent=4, ensure_ascii=False) for name, config in configs.items()
+    }
+    return {**texts, "docs/README.md": f"> **The weights in this bundle are of {what}.**\n\n{page}"}
+
+
+def _write(path: Path, content: Mapping[str, Path | str], folder: str = BUNDLE_NAME) -> Path:
+    """A zip with one ``folder`` of files, given by their paths or texts."""
+    large = [
+        _large(name, file)
+        for name, file in content.items()
+        if isinstance(file, Path) and file.stat().st_size > LARGE_FILE_BYTES
+    ]
     texts = {"large_files.yml": "large_files:\n" + "".join(large)} if large else {}
+    content = {**content, **texts}
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name in sorted([*content, *texts]):
-            data = texts[name].encode() if name in texts else content[name].read_bytes()
+        for name, file in sorted(content.items()):
+            data = file.encode() if isinstance(file, str) else file.read_bytes()
             # weights do not get smaller, and stored bytes do not depend on the version of zlib
-            entry = zipfile.ZipInfo(f"{BUNDLE_NAME}/{name}", EPOCH)
+            entry = zipfile.ZipInfo(f"{folder}/{name}", EPOCH)
             entry.external_attr = 0o100644 << 16
             entry.compress_type = zipfile.ZIP_STORED
             archive.writestr(entry, data)

@@ -45,6 +45,9 @@ BARE_START = re.compile(rb"[\x02\x08]\0[\x00\x01\x05\x08\x12-\x16]\0(?:[A-Z]{2}|
 PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
 PIXEL_FACTORS = ("NumberOfFrames", "BitsAllocated")
 
+# no other is refused: exports of MR images may say OT, or nothing
+OTHER_MODALITIES = ("CT", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "SEG", "RTDOSE")
+
 ORIENTATION_TOLERANCE = 1e-4  # of direction cosines: 0.03 mm at the edge of a field of view of 256 mm
 REGULARITY_TOLERANCE = 0.01  # of the distance of slices, and in mm where that is more
 # by one of these the volumes of a series differ that has several in one place
@@ -276,6 +279,8 @@ def _check_one_series(source: Path, headers: Sequence[tuple[Path, Dataset]]) -> 
 
 
 def _frames(file: Path, header: Dataset) -> Iterable[Frame]:
+    if header.get("Modality") in OTHER_MODALITIES:
+        raise ValueError(f"{file}: expected an MR image; found the modality {header.Modality}. Name an MR series.")
     if int(header.get("SamplesPerPixel", 1)) != 1:
         raise ValueError(f"{file}: expected grey values; found a colour image. Use the series that it was made from.")
     if "MOSAIC" in ensure_tuple(header.get("ImageType") or ()):

@@ -14,7 +14,7 @@ from custom.evaluation.baselines import IntensityLookup, TrainingMean, copy_sour
 from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, METHODS, SPADE_ONLY, TRAINING_MEAN
 from custom.inference.cost import Cost
 from custom.inference.inferer import MAX_SAMPLES, MAX_STEPS
-from custom.inference.translation import Sampling, Translated, Translation
+from custom.inference.translation import Sampling, Translated, Translation, knows_errors
 from custom.utils.arguments import whole_number
 from custom.utils.modalities import target_indices
 from custom.utils.precision import amp_choice
@@ -26,8 +26,8 @@ class Prediction(NamedTuple):
     """One prediction for a subject: ``image`` (1, 1, H, W, D) in [-1, 1], background exactly -1.
 
     ``source == target`` is the autoencoder's reconstruction. ``cost`` is that of this translation alone, its source's
-    encoding included; None for the trivial ones. ``spread`` is the standard deviation over several samples, of the
-    image's shape and range; None for one.
+    encoding included; None for the trivial ones. ``uncertainty`` is the expected absolute error, of the image's
+    shape and range, where the network knows it.
     """
 
     method: str
@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
     target: str
     image: Tensor
     cost: Cost | None = None
-    spread: Tensor | None = None
+    uncertainty: Tensor | None = None
 
 
 class PairwiseInferer(Inferer):
@@ -47,6 +47,7 @@ class PairwiseInferer(Inferer):
         mean: the training subjects' mean image; without it, or for targets it has not seen, that row is left out.
         methods: the rows wanted, of :data:`custom.evaluation.rows.METHODS`.
         sources: the modalities to translate from; default all.
+        pairs: (source, target) to translate, for a network that was trained for these alone; default all.
         seed: of the noise, the same for every pair and subject.
         num_steps: sampler steps; 0 for the network's default.
         num_samples: noise draws of the full model whose images are averaged, as in ``TranslationInferer``.
@@ -64,6 +65,7 @@ class PairwiseInferer(Inferer):
         mean: TrainingMean | None = None,
         methods: Sequence[str] = METHODS,
         sources: Sequence[str] | None = None,
+        pairs: Sequence[Sequence[str]] | None = None,
         seed: int = 0,
         num_steps: int = 0,
         num_samples: int = 1,
@@ -77,6 +79,7 @@ class PairwiseInferer(Inferer):
         self.mean = mean
         self.methods = tuple(methods)
         self.sources = tuple(self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities))
+        self.pairs = None if pairs is None else [self._pair(pair) for pair in pairs]
         self.seed = seed
         self.num_steps = whole_number("num_steps", num_steps, smallest=0, largest=MAX_STEPS)
         self.num_samples = whole_number("num_samples", num_samples, smallest=1, largest=MAX_SAMPLES)
@@ -84,9 +87,17 @@ class PairwiseInferer(Inferer):
         self._looked_up = set(lookup.pairs) if lookup is not None else set()
         self._averaged = set(mean.seen) if mean is not None else set()
 
+    def _pair(self, pair: Sequence[str]) -> tuple[str, ...]:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"pairs: expected a source and a target each; found {pair!r}. Correct it.")
+        return tuple(self.modalities[i] for i in target_indices(pair, self.modalities))
+
+    def _wanted(self, source: str, target: str) -> bool:
+        return source != target and (self.pairs is None or (source, target) in self.pairs)
+
     def count(self, names: Sequence[str]) -> int:
         """Number of predictions for a subject that has the modalities ``names``."""
-        pairs = [(s, t) for t in names for s in self.sources if s in names and s != t]
+        pairs = [(s, t) for t in names for s in self.sources if s in names and self._wanted(s, t)]
         of_pair = {
             LOOKUP: [pair in self._looked_up for pair in pairs],
             TRAINING_MEAN: [target in self._averaged for _, target in pairs],
@@ -109,7 +120,7 @@ class PairwiseInferer(Inferer):
         for target in sources:
             if CEILING in self.methods:
                 yield _prediction(CEILING, target, target, sources[target].reconstruct())
-            for source in (m for m in self.sources if m in sources and m != target):
+            for source in (m for m in self.sources if m in sources and self._wanted(m, target)):
                 yield from self._trivial(sources[source], source, target)
                 yield from self._translate(sources[source], source, target)
 
@@ -133,13 +144,17 @@ class PairwiseInferer(Inferer):
             yield _prediction(SPADE_ONLY, source, target, given.spade_only(index))
         if FULL_MODEL in self.methods:
             found = given.translate(
-                index, Sampling(self.num_steps), seed=self.seed, num_samples=self.num_samples, spread=True
+                index,
+                Sampling(self.num_steps),
+                seed=self.seed,
+                num_samples=self.num_samples,
+                uncertainty=knows_errors(given.network),
             )
             yield _prediction(FULL_MODEL, source, target, found)
 
 
 def _prediction(method: str, source: str, target: str, found: Translated) -> Prediction:
-    return Prediction(method, source, target, found.image, found.cost, found.spread)
+    return Prediction(method, source, target, found.image, found.cost, found.uncertainty)
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -97,6 +97,8 @@ def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult
             continue
         made[f"models_{where}"] = tables.model_table(rows, region, pairs=_pairs(setup))
         for method in translated:
+            if {(r.source, r.target) for r in rows if r.method == method} <= set(_pairs(setup)):
+                continue  # the models' table shows them all
             name = "pairs" if method == FULL_MODEL else "pairs_" + re.sub(r"[^\w.-]", "_", method)
             made[f"{name}_{where}"] = tables.pair_table(rows, region, modalities=setup.modalities, method=method)
         made[f"tests_{where}"] = tables.comparison_table(rows, region, setup.reference)

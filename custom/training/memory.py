@@ -1,9 +1,9 @@
-"""Memory that a training step takes, found by running the step of a config on tensors without content."""
+"""Memory and arithmetic of a training step, found by running the step of a config on tensors without content."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from custom.compat import FakeTensorMode, TorchDispatchMode, tree_map_only
 from custom.training.objectives import AutoencoderObjective, JointObjective, Objective
 from custom.training.trainer import StageTrainer
 
-__all__ = ["CARDS", "PeakMemory", "prepare_step", "smallest_card", "step_memory"]
+__all__ = ["CARDS", "PeakMemory", "prepare_step", "smallest_card", "step_flops", "step_memory"]
+
+MakeBatch = Callable[[ConfigParser, Objective, Sequence[int]], dict[str, Tensor]]
 
 CARDS = (8, 12, 16, 24, 40, 48, 80)
 # what a device holds besides tensors: its context and libraries, workspaces of convolutions, gaps between blocks
@@ -79,7 +82,7 @@ class _CudaAutocast(TorchFunctionMode):
 
 
 def step_memory(
-    configs: Sequence[str | PathLike], size: Sequence[int], *, like_cuda: bool = True, **overrides: Any
+    configs: Sequence[str | PathLike], size: Sequence[int], /, *, like_cuda: bool = True, **overrides: Any
 ) -> int:
     """Bytes of the tensors at the peak of a training step: weights, optimiser, averages, batch, activations, gradients.
 
@@ -104,13 +107,29 @@ def step_memory(
         return memory.peak
 
 
+def step_flops(
+    configs: Sequence[str | PathLike], size: Sequence[int], /, *, make_batch: MakeBatch | None = None, **overrides: Any
+) -> int:
+    """Floating-point operations of a training step: of convolutions and matrix products, forward and backward.
+
+    Args:
+        configs, size, make_batch, overrides: as for ``prepare_step``.
+    """
+    with FakeTensorMode(), PeakMemory():  # which also gives a value where one is asked for
+        trainer, batch, _ = prepare_step(configs, size, make_batch=make_batch, **overrides)
+        with FlopCounterMode(display=False) as counter:
+            trainer._iteration(trainer, batch)
+        return counter.get_total_flops()
+
+
 def prepare_step(
-    configs: Sequence[str | PathLike], size: Sequence[int], **overrides: Any
+    configs: Sequence[str | PathLike], size: Sequence[int], /, *, make_batch: MakeBatch | None = None, **overrides: Any
 ) -> tuple[StageTrainer, dict[str, Tensor], int]:
     """The trainer of a config, a batch of its shapes, and the bytes of the moving averages that stand beside them.
 
     Args:
         configs, size, overrides: as for ``step_memory``.
+        make_batch: gives a batch for a parsed config, its objective and a size; by default that of the three stages.
     """
     parser = ConfigParser()
     parser.read_config([str(config) for config in configs])
@@ -125,7 +144,7 @@ def prepare_step(
     network = parser.get_parsed_content("network")
     tensors = (*network.parameters(), *network.buffers())
     averages = sum(t.numel() * t.element_size() for t in tensors) if "ema" in parser.get() else 0
-    return trainer, _batch(parser, trainer.objective, size), averages
+    return trainer, (make_batch or _batch)(parser, trainer.objective, size), averages
 
 
 def _batch(parser: ConfigParser, objective: Objective, size: Sequence[int]) -> dict[str, Tensor]:
@@ -141,15 +160,22 @@ def _batch(parser: ConfigParser, objective: Objective, size: Sequence[int]) -> d
     if isinstance(objective, JointObjective):
         count = value("subjects_per_batch")
         batch = tensors(["image", "label"], count, 1, "image_crop")
+        modality = torch.zeros(count, dtype=torch.long)
     else:
         count = value("subjects_per_batch") * value("pairs_per_subject")
+        modality = torch.zeros(count, dtype=torch.long)
         autoencoder = objective.network.autoencoder
         channels, divisor = autoencoder.embedding_dim, autoencoder.downsampling
-        batch = tensors(["source", "target"], count, channels, "latent_crop", divisor)
+        sources = min(value("max_sources") or len(value("modalities")), len(value("modalities")) - 1)
+        batch = tensors(["target"], count, channels, "latent_crop", divisor)
+        batch["source"] = batch["target"].unsqueeze(1).repeat(1, sources, 1, 1, 1, 1)
         if objective.network.detail is not None and "detail" in objective.trainable:
-            shape = [n * divisor for n in batch["source"].shape[2:]]
-            batch |= {name: torch.zeros(count, 1, *shape) for name in ("source_image", "target_image")}
-    modality = torch.zeros(count, dtype=torch.long)
+            shape = [n * divisor for n in batch["target"].shape[2:]]
+            batch |= {
+                "source_image": torch.zeros(count, sources, *shape),
+                "target_image": torch.zeros(count, 1, *shape),
+            }
+        return {**batch, "source_modality": torch.zeros(count, sources, dtype=torch.long), "target_modality": modality}
     return {**batch, "source_modality": modality, "target_modality": modality}
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from packaging.specifiers import SpecifierSet
 
+from custom import Translator
 from custom.commands import package as package_module
-from custom.commands.package import BUNDLE_NAME, package
+from custom.commands.package import BUNDLE_NAME, REWRITTEN, package
+from custom.networks.weights import CARD, compact, read_card, write_card
+from custom.rivals import DEaGAN
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = "custom/reports/assets/report.html.jinja"
@@ -104,7 +107,11 @@ class TestRefusals:
 
 @needs_weights
 class TestZooChecks:
-    """The model zoo's verification, from its description, without any exclusion; files and changelog: see above."""
+    """The model zoo's verification, from its description; files and changelog: see above.
+
+    Of the network's input, output and export see the documents' commands: tests/test_documents.py with the shipped
+    weights, tests/test_clients.py from the zip of a tiny network.
+    """
 
     def test_metadata_fits_the_schema(self, artifact):
         if not SCHEMA.is_file():
@@ -126,30 +133,46 @@ class TestZooChecks:
         for package_name, version in named.items():
             assert version in SpecifierSet(needed[package_name]), package_name
 
-    @pytest.mark.slow
-    def test_network_in_and_out(self, artifact, elsewhere):
-        elsewhere(
-            "monai.bundle", "verify_net_in_out", "--net_id", "network_def",
-            "--meta_file", artifact / "configs/metadata.json",
-            "--config_file", artifact / "configs/inference.json", pythonpath=artifact,
-        )  # fmt: skip
 
-    @pytest.mark.slow
-    def test_torchscript_export_loads_strictly(self, artifact, elsewhere, tmp_path, assert_near):
-        elsewhere(
-            "monai.bundle", "ckpt_export", "--net_id", "network_def", "--filepath", tmp_path / "model.ts",
-            "--ckpt_file", artifact / "models/model.pt", "--meta_file", artifact / "configs/metadata.json",
-            "--config_file", artifact / "configs/inference.json", pythonpath=artifact,
-        )  # fmt: skip
-        scripted = torch.jit.load(tmp_path / "model.ts")
-        state = torch.load(artifact / "models/model.pt", weights_only=True)
-        scripted.load_state_dict(state, strict=True)
-        parser = ConfigParser()
-        parser.read_config(str(artifact / "configs/inference.json"))
-        network = parser.get_parsed_content("network_def").eval()
-        network.load_state_dict(state, strict=True)
-        image, target = torch.rand(1, 1, 16, 16, 16) * 2 - 1, torch.tensor([2])
-        noise = torch.randn_like(network.encode(image))
-        with torch.no_grad():
-            # convolutions may sum in another order
-            assert_near(scripted(image, target, noise), network(image, target, noise), tolerance=1e-4)
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """The zip of a rival's weights."""
+    folder = tmp_path_factory.mktemp("rival")
+    torch.manual_seed(0)
+    network = DEaGAN(["t1", "t2", "pd"], ("t1", "pd"), halvings=2)
+    torch.save(compact(network.state_dict()), folder / "best.pt")
+    return package(folder / "out", weights=folder / "best.pt")
+
+
+class TestRival:
+    def test_is_a_bundle_of_its_own(self, packed, tmp_path):
+        name = f"{BUNDLE_NAME}_dea_gan"
+        assert packed.name.startswith(f"{name}_v")
+        with zipfile.ZipFile(packed) as archive:
+            archive.extractall(tmp_path)
+        configs = {n: json.loads((tmp_path / name / f"configs/{n}.json").read_text()) for n in REWRITTEN}
+        expected = {
+            "_target_": "custom.rivals.DEaGAN", "_requires_": "@bundle_code", "modalities": ["t1", "t2", "pd"],
+            "pair": ["t1", "pd"], "intensity_scale": "percentile", "size": "small", "halvings": 2, "norm": None,
+        }  # fmt: skip
+        assert configs["inference"]["network_def"] == configs["evaluate"]["network_def"] == expected
+        assert configs["inference"]["displayable_configs"]["target"] == "pd"
+        assert configs["evaluate"]["scored_pairs"] == [["t1", "pd"]]
+        assert "dea_gan, t1 to pd, small" in configs["metadata"]["description"]
+        assert "dea_gan, t1 to pd, small" in (tmp_path / name / "docs/README.md").read_text().splitlines()[0]
+
+    def test_translates(self, packed, brain):
+        translator = Translator.load(packed)
+        scan = MetaTensor(torch.from_numpy(brain("t1").astype("float32")))
+        assert translator.modalities == ["t1", "t2", "pd"]
+        assert translator(scan, "pd").shape == (1, *scan.shape)
+        with pytest.raises(ValueError, match="target: expected pd, the only one that these weights were trained for"):
+            translator(scan, "t2")
+
+    def test_unknown_methods_are_refused(self, tmp_path):
+        state = DEaGAN(["t1", "t2"], ("t1", "t2"), halvings=2).state_dict()
+        card = {**read_card(state), "target": "os.system"}
+        torch.save({**state, CARD: write_card(card)}, tmp_path / "odd.pt")
+        with pytest.raises(ValueError, match=r"expected weights of one of custom\.rivals\.CycleGAN.*found os\.system"):
+            package(tmp_path / "out", weights=tmp_path / "odd.pt")
+        assert not (tmp_path / "out").exists()

@@ -214,11 +214,24 @@ class TestRefusedSeries:
             (change("ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), "expected two perpendicular axes"),
             (change("ImageOrientationPatient", [1, 0, 0, 0, 0, -1]), "expected slices of one orientation"),
             (change("SamplesPerPixel", 3), "expected grey values; found a colour image"),
+            (change("Modality", "CT"), "expected an MR image; found the modality CT"),
             (change("ImagePositionPatient", [0, 0, 0]), "expected one slice in each place"),
             (change("ImagePositionPatient", [0, 0, 4.3]), r"expected slices 2\.\d* mm apart"),
             (change("ImagePositionPatient", [0.5, 0, 4]), r"expected slices 2\.000 mm apart"),
         ],
-        ids=["position", "orientation", "spacing", "no spacing", "axes", "mixed", "colour", "twice", "uneven", "aside"],
+        ids=[
+            "position",
+            "orientation",
+            "spacing",
+            "no spacing",
+            "axes",
+            "mixed",
+            "colour",
+            "CT",
+            "twice",
+            "uneven",
+            "aside",
+        ],
     )
     def test_one_slice_at_fault(self, write_series, edit: Callable, message: str) -> None:
         folder = write_series("series", volume(), edit=edit)

@@ -52,6 +52,25 @@ def test_methods_sources_seed_and_steps(toy):
     assert predictions[0].image.max() == 1.0  # the noise of seed 100 is 10 everywhere; clipped
 
 
+def test_some_pairs_alone():
+    """Of a plain callable too, which knows no autoencoder: such as a rival."""
+    asked = []
+
+    def network(image, target):
+        asked.append(target.tolist())
+        return image
+
+    methods = [COPY_SOURCE, FULL_MODEL]
+    inferer = PairwiseInferer(MODALITIES, methods=methods, pairs=[("T1", "t2"), ["t2", "flair"]])
+    found = [p[:3] for p in inferer(inputs(), network)]
+    assert found == [(m, s, t) for s, t in (("t1", "t2"), ("t2", "flair")) for m in methods]
+    assert inferer.count(MODALITIES) == len(found)
+    assert asked == [[1], [2]]
+    for pairs in (["t1,t2"], [["t1"]]):
+        with pytest.raises(ValueError, match="pairs: expected a source and a target each"):
+            PairwiseInferer(MODALITIES, pairs=pairs)
+
+
 def test_amp_gives_float32():
     network = nn.Module()
     network.encode = lambda image: nn.functional.conv3d(image, torch.ones(1, 1, 1, 1, 1))
@@ -84,15 +103,15 @@ def test_costs_are_those_of_one_translation(toy):
     assert not network.unet._forward_pre_hooks  # nothing is left on the network
 
 
-def test_several_samples_are_averaged_and_their_spread_is_known(toy):
+def test_several_samples_are_averaged_and_their_expected_error_is_known(toy):
     images = inputs()
     predictions = list(PairwiseInferer(MODALITIES, methods=[FULL_MODEL], num_samples=3)(images, toy().eval()))
     prediction = next(p for p in predictions if (p.source, p.target) == ("t1", "t2"))
     samples = torch.stack([(-images["t1"] / 2 + 0.1 * seed).clamp(-1, 1) for seed in range(3)])
     brain = images["t1"] > -1
     torch.testing.assert_close(prediction.image[brain], samples.mean(dim=0)[brain])
-    torch.testing.assert_close(prediction.spread[brain], samples.std(dim=0)[brain])
-    assert (prediction.spread[~brain] == 0).all()
+    torch.testing.assert_close(prediction.uncertainty[brain], 0.01 + images["t1"][brain].abs() / 10)
+    assert (prediction.uncertainty[~brain] == 0).all()
     assert (prediction.image[~brain] == -1).all()
 
 
