@@ -127,6 +127,15 @@ def test_what_jumps_otherwise_has_not_overflowed(kind: str) -> None:
     assert not has_wrapped(values)
 
 
+@pytest.mark.parametrize("modality", ["t1", "t1ce", "t2", "flair"])
+def test_sharp_borders_are_no_overflow(brain, modality: str) -> None:
+    """Of dark fluid and bright matter, which differ by most of the range."""
+    for seed in range(4):
+        values = brain(modality, seed).astype(np.float32)
+        assert not has_wrapped(values)
+        assert not has_wrapped(np.rint(values * (255 / values.max())))
+
+
 def test_an_overflow_names_the_file(write_volume) -> None:
     path = write_volume("wrapped.nii.gz", np.rint(scan() * 0.37).astype(np.int64).astype(np.uint8))
     with pytest.raises(RuntimeError) as caught:
