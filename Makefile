@@ -11,7 +11,7 @@ PYTEST = env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-lowest clients lint format phantoms train evaluate ablation table1 bench clean
+.PHONY: help install demo test test-fast test-lowest clients campaign lint format phantoms train evaluate ablation table1 bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt
 clients: $(INSTALLED)  ## run every real client on the packaged zip (ARGS="--only label"); several GB
 	$(BIN)/python tests/clients $(ARGS)
 
+campaign: $(INSTALLED)  ## break it on purpose: bad inputs, killed trainings, fuzzed files (ARGS="--quick --only resume"); an hour
+	env OMP_NUM_THREADS=1 $(BIN)/python tests/campaign $(ARGS)
+
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,12 +62,13 @@ format: $(INSTALLED)  ## correct style
 phantoms: $(INSTALLED)  ## make the phantoms that the shipped weights were trained on
 	$(BIN)/python -c "from custom.data.datalist import ensure_phantom; ensure_phantom('bundle/data/phantom')"
 
-train: $(INSTALLED)  ## train the three stages on phantoms; writes bundle/models/model.pt
+train: $(INSTALLED)  ## train the three stages on phantoms; writes bundle/output/model.pt
 	for stage in train_autoencoder train_spade train; do \
 		$(BIN)/python -m monai.bundle run training --config_file bundle/configs/$$stage.json || exit 1; done
 
-evaluate: $(INSTALLED)  ## score the weights on the held-out phantoms
-	$(BIN)/python -m monai.bundle run evaluating --config_file bundle/configs/evaluate.json
+evaluate: $(INSTALLED)  ## score the weights (or WEIGHTS=bundle/output/model.pt) on the held-out phantoms
+	$(BIN)/python -m monai.bundle run evaluating --config_file bundle/configs/evaluate.json \
+		$(if $(WEIGHTS),--ckpt_path $(WEIGHTS))
 
 ablation: $(INSTALLED)  ## train and evaluate the ablations of Table 3 on phantoms (SHARE=0.6 of the epochs)
 	$(BIN)/python -m custom ablation $(if $(SHARE),--share $(SHARE))

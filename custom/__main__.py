@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 
 import fire
 
+from custom.utils.arguments import check_path, nearest
 from custom.utils.errors import report_plainly
+from custom.utils.files import require_writable
 
 
 def phantom(out: str, subjects: int = 48, seed: int = 0, spacing: float = 1.0, modalities: Any = None) -> None:
@@ -120,6 +128,19 @@ def export_weights(part: str, out: str, weights: str | None = None, config: Any 
     ):
         if path is not None:
             print(f"{label}: {path}")
+
+
+def convert(weights: str, out: str, config: Any = ()) -> None:
+    """Turn weights of an earlier version into weights of this one; what they translate stays the same.
+
+    Args:
+        weights: file of an earlier version.
+        out: file to write.
+        config: files that define the network, ``"['inference.json','preset_paper.json']"``; by default the bundle's.
+    """
+    from custom.commands.convert import convert as run
+
+    print(f"Weights: {run(weights, out, config=config)}")
 
 
 def import_weights(
@@ -259,11 +280,13 @@ def compare(
 
     Args:
         truth: folder of ``<subject>_<modality>`` images and ``<subject>_seg`` labels, or with a datalist.json.
-        predictions: ``"{'ours': DIR, 'other': DIR}"``, files named ``<subject>_<source>_<target>`` or
-            ``<subject>_<target>``; the first model is the one that the others are tested against.
+        predictions: ``"{'ours': DIR, 'other': DIR}"``, files named ``<subject>_<source>_<target>``,
+            ``<subject>_<target>_from_<source>`` or ``<subject>_<target>``; the first model is the one that the others
+            are tested against.
         out: folder for the results.
         pairs: tasks to show, such as ``"[['t1','t2']]"``; by default all.
-        ranges: ``"{'other': 'signed'}"``: intensities ``truth``, ``unit``, ``signed``, ``own`` or ``auto``.
+        ranges: ``"{'other': 'signed'}"``: intensities ``truth``, ``unit``, ``signed``, ``own``, ``auto`` or
+            ``[0, 255]``, those that mean 0 and 1.
         num_figures: how many subjects are drawn.
         viewer_megabytes: how large the volumes in the report may be together.
     """
@@ -274,25 +297,102 @@ def compare(
     run(truth, predictions, out, pairs=pairs, ranges=ranges, num_figures=num_figures, viewer_megabytes=viewer_megabytes)
 
 
-def main() -> None:
-    report_plainly()
-    commands = (
-        ablation,
-        compare,
-        demo,
-        export_weights,
-        import_weights,
-        measure_range,
-        package,
-        phantom,
-        prepare,
-        prune_latents,
-        report,
-        steps,
-        summary,
-        table1,
+COMMANDS: dict[str, Callable[..., None]] = {
+    command.__name__: command
+    for command in (
+        ablation, compare, convert, demo, export_weights, import_weights, measure_range, package, phantom, prepare,
+        prune_latents, report, steps, summary, table1,
     )
-    fire.Fire({command.__name__: command for command in commands}, name="python -m custom")
+}  # fmt: skip
+# arguments that are a file or a folder
+PATHS = (
+    "cache_dir", "checkpoint", "image", "models_dir", "out", "output_dir", "registered_dir", "root", "split_file",
+    "truth", "unet_checkpoint", "weights",
+)  # fmt: skip
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse a command or flag that there is not: Fire runs the command first, with the defaults, and complains after.
+
+    Args:
+        words: of the command line, after ``python -m custom``.
+
+    Raises:
+        ValueError: naming the nearest command or flag.
+    """
+    words = list(words[: words.index("--")] if "--" in words else words)
+    if not words or words[0].startswith("-") or {"--help", "-h"} & {*words}:
+        return
+    name = words[0].replace("-", "_")
+    if name not in COMMANDS:
+        raise _unknown(words[0], "a command", [command.replace("_", "-") for command in COMMANDS])
+    parameters = signature(COMMANDS[name]).parameters
+    kinds = [p.kind for p in parameters.values()]
+    flags, free = _flags(words[1:])
+    for flag in flags if Parameter.VAR_KEYWORD not in kinds else ():
+        initials = [known for known in parameters if known[0] == flag]
+        if flag not in parameters and flag.removeprefix("no") not in parameters and len(initials) != 1:
+            raise _unknown(f"--{flag}", f"a flag of {words[0]}", [f"--{known}" for known in parameters])
+    places = [k for k, p in parameters.items() if p.kind is Parameter.POSITIONAL_OR_KEYWORD and k not in flags]
+    if len(free) > len(places) and Parameter.VAR_POSITIONAL not in kinds:
+        raise ValueError(f"{words[0]}: expected flags; found {free[-1]!r} alone. Write its flag before it.")
+
+
+def _flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of the flags among words, and the words that belong to none."""
+    flags, free, value = [], [], False
+    for word in words:
+        if re.match("--|-[A-Za-z]", word):  # as Fire has it: a negative number is none
+            flag, equals, _ = word.lstrip("-").partition("=")
+            flags.append(flag.replace("-", "_"))
+            value = not equals
+        else:
+            free += [] if value else [word]
+            value = False
+    return flags, free
+
+
+def _unknown(word: str, expected: str, known: Sequence[str]) -> ValueError:
+    meant = nearest(word.lstrip("-"), [name.lstrip("-") for name in known])
+    dashes = "--" if word.startswith("--") else ""
+    advice = f"Did you mean {dashes}{meant}?" if meant else f"There are {', '.join(known)}."
+    return ValueError(f"{word}: expected {expected}; found none. {advice}")
+
+
+def _with_paths(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` that refuses an empty path, a number in the place of one, and a place that cannot be written to."""
+
+    @wraps(command)
+    def checked(*args: Any, **kwargs: Any) -> None:
+        bound = signature(command).bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if name in PATHS and value is not None:
+                check_path(name, value)
+            if name in ("out", "output_dir") and command is not report:
+                file = Path(value).expanduser()
+                require_writable(file.parent if file.is_file() and name == "out" else file)
+        command(*args, **kwargs)
+
+    return checked
+
+
+def main() -> None:
+    words, debug = _without_debug(sys.argv[1:])
+    report_plainly(debug)
+    check_words(words)
+    fire.Fire({name: _with_paths(command) for name, command in COMMANDS.items()}, words, name="python -m custom")
+
+
+def _without_debug(words: Sequence[str]) -> tuple[list[str], bool | str]:
+    """The words but for ``--debug true``, which every command has, and whether it is among them."""
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == "--debug":
+            following = not equals and words[i + 1 : i + 2] and words[i + 1].lower() in ("true", "false")
+            rest = [*words[:i], *words[i + (2 if following else 1) :]]
+            return rest, value if equals else words[i + 1] if following else True
+    return list(words), False
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from custom.inference.saver import save_synthetic
 from custom.utils.bundle import bundle_folder
 from custom.utils.errors import user_errors
 from custom.utils.modalities import canonical
+from custom.utils.precision import checked_device
 
 __all__ = ["Translator"]
 
@@ -93,7 +94,7 @@ class Translator:
             _check_settings(parser, settings)
             parser.update({"bundle_root": str(place.root), "ckpt_path": str(place.weights), **settings})
             if device is not None:
-                parser["device"] = _device(device)
+                parser["device"] = checked_device(device)
             with user_errors():
                 return cls(parser)
 
@@ -218,13 +219,3 @@ def _unpacked(archive: Path, folder: Path) -> _Place:
     except zipfile.BadZipFile as error:
         raise ValueError(f"{archive}: expected a bundle's zip; found {error}. Replace the file.") from error
     return _Place(folder / top, folder / top / WEIGHTS)
-
-
-def _device(name: torch.device | str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected cpu, cuda or cuda:N; found {name!r}. Correct it.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected one that is here; found {name!r}, but no CUDA device. Use 'cpu'.")
-    return device

@@ -27,9 +27,9 @@ TARGETS = ["t2", "flair"]
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """T1 of a phantom of 4 mm."""
+    """T1 of a phantom of 6 mm."""
     folder = tmp_path_factory.mktemp("phantom")
-    write_dataset(folder, 1, spacing=4.0, progress=False)
+    write_dataset(folder, 1, spacing=6.0, progress=False)
     return next(folder.glob("**/*_t1.nii.gz"))
 
 

@@ -1,13 +1,12 @@
 """What clients of the unpacked zip do, from ``/`` and without the repository: commands, exports, loading.
 
-The networks are tiny and untrained, and the zip is unpacked under a path with spaces.
+The bundle is that of ``tests/fixtures/artifact.py``.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,76 +16,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
-from custom.commands import package as package_module
-from custom.commands.package import BUNDLE_NAME, package
+from custom.commands.package import BUNDLE_NAME
 from custom.data.datalist import ensure_phantom
 from custom.networks import LatentTranslator
 from custom.networks.weights import load_weights
+from tests.fixtures.artifact import untrained
+from tests.fixtures.documents import commands, options, the_block
 
-ROOT = Path(__file__).resolve().parents[1]
-SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 SAME = 1e-4  # of the largest value: exported networks take the plain convolutions, whose sums have another order
 pytestmark = pytest.mark.slow
-WORKFLOWS = ("train_autoencoder", "train_spade", "train", "inference", "evaluate")
-TINY = {
-    "autoencoder#channels": [8],
-    "autoencoder#bottleneck#num_embeddings": 32,
-    "autoencoder#bottleneck#max_chunk_elements": 32 * 64,  # the latent of 16³ voxels is one chunk
-    "style_transfer#width": 8,
-    "style_transfer#num_blocks": 1,
-    "style_transfer#hidden_channels": 4,
-    "detail#width": 8,
-    "unet#channels": [8, 8, 8],
-    "unet#num_heads": 2,
-    "unet#norm_num_groups": 4,
-}
-
-
-def shrink(config: Path) -> None:
-    """Give a config the tiny network."""
-    parser = ConfigParser(json.loads(config.read_text()))
-    for key, value in TINY.items():
-        parser[f"network_def#{key}"] = value
-    config.write_text(json.dumps(parser.get()))
-
-
-def untrained(config: Path) -> LatentTranslator:
-    """The config's network with weights of which none are zero, so that every part acts on the result."""
-    parser = ConfigParser()
-    parser.read_config(str(config))
-    torch.manual_seed(0)
-    network = parser.get_parsed_content("network_def")
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return network
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The zip of a bundle with a tiny network."""
-    copy = tmp_path_factory.mktemp("repository")
-    for part in ("bundle/configs", "bundle/docs", "custom"):
-        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "LICENSE", copy)
-    for name in WORKFLOWS:
-        shrink(copy / "bundle" / "configs" / f"{name}.json")
-    (copy / "bundle" / "models").mkdir()
-    torch.save(untrained(copy / "bundle/configs/inference.json").state_dict(), copy / "bundle/models/model.pt")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package_module, "__file__", str(copy / "custom" / "commands" / "package.py"))
-        return package(copy / "a folder for the zip")
-
-
-@pytest.fixture(scope="module")
-def bundle(artifact: Path) -> Path:
-    """The unpacked bundle."""
-    folder = artifact.parent / "un packed"
-    with zipfile.ZipFile(artifact) as archive:
-        archive.extractall(folder)
-    return folder / BUNDLE_NAME
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +118,7 @@ class TestWorkflows:
 
 
 class TestZoo:
-    """The Model Zoo's checks of a contribution."""
-
-    def test_metadata_fits_the_schema(self, client, bundle, tmp_path) -> None:
-        if not SCHEMA.is_file():
-            pytest.skip(f"the zoo's schema is not here: {SCHEMA}")
-        shutil.copy(SCHEMA, tmp_path)  # a file that is there already is not downloaded
-        meta = bundle / "configs/metadata.json"
-        client("verify_metadata", meta_file=meta, filepath=tmp_path / SCHEMA.name)
-        assert json.loads(meta.read_text())["schema"].endswith(SCHEMA.name)
+    """The Model Zoo's checks of a contribution; of its files and metadata see test_package.py."""
 
     def test_network_in_and_out(self, client, bundle) -> None:
         client(
@@ -204,12 +135,25 @@ class TestZoo:
         assert "Add --bundle_root FOLDER." in errors
 
 
-class TestExport:
-    """What is exported gives the same as the network in Python, for the same image, target and noise."""
+@pytest.fixture
+def documented(bundle: Path, elsewhere: Callable, tmp_path: Path) -> Callable[..., Path]:
+    """``documented("model.ts")`` → what the command of the documents that writes a file of this name has written."""
 
-    def test_scripted(self, client, bundle, network, phantom, noise, tmp_path, assert_near) -> None:
-        client("ckpt_export", config="inference", bundle_root=bundle, filepath=tmp_path / "model.ts")
-        exported = torch.jit.load(tmp_path / "model.ts")
+    def run(name: str, **others: object) -> Path:
+        (command,) = (c for c in commands(the_block("onnx_export")) if options(c)["filepath"] == name)
+        words = [word.replace("$BUNDLE", str(bundle)) for word in command[command.index("-m") + 1 :]]
+        flags = {"filepath": tmp_path / name, **others}
+        elsewhere(*words, *(str(part) for key, value in flags.items() for part in (f"--{key}", value)))
+        return tmp_path / name
+
+    return run
+
+
+class TestExport:
+    """What the documents' commands export gives the same as the network, for the same image, target and noise."""
+
+    def test_scripted(self, documented, bundle, network, phantom, noise, assert_near) -> None:
+        exported = torch.jit.load(documented("model.ts"))
         exported.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True), strict=True)
         larger = torch.nn.functional.pad(phantom, [0, 16], value=-1.0)
         for image, start in ((phantom, noise), (larger, noise.repeat(1, 1, 1, 1, 2))):
@@ -218,12 +162,8 @@ class TestExport:
                     expected = network(image, target, start)
                     assert_near(exported(image, target, start), expected, tolerance=SAME)
 
-    def test_traced(self, client, bundle, network, phantom, tmp_path, assert_near) -> None:
-        client(
-            "ckpt_export", config="inference", bundle_root=bundle, filepath=tmp_path / "model.ts", use_trace=True,
-            **{"network_def#default_target": 2},
-        )  # fmt: skip
-        exported = torch.jit.load(tmp_path / "model.ts")
+    def test_traced(self, documented, network, phantom, assert_near) -> None:
+        exported = torch.jit.load(documented("traced.ts"))
         for image in (phantom, torch.nn.functional.pad(phantom, [0, 16], value=-1.0)):
             torch.manual_seed(5)  # of the noise that the traced network draws
             with torch.no_grad():
@@ -231,14 +171,8 @@ class TestExport:
                 torch.manual_seed(5)
                 assert_near(result, network(image, torch.tensor([2])), tolerance=SAME)
 
-    def test_onnx(self, client, bundle, network, phantom, noise, tmp_path, assert_near) -> None:
-        client(
-            "onnx_export", config="inference", net_id="network_def", bundle_root=bundle,
-            meta_file=bundle / "configs/metadata.json", ckpt_file=bundle / "models/model.pt",
-            filepath=tmp_path / "model.onnx", converter_kwargs="{'output_names':['pred']}",
-            **{"network_def#default_target": 2},
-        )  # fmt: skip
-        model = onnx.load(tmp_path / "model.onnx")
+    def test_onnx(self, documented, network, phantom, noise, assert_near) -> None:
+        model = onnx.load(documented("model.onnx", input_shape=list(phantom.shape)))
         take_noise_as_input(model, noise.shape)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         (result,) = session.run(["pred"], {"image": phantom.numpy(), "noise": noise.numpy()})

@@ -22,7 +22,7 @@ from custom.utils.errors import find_user_error
 CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
 STAGES = {
     "train_autoencoder": {"autoencoder"},
-    "train_spade": {"style_transfer"},
+    "train_spade": {"style_transfer", "fusion"},
     "train": {"unet", "detail", "latent_scale"},
 }
 FOLDERS = {"train_autoencoder": "autoencoder", "train_spade": "spade", "train": "diffusion"}
@@ -162,7 +162,7 @@ class Chain(NamedTuple):
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_phantom(tmp_path_factory.mktemp("data") / "phantom", counts=(3, 1, 1), spacing=4.0)
+    return ensure_phantom(tmp_path_factory.mktemp("data") / "phantom", counts=(2, 1, 1), spacing=5.0)
 
 
 def make_workflow(name: str, data: Path, output: Path, **overrides: Any) -> ConfigWorkflow:

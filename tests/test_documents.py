@@ -11,14 +11,12 @@ import logging
 import os
 import re
 import runpy
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import monai
 import pytest
@@ -28,11 +26,11 @@ from custom.data.datalist import write_datalist
 from custom.data.layouts import discover
 from custom.data.phantom.dataset import write_dataset
 from custom.utils.modalities import BRATS_MODALITIES
+from tests.fixtures.documents import ALL, Block, commands, options, the_block
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "bundle" / "docs").glob("*.md")))
 
 # words that one block alone holds, and why it is not run
 LEFT_OUT = {
@@ -43,6 +41,8 @@ LEFT_OUT = {
     "slicer.util": "it needs 3D Slicer; `make clients` sends the same requests",
     "import-weights": "it needs weights from elsewhere; import_weights and export_weights of tests/commands make such",
 }
+# what another test runs line by line, to compare the results
+COMPARED = {"onnx_export": "test_clients.py, with the zip of a tiny network"}
 # what `make clients` runs with the real programs: the words of a block, and the program
 CLIENTS = {
     "pip install monailabel": "MONAI Label",
@@ -75,10 +75,9 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "train.json": {**TINY, **SHORT, "latent_crop": [8, 8, 8]},
     "evaluate.json": SCORES,
-    "sampling_rectified_flow.json": {"num_inference_steps": 2},
+    "sampling_rectified_flow.json": {"network_def#num_inference_steps": 2},
     # the command takes the installed package's bundle, wherever it is called
     "custom steps": {"dataset_dir": "DIR", "subjects": 1, "curves": {"DDIM": [1]}},
-    "onnx_export": {"input_shape": [1, 1, 16, 16, 16]},
     "cached_latents": {"size": (32, 32, 32), "steps": 1},
 }  # fmt: skip
 
@@ -86,14 +85,13 @@ SIZES: dict[str, dict[str, Any]] = {
 RESULTS = {
     "train_autoencoder.json": "{bundle}/output/autoencoder/best.pt",
     "train_spade.json": "{bundle}/output/spade/best.pt",
-    "training --config_file configs/train.json": "{bundle}/models/model.pt",
+    "training --config_file configs/train.json": "{bundle}/output/model.pt",
     "'configs/train.json','configs/sampling_rectified_flow.json'": "{bundle}/output/model_rectified_flow.pt",
     "run evaluating": "{output_dir}/report.html",
     "bundle download": "{bundle_dir}/{name}/models/model.pt",
     "custom prepare": "{out}",
     "custom compare": "{out}/report.html",
     "custom steps": "{output_dir}/steps.csv",
-    "_export": "{filepath}",
 }
 # blocks that need what another one has made, by the words of both
 NEEDS = {
@@ -104,44 +102,7 @@ NEEDS = {
 }
 
 
-class Block(NamedTuple):
-    """A code block of a document."""
-
-    document: str
-    number: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.document}-{self.number}"
-
-
-def blocks() -> Iterator[Block]:
-    for document in DOCUMENTS:
-        found = re.finditer(r"^```(\w*)\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
-        for number, match in enumerate(found, start=1):
-            yield Block(document, number, match[1], match[2])
-
-
-ALL = list(blocks())
-RUN = [b for b in ALL if not any(words in b.text for words in (*LEFT_OUT, *CLIENTS))]
-
-
-def the_block(words: str) -> Block:
-    """The first block that holds the words."""
-    return next(b for b in ALL if words in b.text)
-
-
-def commands(block: Block) -> list[list[str]]:
-    """Its command lines as words, without comments."""
-    # a comment starts a word, as in bash; shlex would end `network_def#default_target` too
-    lines = re.sub(r"(?<!\S)#.*", "", block.text.replace("\\\n", " ")).splitlines()
-    return [words for line in lines if (words := shlex.split(line))]
-
-
-def options(command: list[str]) -> dict[str, str]:
-    """``{"output_dir": "out"}`` of ``--output_dir out``."""
-    return {key[2:]: value for key, value in pairwise(command) if key.startswith("--")}
+RUN = [b for b in ALL if not any(words in b.text for words in (*LEFT_OUT, *COMPARED, *CLIENTS))]
 
 
 def extra(command: list[str]) -> dict[str, Any]:
@@ -281,7 +242,7 @@ def test_block_runs_as_it_stands(block: Block, clones, artifact: Path, write_ser
 
 
 def test_every_block_is_run_or_named_with_a_reason() -> None:
-    for words in (*LEFT_OUT, *CLIENTS, *NEEDS.values()):
+    for words in (*LEFT_OUT, *COMPARED, *CLIENTS, *NEEDS.values()):
         assert len([b for b in ALL if words in b.text]) == 1, words
     assert len(LEFT_OUT) <= 6
-    assert len(RUN) + len(LEFT_OUT) + len(CLIENTS) == len(ALL)
+    assert len(RUN) + len(LEFT_OUT) + len(COMPARED) + len(CLIENTS) == len(ALL)

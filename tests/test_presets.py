@@ -39,18 +39,16 @@ def test_all_presets_are_tested() -> None:
 
 
 @every_preset
-@pytest.mark.parametrize("workflow", WORKFLOWS)
-def test_network_of_every_workflow(workflow: str, preset: str, check_shapes) -> None:
-    parser = parse(workflow, preset)
-    translator = network(parser)
-    assert parser.get_parsed_content("spatial_divisor") == translator.spatial_divisor
-    check_shapes(translator)
+def test_network(preset: str, check_shapes) -> None:
+    check_shapes(network(parse("inference", preset)))
 
 
 @every_preset
 def test_the_same_network_in_every_workflow(preset: str) -> None:
-    definitions = [parse(workflow, preset)["network_def"] for workflow in WORKFLOWS]
-    assert all(definition == definitions[0] for definition in definitions)
+    parsers = [parse(workflow, preset) for workflow in WORKFLOWS]
+    assert all(parser["network_def"] == parsers[0]["network_def"] for parser in parsers)
+    divisor = network(parsers[0]).spatial_divisor
+    assert [parser.get_parsed_content("spatial_divisor") for parser in parsers] == [divisor] * len(parsers)
 
 
 @every_preset

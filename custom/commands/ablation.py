@@ -122,6 +122,8 @@ def ablation(
         raise ValueError(f"variants: expected some of {', '.join(VARIANTS)}; found {', '.join(unknown)}.")
     if not share > 0:
         raise ValueError(f"share: expected a positive share of the configs' epochs; found {share}.")
+    for config in (*FOLDERS, "evaluate"):
+        bundle_workflow(config, overrides)  # a wrong option is an error now, and not the failure of every variant
     output = Path(output_dir).expanduser().resolve()
     training, validation, test = map(int, subjects)
     budget = Budget(float(share), (training, validation, test), float(spacing), int(seed))

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ from custom.data.readers import read_volume
 from custom.evaluation import slices
 from custom.evaluation.baselines import copy_source
 from custom.evaluation.evaluator import NativeGrid, make_reference, unit
-from custom.evaluation.metrics import Reference, bounding_box
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp
 from custom.evaluation.predictions import Matched, PredictedFile, find_truths, match_predictions
 from custom.evaluation.results import Results, Setup, SubjectResult
 from custom.evaluation.rows import COPY_SOURCE, rows_of
+from custom.evaluation.scales import AS_TRUTH, AUTO, RANGES, Range, Truth, decide_range, on_scale, scale_of
 from custom.reports.report import write_report
 from custom.reports.tables import task_name
 from custom.utils.errors import user_message
@@ -37,39 +37,7 @@ __all__ = ["RANGES", "compare"]
 
 logger = logging.getLogger(__name__)
 
-AUTO, AS_TRUTH, UNIT, SIGNED, OWN = "auto", "truth", "unit", "signed", "own"
-RANGES = {
-    AUTO: "as the values suggest",
-    AS_TRUTH: "in the truth's units",
-    UNIT: "in [0, 1]",
-    SIGNED: "in [-1, 1]",
-    OWN: "mapped by the prediction's own percentiles 0.5 and 99.5",
-}
-SLACK = 0.05  # of overshoot that still counts as [0, 1] or [-1, 1]
-SCANNER_UNITS = 4.0  # a truth whose range is wider is not normalised itself
-PLAUSIBLE = 2.0  # factor between the bright ends of prediction and truth beyond which a note is made
-BOX_MARGIN = 2  # voxels, as in the preprocessing
 SAME_PLACE = 1e-2  # mm, or mm a voxel
-
-
-class Truth(NamedTuple):
-    """A true image and what it takes to bring a prediction to its grid and scale.
-
-    Attributes:
-        image: as it was read, (1, H, W, D).
-        reference: what predictions are scored against.
-        low, high: intensities that become 0 and 1.
-    """
-
-    image: MetaTensor
-    reference: Reference
-    low: float
-    high: float
-
-    @property
-    def brain(self) -> Tensor:
-        """Mask (H, W, D)."""
-        return self.reference.masks["brain"]
 
 
 def compare(
@@ -78,7 +46,7 @@ def compare(
     out: str | os.PathLike[str] = "output/comparison",
     *,
     pairs: Sequence[Sequence[str]] = (),
-    ranges: Mapping[str, str] | None = None,
+    ranges: Mapping[str, Any] | None = None,
     num_figures: int = 2,
     viewer_megabytes: float = 40.0,
 ) -> Path:
@@ -90,7 +58,8 @@ def compare(
         predictions: name of a model → folder of its predictions. The first model is what the others are tested against.
         out: folder for the results.
         pairs: tasks (source, target) to show; by default all.
-        ranges: name of a model → how its intensities are to be read, a key of :data:`RANGES`; by default ``auto``.
+        ranges: name of a model → how its intensities are to be read, a key of :data:`RANGES` or the two intensities
+            that mean 0 and 1; by default ``auto``, one reading for all the files of a model.
         num_figures: how many subjects are drawn.
         viewer_megabytes: how large the volumes in ``report.html`` may be together; 0 for none.
 
@@ -99,7 +68,8 @@ def compare(
 
     Raises:
         FileNotFoundError: for a missing folder.
-        ValueError: for unknown models or ranges, or if nothing can be compared.
+        ValueError: for unknown models or ranges, where intensities can be read in two ways, or if nothing can be
+            compared.
     """
     folders = {str(model): Path(folder).expanduser() for model, folder in dict(predictions).items()}
     kinds = _checked_ranges(folders, ranges or {})
@@ -119,16 +89,24 @@ def compare(
         settings={"truth": str(truth), **{model: str(folder) for model, folder in folders.items()}},
         notes=notes,
     )
+    readings = _decided(kinds, truths, files, preprocessing)
     found = []
     for subject in (bar := tqdm([s for s in truths if s in files], desc="comparing", unit="subject")):
         bar.set_postfix_str(subject)
         try:
-            found.append(_score(subject, truths[subject], files[subject], kinds, preprocessing, results))
+            result = _score(subject, truths[subject], files[subject], readings, preprocessing, results)
+            if result.rows:
+                found.append(result)
+            else:
+                setup.failures[subject] = " ".join(f"{note}." for note in result.notes)
         except Exception as error:
             setup.failures[subject] = user_message(error, default="failed")
             logger.warning("%s: left out of the comparison: %s", subject, setup.failures[subject])
             logger.debug("%s: traceback", subject, exc_info=True)
     setup.subjects = [result.subject for result in found]
+    if not found:
+        reasons = " ".join(f"{subject}: {why}" for subject, why in setup.failures.items())
+        raise ValueError(f"predictions: expected some that can be scored; found none. {reasons}")
     results.save_setup(setup)
     return write_report(results, setup, found)
 
@@ -137,15 +115,16 @@ def _score(
     subject: str,
     truths: Mapping[str, Path],
     files: Sequence[tuple[str, PredictedFile]],
-    kinds: Mapping[str, str],
+    readings: Mapping[str, _Reading],
     preprocessing: Compose,
     results: Results,
 ) -> SubjectResult:
     scored = _Subject(subject, truths, preprocessing)
     for model, file in files:
-        scored.add(model, file, kinds[model])
+        scored.add(model, file, readings[model])
     scored.copy_sources()
-    results.save(scored.result, scored.pictures)
+    if scored.result.rows:
+        results.save(scored.result, scored.pictures)
     return scored.result
 
 
@@ -161,12 +140,30 @@ class _Subject:
         self.truths: dict[str, Truth] = {}
         self.pictures: Pictures | None = None
 
-    def add(self, model: str, file: PredictedFile, kind: str) -> None:
+    def range_of(self, model: str, file: PredictedFile) -> str | None:
+        """How the intensities of a prediction are to be read; None where it does not tell.
+
+        Raises:
+            ValueError: where there are several ways.
+        """
+        try:
+            truth = self._truth(file.target)
+            values = _on_grid(read_volume(file.path), truth.image)[0].as_tensor()[0].float()
+        except ValueError:  # noted when it is scored
+            return None
+        try:
+            return decide_range(values, truth)
+        except ValueError as error:
+            raise ValueError(
+                f"{file.path}: {error}. Say which with --ranges \"{{'{model}': 'truth'}}\" or another of these."
+            ) from error
+
+    def add(self, model: str, file: PredictedFile, reading: _Reading) -> None:
         """Score one prediction; a fault of it is noted and leaves the others alone."""
         truth = self._truth(file.target)
         try:
             image, remarks = _on_grid(read_volume(file.path), truth.image)
-            values, read_as = _on_scale(image, truth, kind)
+            values, read_as = on_scale(image.as_tensor()[0].float(), truth, reading.kind, guessed=reading.guessed)
             scores = truth.reference.score_rescaled(values)
         except ValueError as error:
             self.result.notes.append(
@@ -196,7 +193,7 @@ class _Subject:
     def _truth(self, name: str) -> Truth:
         if name not in self.truths:
             image, scaled = read_volume(self.files[name]), self.to_native(unit(self.item[name]), name)
-            low, high = _scale_of(image.as_tensor()[0], scaled)
+            low, high = scale_of(image.as_tensor()[0], scaled)
             self.truths[name] = Truth(image, make_reference(self.item, name, self.to_native), low, high)
         return self.truths[name]
 
@@ -230,17 +227,56 @@ class _Subject:
         return slices.volume(_turned(MetaTensor(values[None], affine=like.affine), "RAS"))
 
 
-def _checked_ranges(folders: Mapping[str, Path], ranges: Mapping[str, str]) -> dict[str, str]:
+class _Reading(NamedTuple):
+    """How a model's intensities are read, and whether that was guessed from them."""
+
+    kind: Range
+    guessed: bool = False
+
+
+def _checked_ranges(folders: Mapping[str, Path], ranges: Mapping[str, Any]) -> dict[str, Range]:
     if not folders:
         raise ValueError("predictions: expected a folder for each model, such as {'ours': DIR}; found none.")
-    unknown = [model for model in ranges if model not in folders]
-    wrong = [kind for kind in ranges.values() if kind not in RANGES]
-    if unknown or wrong or COPY_SOURCE in folders:
+    kinds = {model: _range(ranges.get(model, AUTO)) for model in folders}
+    if set(ranges) - set(folders) or None in kinds.values() or COPY_SOURCE in folders:
         raise ValueError(
-            f"ranges: expected some of the models {', '.join(folders)}, none called {COPY_SOURCE!r}, each "
-            f"with one of {', '.join(RANGES)}; found {dict(ranges)}. Correct it."
+            f"ranges: expected some of the models {', '.join(folders)}, none called {COPY_SOURCE!r}, each with one of "
+            f"{', '.join(RANGES)} or the two intensities that mean 0 and 1; found {dict(ranges)}. Correct it."
         )
-    return {model: ranges.get(model, AUTO) for model in folders}
+    return {model: kind for model, kind in kinds.items() if kind is not None}
+
+
+def _range(given: Any) -> Range | None:
+    """A range that was asked for; None for what is none."""
+    if isinstance(given, str):
+        return given if given in RANGES else None
+    if isinstance(given, Sequence) and len(given) == 2 and all(isinstance(v, int | float) for v in given):
+        low, high = map(float, given)
+        return (low, high) if low < high else None
+    return None
+
+
+def _decided(
+    kinds: Mapping[str, Range],
+    truths: Mapping[str, Mapping[str, Path]],
+    files: Mapping[str, Sequence[tuple[str, PredictedFile]]],
+    preprocessing: Compose,
+) -> dict[str, _Reading]:
+    """One reading for all the files of a model: that of its first file which tells."""
+    readings = {model: _Reading(kind) for model, kind in kinds.items() if kind != AUTO}
+    for subject, own in files.items():
+        waiting = [(model, file) for model, file in own if model not in readings]
+        if not waiting:
+            continue
+        try:
+            scored = _Subject(subject, truths[subject], preprocessing)
+        except Exception:  # the subject is named as left out when its turn comes
+            continue
+        for model, file in waiting:
+            kind = None if model in readings else scored.range_of(model, file)
+            if kind is not None:
+                readings[model] = _Reading(kind, guessed=True)
+    return {model: readings.get(model, _Reading(AS_TRUTH, guessed=True)) for model in kinds}
 
 
 def _preprocessing(modalities: Sequence[str]) -> Compose:
@@ -262,12 +298,17 @@ def _tasks(
     notes = []
     for model, found in matched.items():
         notes += [f"{model}, {name}: not used: {why}." for name, why in found.unmatched.items()]
+        guesses = dict(found.guesses)
         for file in found.files:
             if not file.source and len(sources[file.target]) == 1:
                 # one source is all that the others' names hold: then it is this one's too
                 file = file._replace(source=next(iter(sources[file.target])))
+                guesses.setdefault(f"source taken to be {file.source}, as in the other models' names", []).append(
+                    file.path.name
+                )
             by_subject.setdefault(file.subject, []).append((model, file))
             keys[model].add(file[:3])
+        notes += [f"{model}, {len(names)} files such as {names[0]}: {guess}." for guess, names in guesses.items()]
     if not by_subject:
         raise ValueError(f"predictions: none belongs to one of the {len(truths)} true subjects ({' '.join(notes)}).")
     for model, own in keys.items():
@@ -308,48 +349,3 @@ def _turned(image: MetaTensor, codes: str) -> MetaTensor:
 def _grid(image: MetaTensor) -> str:
     size, mm = "×".join(map(str, image.shape[1:])), "×".join(f"{s:.3g}" for s in slices.spacing_of(image))
     return f"{size} voxels of {mm} mm from ({', '.join(f'{v:.1f}' for v in image.affine[:3, 3].tolist())})"
-
-
-def _on_scale(prediction: MetaTensor, truth: Truth, kind: str) -> tuple[Tensor, list[str]]:
-    """Values (H, W, D) with the truth's scale, clipped to [0, 1] as the truth is, and what was done."""
-    values = prediction.as_tensor()[0].float()
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(
-            f"expected finite intensities; found {int((~torch.isfinite(values)).sum())} NaN or infinite voxels"
-        )
-    low, high = float(values.min()), float(values.max())
-    remarks = [] if low < high else [f"a prediction is constant ({low:g})"]
-    if kind == AUTO:
-        kind = _guessed(low, high, truth)
-    if kind == UNIT:
-        return values.clamp(0, 1), [*remarks, f"intensities read as {RANGES[kind]}"]
-    if kind == SIGNED:
-        return ((values + 1) / 2).clamp(0, 1), [*remarks, f"intensities read as {RANGES[kind]}"]
-    bottom, top = truth.low, truth.high
-    inside = np.percentile(values[bounding_box(truth.brain, BOX_MARGIN)].numpy(), (0.5, 99.5))
-    if kind == OWN:
-        bottom, top = (float(v) for v in inside)
-        remarks.append(f"intensities {RANGES[kind]}, which the protocol does not do")
-    elif not 1 / PLAUSIBLE <= (inside[1] - bottom) / (top - bottom) <= PLAUSIBLE:
-        remarks.append(
-            f"intensities look as if on another scale (99.5 % of the box below {inside[1]:.4g}, the truth's below "
-            f"{top:.4g}): scored as they are; if so, say how to read them with ranges"
-        )
-    return ((values - bottom) / max(top - bottom, 1e-12)).clamp(0, 1), remarks
-
-
-def _guessed(low: float, high: float, truth: Truth) -> str:
-    """How the values of a prediction are to be read beside a truth in scanner units."""
-    if truth.high - truth.low <= SCANNER_UNITS or high > 1 + SLACK or low < -1 - SLACK:
-        return AS_TRUTH
-    return SIGNED if low < -0.5 else UNIT if low >= -SLACK else AS_TRUTH
-
-
-def _scale_of(raw: Tensor, scaled: Tensor) -> tuple[float, float]:
-    """Intensities that the protocol maps to 0 and 1, from voxels that are not clipped."""
-    inner = (scaled > 0) & (scaled < 1)
-    x, y = scaled[inner].double(), raw[inner].double()
-    first, last = int(x.argmin()), int(x.argmax())
-    slope = (y[last] - y[first]) / (x[last] - x[first])
-    low = float(y[first] - slope * x[first])
-    return low, low + float(slope)

@@ -69,8 +69,10 @@ def demo(
     """
     started = time.monotonic()
     output = Path(output_dir).expanduser()
+    for config in ("evaluate", "inference"):  # a wrong option or path is an error now, not after minutes
+        bundle_workflow(config, overrides)
     if image is not None:
-        inference_inputs(image)  # a wrong path is an error now, not after minutes
+        inference_inputs(image)
     print("[1] Phantoms that the weights have never seen", flush=True)
     phantoms = ensure_phantom(output / "phantoms", counts=PHANTOM_COUNTS, seed=PHANTOM_SEED)
     shared = {**overrides, "dataset_dir": str(phantoms), "output_dir": str(output)}

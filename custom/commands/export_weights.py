@@ -55,8 +55,16 @@ def export_weights(
         reason = ", as MONAI core has no MS-SPADE" if part == "style_transfer" else ""
         raise ValueError(f"part: expected one of {', '.join(PARTS)}{reason}; found {part!r}. Choose one of them.")
     files = ([config] if isinstance(config, str) else list(config)) or [str(config_folder() / "inference.json")]
+    for file in files:
+        if not Path(file).expanduser().is_file():
+            raise FileNotFoundError(f"config: expected files that define the network; found no {file}. Correct it.")
     parser = ConfigParser()
-    parser.read_config([str(Path(file).expanduser()) for file in files])
+    try:
+        parser.read_config([str(Path(file).expanduser()) for file in files])
+    except Exception as error:  # of two parsers
+        raise ValueError(
+            f"config: expected JSON or YAML in {', '.join(map(str, files))}; found {error!r:.200}. Correct the file."
+        ) from error
     parser["bundle_root"] = str(config_folder().parent)
     network = parser.get_parsed_content("network_def").eval()
     arguments = _arguments(parser, part, network)

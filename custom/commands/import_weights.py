@@ -138,7 +138,7 @@ def _monai_parts(
     naming = str if source == "monai" else monai_generative.generative_name
     found = find_tensors(read_checkpoint(checkpoint), monai.FIRST_AUTOENCODER, checkpoint)
     _refuse_vqvae(found)
-    given = layout.autoencoder_definition(config, found)
+    given = layout.definition("AutoencoderKL", config, found)
     parts = {"autoencoder": monai.autoencoder(found, given, _ends(intensity_range), naming=naming)}
     if unet_checkpoint is None:
         if conditioning is not None:
@@ -147,7 +147,7 @@ def _monai_parts(
             )
         return parts, None
     found = find_tensors(read_checkpoint(unet_checkpoint), monai.FIRST_UNET, unet_checkpoint)
-    unet_given = layout.unet_definition(config, found)
+    unet_given = layout.definition("DiffusionModelUNet", config, found)
     latent_channels = int(given.arguments["latent_channels"])
     unet, conditioning = monai.unet(found, unet_given, num_modalities, latent_channels, conditioning, naming=naming)
     return {**parts, "unet": unet}, conditioning

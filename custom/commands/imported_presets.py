@@ -51,11 +51,14 @@ def training_preset(
     elif schedule is None:
         overlay = {
             "network_def#style_transfer#latent_channels": latent,
+            "network_def#fusion#latent_channels": latent,
+            "network_def#fusion#heads": 1,
             "network_def#unet#in_channels": 3 * latent,
             "network_def#unet#out_channels": latent,
         }
     else:
         overlay = {"network_def#style_transfer#latent_channels": latent, **EPSILON_TRAINING, **_diffusion(schedule)}
+        overlay |= {"network_def#fusion#latent_channels": latent, "network_def#fusion#heads": 1}
         overlay |= {"network_def#conditioning": conditioning, "network_def#detail": None}
     divisor = _halvings(definitions["unet"]) if "unet" in definitions else 4  # of the presets' UNets
     name = re.sub(r"[^\w.-]", "_", weights.stem)  # it stands in an expression
@@ -69,7 +72,7 @@ def training_preset(
         **{f"network_def#{part}": definition for part, definition in definitions.items()},
     }
     if "style_transfer" in definitions:
-        overlay["spade_path"] = str(weights)
+        overlay |= {"spade_path": str(weights), "network_def#fusion": None}
     return overlay
 
 
@@ -98,6 +101,7 @@ def preset(
         "network_def#residual": False,
         "network_def#num_inference_steps": 0,
         "network_def#detail": None,
+        "network_def#fusion": None,
     }
     if "unet" in definitions:
         overlay["spatial_divisor"] *= _halvings(definitions["unet"])

@@ -169,7 +169,7 @@ def _workflows(
 
 def _share_frozen_parts(first: LatentTranslator, other: LatentTranslator) -> None:
     """Where the first two stages have the same weights, ``other`` uses those of ``first``: one latent serves both."""
-    for part in ("autoencoder", "style_transfer"):
+    for part in ("autoencoder", "style_transfer", "fusion"):
         ours, theirs = first.get_submodule(part).state_dict(), other.get_submodule(part).state_dict()
         if ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours):
             setattr(other, part, first.get_submodule(part))
@@ -185,7 +185,8 @@ def _measure_all(
     with tqdm(total=total, desc="sampler steps", unit="point") as bar:
         for index in range(len(dataset)):
             item = dataset[index]
-            pair = next((p for p in _turned(PAIRS, index) if set(p) <= set(item)), None)
+            first = index % len(PAIRS)
+            pair = next((p for p in PAIRS[first:] + PAIRS[:first] if set(p) <= set(item)), None)
             if FAULT_KEY in item or pair is None:
                 why = item.get(FAULT_KEY) or f"has none of {', '.join(f'{s} to {t}' for s, t in PAIRS)}"
                 logger.warning("%s: left out: %s", item[SUBJECT], why)
@@ -195,11 +196,6 @@ def _measure_all(
             for point in measure(item, pair, modalities, to_native, models, curves, device=device, seed=seed, amp=fast):
                 bar.update()
                 yield point
-
-
-def _turned(pairs: Sequence[Pair], by: int) -> list[Pair]:
-    by %= len(pairs)
-    return [*pairs[by:], *pairs[:by]]
 
 
 def measure(

@@ -8,6 +8,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from custom.utils.bundle import config_folder
+from custom.utils.options import check_options
 
 __all__ = ["bundle_workflow"]
 
@@ -22,15 +23,20 @@ def bundle_workflow(name: str, overrides: Mapping[str, Any], *, overlays: Sequen
 
     Raises:
         FileNotFoundError: if the bundle is not beside this package.
-        ValueError: if there is no such overlay.
+        ValueError: if there is no such overlay, or for an override that the configs do not know.
     """
     folder = config_folder()
     missing = [overlay for overlay in overlays if not (folder / f"{overlay}.json").is_file()]
     if missing:
         raise ValueError(f"overlay: expected a file {missing[0]}.json in {folder}; found none. Correct the name.")
     files = [str(folder / f"{config}.json") for config in (name, *overlays)]
-    return ConfigWorkflow(
-        config_file=files if overlays else files[0],
-        workflow_type="train" if name.startswith("train") else "evaluation" if name == "evaluate" else name,
-        **{"bundle_root": str(folder.parent), **overrides},
-    )
+    try:
+        workflow = ConfigWorkflow(
+            config_file=files if overlays else files[0],
+            workflow_type="train" if name.startswith("train") else "evaluation" if name == "evaluate" else name,
+            **{"bundle_root": str(folder.parent), **overrides},
+        )
+    except KeyError as error:  # of an id whose parts before the last are not there
+        raise ValueError(f"overrides: expected ids of {name}.json; found none such ({error.args[0]}).") from error
+    check_options([workflow])  # now, and not when it is initialised: a command may have much to do before
+    return workflow

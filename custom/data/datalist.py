@@ -166,6 +166,7 @@ def load_datalist(
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     layout: str = "brats2021",
     phantom_dir: str | os.PathLike | None = None,
+    write: bool = True,
 ) -> list[Entry]:
     """Entries of one section of a data set, for use in a config.
 
@@ -181,6 +182,7 @@ def load_datalist(
         layout: a key of ``custom.data.layouts.LAYOUTS``.
         phantom_dir: the folder of the embedded phantoms: if ``dataset_dir`` is this folder and does not exist, they
             are made first.
+        write: False leaves no datalist in a folder that has none.
 
     Returns:
         Entries with absolute paths; at least two modalities each.
@@ -206,7 +208,8 @@ def load_datalist(
         return discover(folder, modalities, layout=layout)
     else:
         content = split_by_subject(discover(folder, modalities, layout=layout), fractions, seed)
-        _try_to_write(path, content, modalities)
+        if write:
+            _try_to_write(path, content, modalities)
     chosen = [e for s in SECTIONS if section in (s, "all") for e in content[s]]
     entries = _restrict(chosen, modalities, where=f"{path}: {section}")
     if not entries:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from custom.data.dicom import DICOM_SUFFIXES
-from custom.data.names import SYNTHETIC_SUFFIX, image_stem
+from custom.data.dicom_files import DICOM_SUFFIXES
+from custom.data.names import image_stem
 from custom.data.problems import Problem
 from custom.data.readers import IMAGE_SUFFIXES
+from custom.data.scans import OUTPUTS, SYNTHETIC, PassedOver, kinds, no_scan, walk
 from custom.utils.modalities import ALIASES, BRATS_MODALITIES, IXI_MODALITIES, canonical
 
 __all__ = ["LAYOUTS", "SEGMENTATION_KEY", "SUBJECT_KEY", "Layout", "Survey", "discover", "survey"]
@@ -133,7 +134,7 @@ def survey(
         )
     wanted = [canonical(m) for m in modalities or rules.modalities]
     found = _Findings(rules, folder.resolve(), wanted)
-    for path, is_folder in _walk(folder.resolve()):
+    for path, is_folder in walk(folder.resolve(), found.passed):
         found.add(path, is_folder)
     files = found.files()
     if layout == "ixi":
@@ -157,6 +158,7 @@ class _Findings:
         self.patients: dict[str, str] = {}
         self.held_out: set[str] = set()
         self.problems: list[Problem] = []
+        self.passed: PassedOver = {}
         self._hits: dict[str, dict[str, list[Path]]] = {}
         self._used: set[Path] = set()  # files and series that are taken, and the folders they lie in
         self._series: set[Path] = set()
@@ -167,12 +169,16 @@ class _Findings:
         if is_folder and not any(path.iterdir()):
             self.problems.append(Problem("empty_folder", self._name(path), f"{path}: nothing in it"))
             return
-        if not is_folder and _is_derived(path):
+        if image_stem(path).endswith(OUTPUTS):
+            self.passed |= {} if is_folder else {path: SYNTHETIC}
+            return
+        if not is_folder and _is_registered(path):
             return
         match = _match(self.rules, path, self.root, is_folder)
         key = canonical(match["suffix"]) if match else ""
-        if not match or (self.wanted and key not in self.wanted) or "mask" in key:
-            if not is_folder and path.name.lower().endswith(SUFFIXES):
+        label = key not in {SEGMENTATION_KEY, *self.wanted} and no_scan(key)
+        if not match or label or (self.wanted and key not in self.wanted):
+            if (match and label) or (not is_folder and path.name.lower().endswith(SUFFIXES)):
                 self._others.append(path)
             return
         subject, held_out = match["id"], self.rules.held_out
@@ -195,6 +201,7 @@ class _Findings:
         if single:
             names = ", ".join(p.name for p in single[:3])
             self.problems.append(Problem("unused", "", f"{len(single)} images, such as {names}"))
+        self.problems += [Problem("passed_over", "", said) for said in kinds(self.passed)]
         return files
 
     def _name(self, path: Path) -> str:
@@ -235,6 +242,8 @@ def discover(
     for problem in found.problems:
         if problem.code in ("two_files", "same_id"):
             raise ValueError(f"{problem.found}. {problem.remedy}")
+        if problem.code == "passed_over":
+            logger.warning("%s: %s", root, problem.found)
     entries = []
     for subject, files in found.files.items():
         present = [m for m in found.modalities if m in files]
@@ -297,25 +306,10 @@ def _plain(pattern: str | None, modalities: Sequence[str] | None) -> Layout:
     return Layout(re.compile(expression), example=str(pattern), whole_path=True)
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
-    """Files and folders below ``root`` in order, and whether each is a folder; links are followed, once."""
-    known = {os.path.realpath(root)}
-    for folder, names, files in os.walk(root, followlinks=True):
-        names[:] = sorted(n for n in names if not n.startswith("."))
-        for name in list(names):
-            real = os.path.realpath(os.path.join(folder, name))
-            if real in known:
-                names.remove(name)
-                continue
-            known.add(real)
-            yield Path(folder, name), True
-        yield from ((Path(folder, name), False) for name in sorted(files) if not name.startswith("."))
-
-
-def _is_derived(path: Path) -> bool:
-    """Whether this project wrote the file beside the data: a translation, or a registered scan with its record."""
+def _is_registered(path: Path) -> bool:
+    """Whether this project wrote the file beside the data: a registered scan with its record."""
     stem = image_stem(path)
-    return stem.endswith(SYNTHETIC_SUFFIX) or ("_to_" in stem and path.with_name(f"{stem}.json").is_file())
+    return "_to_" in stem and path.with_name(f"{stem}.json").is_file()
 
 
 def _match(rules: Layout, path: Path, root: Path, is_folder: bool) -> dict[str, str] | None:

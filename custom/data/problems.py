@@ -63,6 +63,7 @@ PROBLEMS: dict[str, Kind] = {
     "not_in_split": Kind("subject that the split file does not name", "Add it to a section."),
     "no_such_subject": Kind("subject of the split file that is not there", "Correct the split file.", leaves_out=False),
     "unused": Kind("images that are not used", "None needed if they are no modality to train with.", leaves_out=False),
+    "passed_over": Kind("files that are no scans", "None needed if they are none.", leaves_out=False),
     "incomplete": Kind("modalities missing", "None needed: pairs are drawn from what there is.", leaves_out=False),
     "registered": Kind(
         "modalities registered to another's grid",

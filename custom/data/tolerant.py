@@ -24,7 +24,7 @@ class TolerantDataset(Dataset):
     So a faulty file among many costs its own result alone; ``custom.inference.evaluator.FileEvaluator`` reports.
 
     Args:
-        data: items ``{"image": path}``.
+        data: items ``{"image": path}``; one that has a fault already is handed on with it.
         transform: reads and prepares them.
         provenance: gives what is known of a source as text, which then is in the image's metadata.
     """
@@ -39,6 +39,8 @@ class TolerantDataset(Dataset):
         self.provenance = provenance
 
     def _transform(self, index: int) -> Mapping[str, Any]:
+        if FAULT_KEY in self.data[index]:
+            return {FAULT_KEY: self.data[index][FAULT_KEY]}
         try:
             item = super()._transform(index)
             if self.provenance is not None:

@@ -16,6 +16,7 @@ from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
 from custom.data.foreground import foreground, foreground_key, solid
 from custom.data.intensities import has_wrapped
 from custom.data.readers import read_volume, volume_of_client
+from custom.data.scans import check_named_scan, labels_in, listed
 from custom.utils.arguments import whole_number
 from custom.utils.errors import telling_label_clients
 
@@ -89,7 +90,8 @@ class ValidateVolumed(MapTransform):
         allow_missing_keys: do not raise for an absent key.
 
     Raises:
-        ValueError: for a volume that is not 3D and single-channel, too small, constant, or of integers that overflowed.
+        ValueError: for a volume that is not 3D and single-channel, too small, constant, of integers that overflowed, or
+            a segmentation by its values or by the name of its file.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class ValidateVolumed(MapTransform):
         return d
 
     def _check(self, image: torch.Tensor, name: str) -> None:
+        check_named_scan(name)
         if image.ndim != 4 or image.shape[0] != 1:
             raise ValueError(
                 f"{name}: expected one 3D volume with one channel; found {_describe(image)}. "
@@ -128,6 +131,12 @@ class ValidateVolumed(MapTransform):
         if low == high or bool(((finite == low) | (finite == high)).all()):
             found = f"the constant {low:g}" if low == high else f"only the values {low:g} and {high:g}"
             raise ValueError(f"{name}: expected an MRI contrast; found {found}. Check that it is not a mask or empty.")
+        labels = labels_in(values)
+        if labels is not None:
+            raise ValueError(
+                f"{name}: expected an MRI contrast; found only the whole numbers {listed(labels)}, as in a "
+                "segmentation. Name the scan that it belongs to."
+            )
         if has_wrapped(values[0].cpu().numpy()):
             raise ValueError(
                 f"{name}: expected intensities that rise and fall smoothly; found jumps between {low:g} and {high:g} "

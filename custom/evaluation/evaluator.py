@@ -28,7 +28,7 @@ from custom.evaluation.protocols import ContrastEnds, ends_of, on_percentiles
 from custom.evaluation.results import ResultStore, SubjectResult
 from custom.evaluation.rows import CEILING, FULL_MODEL, rows_of
 from custom.evaluation.segmentation import Segmenter, SegmenterCheck
-from custom.evaluation.statistics import correlation
+from custom.evaluation.uncertainty import ErrorMapScores, score_error_map
 from custom.utils.distributed import share_of_rank
 from custom.utils.errors import user_message
 
@@ -245,8 +245,8 @@ class TranslationEvaluator(SupervisedEvaluator):
             result.rows += rows_of(result.subject, source, target, method, reference.score_rescaled(comparable))
             if prediction.cost is not None:
                 result.costs.append([method, source, target, *prediction.cost])
-            if prediction.spread is not None:
-                result.uncertainty.append([source, target, _error_and_spread(prediction, prediction.spread, item)])
+            if prediction.uncertainty is not None:
+                result.uncertainty.append([source, target, _error_map_scores(prediction, item).correlation])
             if check is not None and method == FULL_MODEL:
                 result.dice += check.replaced(source, target, native)
             pictures.add((method, source, target), slices.volume(unit(prediction.image)), scroll=method in SCROLLED)
@@ -297,11 +297,14 @@ def _pictures(item: Mapping[str, Tensor], names: Sequence[str]) -> Pictures:
     return pictures
 
 
-def _error_and_spread(prediction: Prediction, spread: Tensor, item: Mapping[str, Tensor]) -> float:
-    """Rank correlation of absolute error and spread over every second voxel of the brain along each axis."""
-    inside = plain(item[foreground_key(prediction.target)])[EVERY_SECOND].reshape(-1)
-    error = (unit(prediction.image) - unit(item[prediction.target])).abs()[EVERY_SECOND].reshape(-1)[inside]
-    return correlation(error.cpu().numpy(), spread[EVERY_SECOND].reshape(-1)[inside].cpu().numpy())
+def _error_map_scores(prediction: Prediction, item: Mapping[str, Tensor]) -> ErrorMapScores:
+    """How well a prediction's error map tells its error, over every second voxel of the brain along each axis."""
+    assert prediction.uncertainty is not None
+    brain, label = plain(item[foreground_key(prediction.target)]), item.get(SEGMENTATION)
+    error = (unit(prediction.image) - unit(item[prediction.target])).abs()
+    expected = prediction.uncertainty / 2  # from an image's range of 2 to that of its unit
+    volumes = [error, expected, brain > 0, *([] if label is None else [label > 0])]
+    return score_error_map(*(plain(v)[EVERY_SECOND].flatten().cpu().numpy() for v in volumes))
 
 
 def unit(image: Tensor) -> Tensor:

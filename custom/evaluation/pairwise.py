@@ -14,7 +14,7 @@ from custom.evaluation.baselines import IntensityLookup, TrainingMean, copy_sour
 from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, METHODS, SPADE_ONLY, TRAINING_MEAN
 from custom.inference.cost import Cost
 from custom.inference.inferer import MAX_SAMPLES, MAX_STEPS
-from custom.inference.translation import Sampling, Translated, Translation
+from custom.inference.translation import Sampling, Translated, Translation, knows_errors
 from custom.utils.arguments import whole_number
 from custom.utils.modalities import target_indices
 from custom.utils.precision import amp_choice
@@ -26,8 +26,8 @@ class Prediction(NamedTuple):
     """One prediction for a subject: ``image`` (1, 1, H, W, D) in [-1, 1], background exactly -1.
 
     ``source == target`` is the autoencoder's reconstruction. ``cost`` is that of this translation alone, its source's
-    encoding included; None for the trivial ones. ``spread`` is the standard deviation over several samples, of the
-    image's shape and range; None for one.
+    encoding included; None for the trivial ones. ``uncertainty`` is the expected absolute error, of the image's
+    shape and range, where the network knows it.
     """
 
     method: str
@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
     target: str
     image: Tensor
     cost: Cost | None = None
-    spread: Tensor | None = None
+    uncertainty: Tensor | None = None
 
 
 class PairwiseInferer(Inferer):
@@ -144,13 +144,17 @@ class PairwiseInferer(Inferer):
             yield _prediction(SPADE_ONLY, source, target, given.spade_only(index))
         if FULL_MODEL in self.methods:
             found = given.translate(
-                index, Sampling(self.num_steps), seed=self.seed, num_samples=self.num_samples, spread=True
+                index,
+                Sampling(self.num_steps),
+                seed=self.seed,
+                num_samples=self.num_samples,
+                uncertainty=knows_errors(given.network),
             )
             yield _prediction(FULL_MODEL, source, target, found)
 
 
 def _prediction(method: str, source: str, target: str, found: Translated) -> Prediction:
-    return Prediction(method, source, target, found.image, found.cost, found.spread)
+    return Prediction(method, source, target, found.image, found.cost, found.uncertainty)
 
 
 def plain(tensor: Tensor) -> Tensor:

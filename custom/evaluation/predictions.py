@@ -1,14 +1,16 @@
 """Which predicted file belongs to which true one: names alone tell, whoever wrote them.
 
 A true file is ``<subject>_<modality>``, in any folder, or ``<subject>/<modality>``; a folder with a datalist is read by
-it. A predicted file is ``<subject>_<source>_<target>``, ``<subject>_<source>_to_<target>`` or ``<subject>_<target>``,
-with or without this bundle's ending ``_synthetic``, or lies in a folder with the subject's name.
+it. A predicted file is ``<subject>_<source>_<target>``, ``<subject>_<source>_to_<target>``,
+``<subject>_<target>_from_<source>`` or ``<subject>_<target>``, with or without this bundle's ending ``_synthetic``, or
+lies in a folder with the subject's name. In names of BIDS the entities ``sub``, ``ses`` and ``run`` are the subject's,
+``ce`` (contrast agent) makes a T1 a T1ce, ``from`` and ``to`` name contrasts, and the others say nothing here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,9 @@ __all__ = ["Matched", "PredictedFile", "find_truths", "match_predictions"]
 
 KNOWN = {alias for aliases in ALIASES.values() for alias in aliases}
 WORDS = re.compile(r"[_\-. ]+")
-FILLERS = ("to", "from", "pred", "synthetic", "fake")
+ENTITY = re.compile(r"([a-z]+)-([a-z0-9+]+)")  # of BIDS
+OF_SUBJECT = ("sub", "ses", "run")
+FROM, TO = "from", "to"
 
 
 class PredictedFile(NamedTuple):
@@ -35,10 +39,14 @@ class PredictedFile(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """The files of one folder of predictions, and those that belong to no true file, each with the reason."""
+    """The files of one folder of predictions, those that belong to no true file with the reason, and what was guessed.
+
+    ``guesses`` are sentences, each with the files that it concerns.
+    """
 
     files: list[PredictedFile]
     unmatched: dict[str, str]
+    guesses: dict[str, list[str]]
 
 
 def find_truths(folder: Path, modalities: Sequence[str] = ()) -> dict[str, dict[str, Path]]:
@@ -61,17 +69,17 @@ def find_truths(folder: Path, modalities: Sequence[str] = ()) -> dict[str, dict[
     known = {*KNOWN, SEGMENTATION_KEY, *map(canonical, modalities)}
     found: dict[str, dict[str, Path]] = {}
     for path in _images(folder):
-        *before, last = _words(image_stem(path))
-        if last not in known:
+        parsed = _true_name(path, known)
+        if parsed is None:
             continue
-        subject = image_stem(path)[: -len(last)].rstrip("_-. ") if before else path.parent.name
+        subject, name = parsed
         files = found.setdefault(subject, {})
-        if canonical(last) in files:
+        if name in files:
             raise ValueError(
-                f"{path}: expected one {canonical(last)} of subject {subject}; found {files[canonical(last)]} too. "
+                f"{path}: expected one {name} of subject {subject}; found {files[name]} too. "
                 "Remove one, or describe the data set in a datalist."
             )
-        files[canonical(last)] = path
+        files[name] = path
     found = {subject: files for subject, files in found.items() if set(files) != {SEGMENTATION_KEY}}
     if not found:
         raise ValueError(
@@ -91,43 +99,108 @@ def match_predictions(folder: Path, truths: Mapping[str, Mapping[str, Path]]) ->
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of predictions; found none. Correct the path.")
     files: dict[tuple[str, str, str], PredictedFile] = {}
-    unmatched: dict[str, str] = {}
+    matched = Matched([], {}, {})
     for path in _images(folder):
         name = path.relative_to(folder).as_posix()
-        found = _read_name(path, folder, truths)
-        if isinstance(found, str):
-            unmatched[name] = found
-        elif (found[:3]) in files:
+        try:
+            found, guess = _read_name(path, folder, truths)
+        except ValueError as error:
+            matched.unmatched[name] = str(error)
+            continue
+        if (found[:3]) in files:
             raise ValueError(
                 f"{path}: expected one prediction of {found.target} for {found.subject}; found {files[found[:3]].path} "
                 "too. Remove one."
             )
-        else:
-            files[found[:3]] = found
-    return Matched(list(files.values()), unmatched)
+        files[found[:3]] = found
+        if guess:
+            matched.guesses.setdefault(guess, []).append(name)
+    return matched._replace(files=list(files.values()))
 
 
-def _read_name(path: Path, folder: Path, truths: Mapping[str, Mapping[str, Path]]) -> PredictedFile | str:
+def _true_name(path: Path, known: Container[str]) -> tuple[str, str] | None:
+    """Subject and canonical contrast of a true file; None where its name ends in none."""
+    stem = image_stem(path)
+    if (bids := _bids(stem)) is not None:
+        subject, words = bids
+        return (subject, words[-1]) if words and words[-1] in known else None
+    *before, last = _words(stem)
+    if last not in known:
+        return None
+    return stem[: -len(last)].rstrip("_-. ") if before else path.parent.name, canonical(last)
+
+
+def _bids(stem: str) -> tuple[str, list[str]] | None:
+    """Subject and words of a name of BIDS, contrasts canonical; None for other names."""
+    if not stem.startswith("sub-"):
+        return None
+    entities: dict[str, tuple[str, str]] = {}
+    words: list[str] = []
+    for part in stem.split("_"):
+        entity = ENTITY.fullmatch(part.lower())
+        if entity is None or entity[1] in KNOWN:
+            words += [canonical(word) for word in _words(part)]
+        elif entity[1] not in entities:
+            entities[entity[1]] = (part, entity[2])
+    if "sub" not in entities:
+        return None
+    subject = "_".join(entities[key][0] for key in OF_SUBJECT if key in entities)
+    if "ce" in entities:
+        words = ["t1ce" if word == "t1" else word for word in words]
+    for mark in (FROM, TO):
+        if mark in entities:
+            words = [mark, canonical(entities[mark][1]), *words]
+    return subject, words
+
+
+def _read_name(path: Path, folder: Path, truths: Mapping[str, Mapping[str, Path]]) -> tuple[PredictedFile, str]:
+    """A predicted file's subject, source and target, and what of it was guessed.
+
+    Raises:
+        ValueError: with the reason why it belongs to no true file.
+    """
     stem = image_stem(path).removesuffix(SYNTHETIC_SUFFIX)
-    folders = path.relative_to(folder).parts[:-1]
-    inside = [s for s in truths if s in folders]
-    named = [s for s in truths if stem == s or (stem.startswith(s) and WORDS.match(stem[len(s) :]))]
-    if not named and not inside:
-        return "no true subject has the beginning of its name"
-    subject = max(named or inside, key=len)
-    contrasts = {m for files in truths.values() for m in files} - {SEGMENTATION_KEY}
-    words = [w for w in _words(stem[len(subject) :] if named else stem) if w not in FILLERS]
-    words = [canonical(w) for w in words]
-    known = [w for w in words if w in contrasts or w in KNOWN]
+    subject, words = _subject_of(stem, path.relative_to(folder).parts[:-1], truths)
+    contrasts = {m for files in truths.values() for m in files} - {SEGMENTATION_KEY} | KNOWN
     own = [m for m in truths[subject] if m != SEGMENTATION_KEY]
-    if not known and len(own) == 1:
-        known = own
-    if not known:
-        return "its name holds no modality"
-    target = known[-1]
+    marked: dict[str, str] = {}
+    plain: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word in contrasts and before in (FROM, TO) and before not in marked:
+            marked[before] = word
+        elif word in contrasts:
+            plain.append(word)
+    guess = ""
+    if not marked and not plain and len(own) == 1:
+        plain, guess = [*own], "taken for the one contrast that the subject has a true image of, as the name holds none"
+    if not marked and not plain:
+        raise ValueError("its name holds no modality")
+    if len(marked) + len(plain) > 2:
+        raise ValueError(
+            f"its name holds {len(marked) + len(plain)} modalities: expected <subject>_<source>_to_<target>"
+        )
+    if not marked and len(plain) == 2 and stem == image_stem(path):
+        guess = "read as <source>_<target>, as the name holds two contrasts and neither 'to' nor 'from'"
+    if TO not in marked and not plain:
+        raise ValueError("its name holds a source and no target")
+    target = marked[TO] if TO in marked else plain.pop()
+    source = marked[FROM] if FROM in marked else plain.pop() if plain else ""
     if target not in own:
-        return f"no true {target} of {subject}"
-    return PredictedFile(subject, known[-2] if len(known) > 1 else "", target, path)
+        raise ValueError(f"no true {target} of {subject}")
+    return PredictedFile(subject, source, target, path), guess
+
+
+def _subject_of(stem: str, folders: Sequence[str], truths: Mapping[str, Mapping[str, Path]]) -> tuple[str, list[str]]:
+    """The true subject of a file, and the words of its name beside that, contrasts canonical."""
+    bids = _bids(stem)
+    if bids is not None and bids[0] in truths:
+        return bids
+    named = [s for s in truths if stem == s or (stem.startswith(s) and WORDS.match(stem[len(s) :]))]
+    inside = [s for s in truths if s in folders]
+    if not named and not inside:
+        raise ValueError("no true subject has the beginning of its name")
+    subject = max(named or inside, key=len)
+    return subject, [canonical(word) for word in _words(stem[len(subject) :] if named else stem)]
 
 
 def _images(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from custom.evaluation.metrics import PROTOCOL
 from custom.evaluation.pictures import Pictures
 from custom.evaluation.rows import Row, from_fields, to_fields
 from custom.utils.arguments import as_bool
-from custom.utils.files import atomic_write
+from custom.utils.files import atomic_write, require_writable
 from custom.utils.identity import FileDigests, digest, identity
 
 __all__ = ["ResultStore", "Results", "Setup", "SubjectResult"]
@@ -42,7 +42,7 @@ class SubjectResult:
         subject: its name.
         rows: scores by prediction and region.
         costs: ``[method, source, target, seconds, evaluations, peak MiB]``.
-        uncertainty: ``[source, target, rank correlation of error and spread in the brain]``.
+        uncertainty: ``[source, target, rank correlation of true and expected error in the brain]``.
         dice: ``[source, target, structure, of what, Dice]``, see ``custom.evaluation.segmentation``.
         notes: what a reader must know, such as a missing modality.
     """
@@ -175,6 +175,7 @@ class ResultStore(Results):
         resume: bool | str = True,
     ) -> None:
         super().__init__(output_dir)
+        require_writable(self.output_dir)
         self.resume = as_bool("resume", resume)
         self._identity = identity(network, preprocessing, [PROTOCOL, settings])
         self._digests = FileDigests(self.output_dir / DIGESTS_NAME)

@@ -17,7 +17,6 @@ __all__ = ["Comparison", "Summary", "bootstrap_interval", "correlation", "holm",
 
 RESAMPLES = 2000
 LEVEL = 0.95
-SMALLEST_FOR_TEST = 6  # below it no two-sided Wilcoxon test can reach 0.05
 
 Scores = Mapping[Any, float]
 
@@ -91,13 +90,12 @@ def bootstrap_interval(
     names, index = np.unique(np.asarray([str(s) for s in subjects]), return_inverse=True)
     if names.size < 2:
         return math.nan, math.nan
-    sums = np.bincount(index, weights=np.asarray(values, dtype=np.float64))
-    counts = np.bincount(index)
-    drawn = np.random.default_rng(seed).integers(names.size, size=(resamples, names.size))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(means, (tail, 100 - tail))
-    return float(low), float(high)
+    sums, counts = np.bincount(index, weights=np.asarray(values, dtype=np.float64)), np.bincount(index)
+    drawn = stats.bootstrap(
+        (sums, counts), lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis), paired=True, n_resamples=resamples,
+        confidence_level=LEVEL, method="percentile", random_state=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from custom.data.tolerant import FAULT_KEY
 from custom.utils.distributed import is_main, world_size
-from custom.utils.errors import user_message
+from custom.utils.errors import causes, user_message
+from custom.utils.files import OutputError
 
 __all__ = ["FileEvaluator", "FileProgress", "ReadAhead"]
 
@@ -157,6 +158,9 @@ class FileEvaluator(SupervisedEvaluator):
         try:
             result.result()
         except Exception as error:
+            place = next((cause for cause in causes(error) if isinstance(cause, OutputError)), None)
+            if place is not None:  # whatever comes next could not be written either
+                raise place from None
             logger.debug("writing failed", exc_info=True)
             self._report(user_message(error, default=name))
 

@@ -86,7 +86,8 @@ class TranslationInferer(Inferer):
         """Translate a batch.
 
         Args:
-            inputs: sources (B, 1, H, W, D) in [-1, 1]; H, W, D divisible by the network's ``spatial_divisor``.
+            inputs: S ≥ 1 sources of each subject (B, S, H, W, D) in [-1, 1], in any order; H, W, D divisible by the
+                network's ``spatial_divisor``.
             network: a ``LatentTranslator``, or any callable ``(image, target) -> image``, such as an exported one.
             args: not used.
             kwargs: not used.

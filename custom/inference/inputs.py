@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from custom.data.datalist import load_datalist
-from custom.data.dicom import dicom_inputs
-from custom.data.layouts import SEGMENTATION_KEY
-from custom.data.names import NAME_KEY, SYNTHETIC_SUFFIX, image_stem
+from custom.data.dicom_files import dicom_inputs
+from custom.data.names import NAME_KEY, image_stem
 from custom.data.readers import IMAGE_SUFFIXES
+from custom.data.scans import LINK, SYNTHETIC, PassedOver, check_named_scan, is_synthetic, kinds, no_scan, walk
 from custom.inference.dicom_writer import check_dicom_source
+from custom.utils.arguments import check_path
+from custom.utils.distributed import is_main
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
 __all__ = [
@@ -47,9 +49,9 @@ def inference_inputs(
 
     Args:
         image: a file, several, or a folder, which is searched with its subfolders for NIfTI, NRRD and MetaImage files,
-            multi-frame DICOM files, and folders with the files of a DICOM series; segmentations and files that are
-            translations already are passed over. Where it is not given, the first modality of the first held-out
-            subject of ``dataset_dir`` is taken.
+            multi-frame DICOM files, and folders with the files of a DICOM series; what is no scan or a translation
+            already is passed over, see ``custom.data.scans``, and it is said. Where it is not given, the first modality
+            of the first held-out subject of ``dataset_dir`` is taken.
         dataset_dir: data set for the case that ``image`` is not given.
         phantom_dir: as in ``load_datalist``.
         modalities: the vocabulary.
@@ -64,11 +66,13 @@ def inference_inputs(
         ValueError: for an empty folder, two files whose translations would have one name, no file at all, or a source
             that does not fit the ``output_format``.
     """
-    if image is None:
+    if image is not None:
+        check_path("image", image)
+    else:
         image = _held_out(dataset_dir, phantom_dir, modalities)
     named: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
-    if not named or not all(isinstance(path, str | os.PathLike) and os.fspath(path) for path in named):
-        raise ValueError(f"image: expected a file, a list of files or a folder; found {image!r}. Name a file.")
+    if not named:
+        raise ValueError("image: expected a file, a list of files or a folder; found none. Name a file.")
     places = {file: place for path in named for file, place in _expand(Path(path).expanduser())}
     stems = Counter(map(image_stem, places))
     names: dict[str, Path] = {}
@@ -92,33 +96,43 @@ def _held_out(
 ) -> str:
     if dataset_dir is None:
         raise ValueError("image: expected a file or a folder; found none. Add --image FILE.")
-    entry = load_datalist(dataset_dir, "test", modalities, phantom_dir=phantom_dir)[0]
+    entry = load_datalist(dataset_dir, "test", modalities, phantom_dir=phantom_dir, write=False)[0]
     file = next(entry[m] for m in map(canonical, modalities) if m in entry)
-    logger.info("no image was given: translating the held-out %s", file)
+    logger.warning("no --image was given: %s, a held-out subject of %s, is translated", file, dataset_dir)
     return file
 
 
 def _expand(path: Path) -> list[tuple[Path, Path]]:
     """Images at or under ``path``, each with its place relative to it."""
     if not path.exists():
-        raise FileNotFoundError(f"{path}: expected an image or a folder; found nothing there. Correct the path.")
+        found = LINK if path.is_symlink() else "nothing there"
+        raise FileNotFoundError(f"{path}: expected an image or a folder; found {found}. Correct the path.")
     if not path.is_dir():
+        check_named_scan(path)
         return [(path, Path(path.name))]
-    folders = {path.resolve(): path}  # one that links lead to again counts once, under its shortest name
-    for folder in sorted((f for f in path.rglob("*") if f.is_dir()), key=lambda f: (len(f.parts), f)):
-        folders.setdefault(folder.resolve(), folder)
-    files = [file for folder in sorted(folders.values()) for file in _images_in(folder)]
-    kept = [f for f in files if not image_stem(f).endswith((SYNTHETIC_SUFFIX, f"_{SEGMENTATION_KEY}"))]
+    passed: PassedOver = {}
+    folders = [path, *(place for place, is_folder in walk(path, passed) if is_folder)]
+    kept = []
+    for file in (file for folder in folders for file in _images_in(folder)):
+        why = None if file == path else no_scan(file) or (SYNTHETIC if is_synthetic(file) else None)
+        if why is None:
+            kept.append(file)
+        else:
+            passed[file] = why
     if not kept:
-        found = f"only {len(files)} segmentations and translations" if files else "none"
+        found = "; ".join(kinds(passed)) or "none"
         raise ValueError(
             f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}, DICOM) in the folder; found {found}. "
             "Correct the path."
         )
+    for said in kinds(passed) if is_main() else ():
+        logger.warning("%s: %s", path, said)
     return [(file, Path(path.name) if file == path else file.relative_to(path)) for file in kept]
 
 
 def _images_in(folder: Path) -> list[Path]:
     """Images that lie in a folder; the folder itself, if it holds the single slices of a DICOM series."""
-    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(IMAGE_SUFFIXES))
+    files = sorted(
+        f for f in folder.iterdir() if f.is_file() and f.name[0] != "." and f.name.lower().endswith(IMAGE_SUFFIXES)
+    )
     return files + dicom_inputs(folder)

@@ -17,9 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.data.features import FEATURES, FEATURES_KEY
-from custom.data.names import SYNTHETIC_SUFFIX, image_stem
 from custom.data.preprocessing import preprocessing
-from custom.inference.provenance import read_provenance
+from custom.data.scans import is_synthetic
 from custom.networks import LatentTranslator
 from custom.utils.distributed import is_main, rank, smallest, world_size
 from custom.utils.errors import user_message
@@ -109,7 +108,7 @@ def doubts(source: str | None, features: Tensor | None, network: Any) -> list[st
         network: that translates; one whose weights tell no range is said once, and nothing is checked.
     """
     found = []
-    if source and (image_stem(source).endswith(SYNTHETIC_SUFFIX) or read_provenance(source) is not None):
+    if source and is_synthetic(source):
         found.append(("synthetic itself", "Translate the scan that it was made from"))
     known = getattr(network, "training_range", None)
     if features is not None and known is not None and known.any():

@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import pydicom
 import torch
 import torch.distributed as dist
 from nibabel.filebasedimages import ImageFileError
 from torch import nn
 
+from custom.data.dicom_files import dicom_files
 from custom.data.names import NAME_KEY, image_stem, sidecar_of, translation_name
+from custom.data.tolerant import FAULT_KEY
 from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, rank, world_size
-from custom.utils.files import atomic_write
+from custom.utils.files import atomic_write, require_writable
 from custom.utils.identity import FileDigests, content_digest, describe, differences, digest, identity
 from custom.utils.modalities import canonical
 
 __all__ = [
     "NAME",
+    "TWICE",
     "Provenance",
     "check_sidecar",
     "describe_translation",
@@ -38,9 +42,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+PLACE, PLACE_DIGITS = "place", 8
 COMMENT_CODE = 6  # of a NIfTI header extension
+NAMED = 3  # files in a message
 NAME = "brain_mri_modality_translation"
 IDENTITY = "Identity"
+TWICE = "SourceSynthetic"
 
 
 class Provenance:
@@ -61,17 +68,26 @@ class Provenance:
         self._digests = FileDigests()
 
     def of(self, source: str | os.PathLike | torch.Tensor) -> str:
-        """What decides translations of ``source``, in JSON: a file, a folder with a DICOM series, or an image."""
+        """What decides translations of ``source``, in JSON: a file, a folder with a DICOM series, or an image.
+
+        Of a file the place is told too, which decides nothing.
+        """
         if isinstance(source, torch.Tensor):
             content = digest(describe([source.as_subclass(torch.Tensor), getattr(source, "affine", None)]))
-        else:
-            [[content]] = self._digests.of([[str(source)]])
-        return json.dumps({"source": content, **self.identity}, sort_keys=True)
+            return json.dumps({"source": content, **self.identity}, sort_keys=True)
+        [[content]] = self._digests.of([[str(source)]])
+        return json.dumps({"source": content, PLACE: _place(source), **self.identity}, sort_keys=True)
 
 
-def describe_translation(target: str, version: str = "") -> str:
-    """One line for the metadata of a translation, or of several."""
-    return f"SYNTHETIC {target} from {NAME} {f'v{version}' if version else ''}".rstrip()
+def _place(source: str | os.PathLike) -> str:
+    """Tells one path from another without telling the path, which may name a patient."""
+    return digest(os.path.abspath(os.path.expanduser(source)))[:PLACE_DIGITS]
+
+
+def describe_translation(target: str, version: str = "", *, twice: bool = False) -> str:
+    """One line for the metadata of a translation, or of several; ``twice`` of a source that is a translation itself."""
+    by = "from SYNTHETIC source by" if twice else "from"
+    return f"SYNTHETIC {target} {by} {NAME} {f'v{version}' if version else ''}".rstrip()
 
 
 def translation_record(
@@ -82,6 +98,7 @@ def translation_record(
     source: str | os.PathLike | None = None,
     provenance: str | None = None,
     warnings: Sequence[str] = (),
+    twice: bool = False,
 ) -> dict[str, Any]:
     """What a translation says of itself, in its header, its sidecar, its DICOM attributes and to MONAI Label's clients.
 
@@ -92,6 +109,7 @@ def translation_record(
         source: file or folder that it was made from, of which the name is kept; None for an image in memory.
         provenance: of ``Provenance.of``, where there is one.
         warnings: what makes it doubtful.
+        twice: its source is a translation itself.
 
     Returns:
         A dictionary for JSON, the names as BIDS writes them. ``SourceSHA`` is the SHA-256 of the file; of a series
@@ -100,8 +118,9 @@ def translation_record(
     decides = json.loads(provenance) if provenance else {}
     content = decides.get("source") or (content_digest(str(source)) if source and Path(source).exists() else None)
     return {
-        "Description": describe_translation(target, version),
+        "Description": describe_translation(target, version, twice=twice),
         "Synthetic": True,
+        TWICE: twice,
         "GeneratedBy": [{"Name": NAME, "Version": version}],
         "Sources": [Path(source).name] if source else [],
         "SourceSHA": content,
@@ -165,7 +184,24 @@ def _text(extension: nib.nifti1.Nifti1Extension) -> str:
 def _stale(found: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> list[str]:
     """Names of the parts in which what decided a translation differs from what would decide it now."""
     decided = (found or {}).get(IDENTITY)
-    return differences(decided, expected) if isinstance(decided, Mapping) else ["record"]
+    parts = differences(decided, expected) if isinstance(decided, Mapping) else ["record"]
+    # the inverse of the preprocessing is a part of the postprocessing; the place of the source changes no voxel
+    left_out = {PLACE, "postprocessing"} if "preprocessing" in parts else {PLACE}
+    return [part for part in parts if part not in left_out]
+
+
+def _of_another(path: Path, source: str, expected: Mapping[str, Any], output_format: str) -> bool:
+    """Whether a result was made from another subject's source of the same name.
+
+    A source that was changed in its place is none, nor one that was moved. Of a DICOM series the study decides.
+    """
+    if output_format == "nifti":
+        decided = (read_provenance(path) or {}).get(IDENTITY)  # none in a damaged file, which is made anew
+        return isinstance(decided, Mapping) and all(decided.get(k) != expected[k] for k in ("source", PLACE))
+    folders = (path, Path(source) if Path(source).is_dir() else Path(source).parent)
+    first = [file for folder in folders if folder.is_dir() for file in dicom_files(folder)[:1]]
+    studies = {pydicom.dcmread(file, stop_before_pixels=True, force=True).get("StudyInstanceUID") for file in first}
+    return len(studies) > 1
 
 
 def pending_inputs(
@@ -181,8 +217,9 @@ def pending_inputs(
 
     An input is passed over if ``output_dir`` holds its translation into every target with the record that it would
     have now: made from the same source, with the same identity. Others are made anew, and it is said in what they
-    differ. A translation appears whole or not at all, so what an interrupted run has left is done; a sidecar that is
-    missing is written again from the header. Several processes share the rest evenly.
+    differ. One whose results would replace those of another subject, with a file of the same name, gets a fault in
+    place of a translation. A translation appears whole or not at all, so what an interrupted run has left is done; a
+    sidecar that is missing is written again from the header. Several processes share the rest evenly.
 
     Args:
         inputs: of ``inference_inputs``, the same on every process.
@@ -191,32 +228,58 @@ def pending_inputs(
         targets: modalities that are asked for.
         skip_done: translate all anew otherwise.
         output_format: in which the translations will be written; DICOM series hold no record, and are made anew.
+
+    Raises:
+        OutputError: where ``output_dir`` cannot be written to.
     """
-    skip = as_bool("skip_done", skip_done) and check_output_format(output_format) == "nifti"
+    output_format = check_output_format(output_format)
+    skip = as_bool("skip_done", skip_done) and output_format == "nifti"
     names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
-
+    folder, suffix = Path(output_dir).expanduser(), ".nii.gz" if output_format == "nifti" else ""
     stale: Counter[str] = Counter()
-
-    def done(item: Mapping[str, str]) -> bool:
+    done: list[str] = []
+    pending: list[dict[str, str]] = []
+    for item in inputs:
         stem = item.get(NAME_KEY) or image_stem(item["image"])
-        files = [Path(output_dir).expanduser() / f"{translation_name(stem, name)}.nii.gz" for name in names]
-        if not all(file.is_file() for file in files):
-            return False
-        expected = json.loads(provenance.of(item["image"]))
-        found = [(file, read_provenance(file)) for file in files]
-        differing = {", ".join(parts) for _, record in found if (parts := _stale(record, expected))}
-        stale.update(differing)
-        for file, record in () if differing else found:
-            if not sidecar_of(file).exists() and is_main():
+        files = [folder / f"{translation_name(stem, name)}{suffix}" for name in names]
+        there = [file for file in files if file.exists()]
+        expected = json.loads(provenance.of(item["image"])) if there else {}
+        others = [file for file in there if _of_another(file, item["image"], expected, output_format)]
+        if others:
+            pending.append({**item, FAULT_KEY: _SAME_NAME.format(item["image"], others[0])})
+            continue
+        records = {file: read_provenance(file) for file in there if skip}
+        differing = {", ".join(_stale(record, expected)) for record in records.values()} - {""}
+        if len(records) < len(files) or differing:
+            stale.update(differing)
+            pending.append(dict(item))
+            continue
+        done.append(stem)
+        for file, record in records.items() if is_main() else ():
+            if not sidecar_of(file).exists():
                 with atomic_write(sidecar_of(file)) as temporary:
                     temporary.write_text(sidecar_text(record or {}), encoding="utf-8")
-        return not differing
-
-    pending = [dict(item) for item in inputs if not (skip and done(item))]
     if world_size() > 1:
         dist.barrier()  # nobody writes before everybody has looked
-    if len(pending) < len(inputs) and is_main():
-        logger.warning("%d of %d files are translated already", len(inputs) - len(pending), len(inputs))
-    for parts, count in stale.items() if is_main() else ():
-        logger.warning("%d of %d files are translated anew: made with another %s", count, len(inputs), parts)
+    if is_main():
+        _say(done, stale, len(inputs), folder)
+    if pending:
+        require_writable(folder, len(pending) * len(names))
     return pending[rank() :: world_size()]
+
+
+_SAME_NAME = (
+    "{}: expected a result of its own; found {}, which was made of another file of that name and would be replaced. "
+    "Choose another --output_dir for it, or name the folder above both: then their subfolders tell the results apart."
+)
+
+
+def _say(done: Sequence[str], stale: Mapping[str, int], total: int, folder: Path) -> None:
+    if done:
+        named = ", ".join(done[:NAMED]) + (", …" if len(done) > NAMED else "")
+        logger.warning(
+            "%d of %d files are translated already, in %s: %s. --skip_done false translates them anew.",
+            len(done), total, folder, named,
+        )  # fmt: skip
+    for parts, count in stale.items():
+        logger.warning("%d of %d files are translated anew: made with another %s", count, total, parts)

@@ -21,11 +21,13 @@ from custom.data.features import FEATURES_KEY
 from custom.data.names import NAME_KEY, PROVENANCE_KEY, RECORDS_KEY, image_stem, image_suffix, translation_name
 from custom.data.nifti import is_nifti, load_header
 from custom.data.readers import ASSUMED_KEY
+from custom.data.scans import is_synthetic, says_synthetic
 from custom.inference.dicom_writer import save_synthetic_series
 from custom.inference.inferer import TranslationInferer
 from custom.inference.inputs import check_output_format
 from custom.inference.likeness import doubts
 from custom.inference.provenance import (
+    TWICE,
     check_sidecar,
     describe_translation,
     sidecar_text,
@@ -81,7 +83,8 @@ class DeclareSyntheticd(MapTransform):
         for key in self.key_iterator(d):
             meta = getattr(d[key], "meta", {})
             self.records = self._records(meta)
-            description = describe_translation(", ".join(self.records), self.version)
+            twice = any(record[TWICE] for record in self.records.values())
+            description = describe_translation(", ".join(self.records), self.version, twice=twice)
             if isinstance(d[key], MetaTensor):
                 meta[RECORDS_KEY] = self.records
                 meta["descrip"] = description
@@ -97,6 +100,7 @@ class DeclareSyntheticd(MapTransform):
         used, source = self.inferer.used(), meta.get(ImageMetaKey.FILENAME_OR_OBJ)
         source = os.fspath(source) if isinstance(source, str | os.PathLike) and os.fspath(source) else None
         given: dict[str, Any] = {"version": self.version, "source": source, "provenance": meta.get(PROVENANCE_KEY)}
+        given["twice"] = says_synthetic(meta.get("descrip")) or (source is not None and is_synthetic(source))
         given["warnings"] = doubts(source, meta.get(FEATURES_KEY), self.inferer.network)
         if meta.get(ASSUMED_KEY):
             given["warnings"].append("orientation assumed, since the source does not tell it")

@@ -4,6 +4,7 @@ from custom.networks.attention import Attention, SelfAttentionBlock, SpatialTran
 from custom.networks.conditional_unet import ConditionalUNet
 from custom.networks.detail import DetailTransfer
 from custom.networks.diffusion import NoiseSchedule, RectifiedFlow
+from custom.networks.fusion import MeanFusion, SourceFusion
 from custom.networks.identity_transfer import IdentityTransfer
 from custom.networks.ms_spade import (
     MSSPADE,
@@ -32,6 +33,7 @@ __all__ = [
     "KLBottleneck",
     "LatentTranslator",
     "MSSPADEBlock",
+    "MeanFusion",
     "NoDenoiser",
     "NoiseSchedule",
     "PreActivationBlock",
@@ -40,6 +42,7 @@ __all__ = [
     "ReleaseStyleTransfer",
     "ResidualStyleTransfer",
     "SelfAttentionBlock",
+    "SourceFusion",
     "SourceSummary",
     "SpatialTransformerBlock",
     "StyleTransfer",

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from custom.networks.conditional_unet import ConditionalUNet
+from custom.networks.detail import DetailTransfer
 from custom.networks.diffusion import NoiseSchedule, draw_noise, path_seed
+from custom.networks.fusion import MeanFusion
 from custom.networks.vqgan import VQGAN
 from custom.utils.intensity_scales import PERCENTILE, SCALE_KEY, scale_number
 
@@ -21,7 +23,12 @@ CONDITIONINGS = ("target_like", "source", "source_and_target_like", "none")
 
 
 class LatentTranslator(nn.Module):
-    """Encode the source, MS-SPADE to a target-like latent, diffuse to the target's latent, decode.
+    """Encode the sources, MS-SPADE to a target-like latent, diffuse to the target's latent, decode.
+
+    The sources of a subject are a set: one or several, in any order, their contrasts not named. Each is encoded and
+    brought to the target's style by the same networks; the latents are then fused, and UNet and decoder run once. With
+    one source nothing is fused, and this is the paper's network. Between :meth:`encode` and :meth:`fuse` the sources
+    are items of the batch, those of a subject side by side.
 
     One module holds all parts, the noise schedule and the latent scale, so that its flat state dict is the whole
     model. It is TorchScript-able, sampler loop included.
@@ -38,6 +45,7 @@ class LatentTranslator(nn.Module):
         schedule: the ``NoiseSchedule``, or a ``RectifiedFlow``.
         detail: corrects the decoded translation by the source image, e.g. a ``DetailTransfer``; without it the
             decoder's image is the translation, as in the paper.
+        fusion: makes one latent of those of several sources, e.g. a ``SourceFusion``; their mean where not given.
         conditioning: latents concatenated to the noisy one: ``"target_like"`` (the paper), ``"source"`` (Palette
             alone, Table 3b), ``"source_and_target_like"`` (the authors' release) or ``"none"`` (Table 3a).
         residual: the UNet's output is added to the target-like latent; for ``prediction_type`` ``"sample"`` only. The
@@ -61,8 +69,9 @@ class LatentTranslator(nn.Module):
         style_transfer: nn.Module,
         unet: ConditionalUNet,
         schedule: NoiseSchedule,
-        detail: nn.Module | None = None,
+        detail: DetailTransfer | None = None,
         *,
+        fusion: nn.Module | None = None,
         conditioning: str = "target_like",
         residual: bool = False,
         num_inference_steps: int = 4,
@@ -90,7 +99,8 @@ class LatentTranslator(nn.Module):
         self.style_transfer = style_transfer
         self.unet = unet
         self.schedule = schedule
-        self.detail: nn.Module | None = detail
+        self.detail: DetailTransfer | None = detail
+        self.fusion = MeanFusion() if fusion is None else fusion
         self.conditioning = conditioning
         self.residual = residual
         self.num_inference_steps = num_inference_steps
@@ -118,18 +128,19 @@ class LatentTranslator(nn.Module):
         """Translate a batch.
 
         Args:
-            image: sources (B, 1, H, W, D) in [-1, 1], background -1; H, W, D divisible by ``spatial_divisor``.
+            image: S ≥ 1 sources of each subject (B, S, H, W, D) in [-1, 1], background -1, in any order; H, W, D
+                divisible by ``spatial_divisor``.
             target: modality indices (B,) int64; ``default_target`` for all where it is not given.
             noise: standard normal start of the sampler, (B or 1, L, h, w, d); drawn where it is not given.
 
         Returns:
-            The translations, of the shape of ``image``, in about [-1, 1].
+            The translations (B, 1, H, W, D), in about [-1, 1].
         """
         if target is None:
             target = torch.full([image.shape[0]], self.default_target, dtype=torch.long, device=image.device)
         latent = self.encode(image)
         # TorchScript knows no defaults here
-        target_like = self.transfer(latent, target, None)
+        latent, target_like = self.fuse(latent, self.transfer(latent, target, None), target)
         if noise is None:
             noise = torch.randn_like(latent[:1])
         sampled = self.sample(latent, target_like, target, noise, 0, None, None, None)
@@ -137,16 +148,38 @@ class LatentTranslator(nn.Module):
 
     @torch.jit.export
     def encode(self, image: Tensor) -> Tensor:
-        """Quantised latent (B, L, h, w, d) of ``image`` (B, 1, H, W, D)."""
-        return self.autoencoder.quantize(self.autoencoder.encode(image)).latent
+        """Quantised latents (B · S, L, h, w, d) of ``image`` (B, S, H, W, D)."""
+        # one after the other, which bounds the memory of the full resolution
+        sources = image.split(1, dim=1)
+        latents = [self.autoencoder.quantize(self.autoencoder.encode(source)).latent for source in sources]
+        return torch.stack(latents, dim=1).flatten(0, 1)
 
     @torch.jit.export
     def transfer(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
-        """Target-like latent (B, L, h, w, d) of a source latent; ``target`` (B,).
+        """Target-like latents (B · S, L, h, w, d) of as many source latents; ``target`` (B,).
 
-        ``context`` holds voxels (B, L, N) of the whole source latent where ``latent`` is a crop of it.
+        ``context`` holds voxels (B · S, L, N) of the whole source latents where ``latent`` holds crops of them.
         """
-        return self.style_transfer(latent, target, context)
+        return self.style_transfer(latent, self._of_sources(target, latent), context)
+
+    def _of_sources(self, target: Tensor, latent: Tensor) -> Tensor:
+        """``target`` (B,) for each of the latents (B · S, ...)."""
+        return target.repeat_interleave(latent.shape[0] // target.shape[0])
+
+    @torch.jit.export
+    def fuse(self, latent: Tensor, target_like: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """One source latent and one target-like latent (B, L, h, w, d) of the set; of one source they are its own.
+
+        Args:
+            latent: source latents (B · S, L, h, w, d), those of a subject side by side.
+            target_like: their target-like latents.
+            target: (B,) modality indices.
+        """
+        batch = target.shape[0]
+        if latent.shape[0] == batch:
+            return latent, target_like
+        latents = latent.unflatten(0, (batch, -1)).unbind(1)
+        return self.fusion(list(latents), list(target_like.unflatten(0, (batch, -1)).unbind(1)), target)
 
     @torch.jit.export
     def decode(self, latent: Tensor) -> Tensor:
@@ -155,11 +188,11 @@ class LatentTranslator(nn.Module):
 
     @torch.jit.export
     def render(self, latent: Tensor, image: Tensor, target: Tensor) -> Tensor:
-        """Translation (B, 1, H, W, D): the decoded latent with the source's detail, where there is a network for it.
+        """Translation (B, 1, H, W, D): the decoded latent with the sources' detail, where there is a network for it.
 
         Args:
             latent: sampled target latents (B, L, h, w, d).
-            image: the sources (B, 1, H, W, D).
+            image: the sources (B, S, H, W, D).
             target: (B,) modality indices.
         """
         decoded = self.decode(latent)
@@ -168,13 +201,33 @@ class LatentTranslator(nn.Module):
         return decoded
 
     @torch.jit.export
+    def render_with_error(self, latent: Tensor, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The translation of :meth:`render`, and the logarithm of its expected absolute error, (B, 1, H, W, D) each.
+
+        Raises:
+            ValueError: for a network that predicts no errors, see :meth:`error_map`.
+        """
+        decoded = self.decode(latent)
+        if self.detail is not None:
+            return self.detail.with_error(decoded, image, target)
+        raise ValueError("expected a network with detail transfer, which predicts errors; found none.")
+
+    @torch.jit.export
+    def error_map(self) -> str:
+        """What the network's error map is worth: ``"trained"``, ``"untrained"``, or ``"none"`` where there is none."""
+        if self.detail is not None:  # noqa: SIM102  TorchScript compiles what is behind "and" in any case
+            if self.detail.error is not None:
+                return "trained" if bool(self.detail.error.trained > 0) else "untrained"
+        return "none"
+
+    @torch.jit.export
     def predict(self, noisy: Tensor, latent: Tensor, target_like: Tensor, timesteps: Tensor, target: Tensor) -> Tensor:
         """Prediction of the schedule's type for the scaled noisy latent z_t, (B, L, h, w, d).
 
         Args:
             noisy: scaled noisy target latents.
-            latent: source latents, unscaled.
-            target_like: their target-like latents, unscaled.
+            latent: source latents, unscaled, fused.
+            target_like: their target-like latents, unscaled, fused.
             timesteps: (B,) in [0, T).
             target: (B,) modality indices.
         """
@@ -205,8 +258,8 @@ class LatentTranslator(nn.Module):
         The noise that η > 0 adds on the way follows from the start, see ``path_seed``.
 
         Args:
-            latent: source latents.
-            target_like: their target-like latents.
+            latent: source latents, fused.
+            target_like: their target-like latents, fused.
             target: (B,) modality indices.
             noise: standard normal, (B or 1, L, h, w, d).
             num_steps: sampler steps; 0 for the default.

@@ -19,9 +19,12 @@ from custom.networks.translator import RANGE
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
 __all__ = [
-    "CARD", "check_archive", "compact", "is_kernel", "load_tensors", "load_weights", "name_of_card", "read_card",
-    "read_weights", "write_card",
+    "CARD", "check_archive", "check_divisor", "compact", "convert_weights", "is_kernel", "load_tensors", "load_weights",
+    "name_of_card", "read_card", "read_weights", "write_card",
 ]  # fmt: skip
+
+# what networks did not have before version 0.3.0: the fusion of several sources and the error map
+ADDED = ("fusion.", "detail.attention.", "detail.fusion.", "detail.error.")
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,15 @@ NAMED = 3  # parameters named in a message
 CARD = "card"  # the entry of a state dict that says which network it is of, where several could take the tensors
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def check_divisor(network: nn.Module, divisor: int | Sequence[int]) -> None:
+    """Raise a ``ValueError`` where volumes padded to multiples of ``divisor`` do not fit a ``LatentTranslator``."""
+    needed = int(getattr(network, "spatial_divisor", 1))
+    if any(int(n) % needed for n in ([divisor] if isinstance(divisor, int | str) else divisor)):
+        raise ValueError(
+            f"spatial_divisor: expected a multiple of {needed}, the network's downsampling; found {divisor}."
+        )
 
 
 def compact(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -147,21 +159,58 @@ def load_weights(
     """
     file, state = Path(path).expanduser(), read_weights(path)
     expected = network.state_dict()
+    _add_defaults(state, expected)
     if SCALE_KEY in expected:
-        state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))  # weights from before it had a name
         _check_scale(file, int(state[SCALE_KEY]), int(expected[SCALE_KEY]), refuse=not any_scale)
-    if RANGE in expected:
-        state.setdefault(RANGE, torch.zeros_like(expected[RANGE]))  # from before they told of their training
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
     differences = _differences(network, expected, state)
     if differences:
-        raise ValueError(
-            f"{file}: expected the weights of this network; found {'; '.join(differences)}. Use the preset and the "
-            "modalities that the weights were trained with."
-        )
+        lacking = expected.keys() - state.keys()
+        older = state.keys() <= expected.keys() and all(name.startswith(ADDED) for name in lacking)
+        advice = "Use the preset and the modalities that the weights were trained with."
+        if older:
+            advice = f"They are of an earlier version: python -m custom convert {file} NEW_FILE makes them whole."
+        raise ValueError(f"{file}: expected the weights of this network; found {'; '.join(differences)}. {advice}")
     network.load_state_dict(state, strict=parts is None)
     return network
+
+
+def convert_weights(network: nn.Module, path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The weights of an earlier version with what networks did not have then, untrained: results stay the same.
+
+    Args:
+        network: of the preset and the vocabulary that the weights were trained with, as it was made: of its own weights
+            those that the file lacks are taken.
+        path: of the flat state dict.
+
+    Returns:
+        A state dict for ``network``; the tensors of the file are kept as they are.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if it is not of an earlier version of this network.
+    """
+    file, state, own = Path(path).expanduser(), read_weights(path), network.state_dict()
+    _add_defaults(state, own)
+    lacking = {name: tensor for name, tensor in own.items() if name not in state and name.startswith(ADDED)}
+    if not lacking:
+        raise ValueError(f"{file}: expected weights of an earlier version; found nothing to add. Use them as they are.")
+    whole = {**state, **lacking}
+    if differences := _differences(network, own, whole):
+        raise ValueError(
+            f"{file}: expected weights of an earlier version of this network; found {'; '.join(differences)}. Name the "
+            "preset that they were trained with."
+        )
+    return {name: whole[name] for name in own}
+
+
+def _add_defaults(state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Add what follows for weights from before it was kept with them."""
+    if SCALE_KEY in expected:
+        state.setdefault(SCALE_KEY, torch.tensor(scale_number(PERCENTILE)))
+    if RANGE in expected:
+        state.setdefault(RANGE, torch.zeros_like(expected[RANGE]))
 
 
 def _check_scale(file: Path, found: int, expected: int, *, refuse: bool) -> None:

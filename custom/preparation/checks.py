@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from custom.data.damage import DamagedFileError
-from custom.data.dicom import is_dicom
+from custom.data.dicom_files import is_dicom
 from custom.data.foreground import foreground, solid
 from custom.data.intensities import has_wrapped
 from custom.data.nifti import is_nifti, lacks_orientation, load_numbers
 from custom.data.readers import ASSUMED_KEY, read_volume
+from custom.data.scans import labels_in, listed
 from custom.utils.errors import user_message
 
 __all__ = ["PATTERN_GRID", "Checked", "check_file"]
@@ -225,11 +226,11 @@ def _check_finite(numbers: np.ndarray, label: bool) -> tuple[float, float]:
 
 
 def _check_mask(coarse: np.ndarray, volume: np.ndarray) -> None:
-    """Two values are a mask; the coarse grid decides for nearly all, so the whole volume is rarely searched."""
-    if np.isin(coarse, [coarse.min(), coarse.max()]).all():
-        values = np.unique(volume)
-        if len(values) <= 2:
-            raise _Fault("mask", f"only the stored values {' and '.join(f'{v:g}' for v in values.tolist())}")
+    """Labels are no image; the coarse grid decides for nearly all, so the whole volume is rarely searched."""
+    if labels_in(torch.from_numpy(coarse)) is not None:
+        values = labels_in(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)))
+        if values is not None:
+            raise _Fault("mask", f"only the stored values {listed(values)}")
 
 
 def _digest(coarse: np.ndarray, shape: tuple[int, ...]) -> str:

@@ -120,13 +120,13 @@ def register(
     return Registration(image, picture, **quality, reused=False)
 
 
-def rigid_transform(moving: MetaTensor, fixed: MetaTensor, *, seed: int = 0, start: Any = None) -> np.ndarray:
-    """The rigid motion under which two scans of a head share most information.
+def rigid_transform(moving: MetaTensor, fixed: MetaTensor, *, seed: int = 0) -> np.ndarray:
+    """The rigid motion under which two scans of a head share most information, searched for from none: the scanner's
+    coordinates are common.
 
     Args:
         moving, fixed: (1, H, W, D) with an affine.
         seed: of the choice of voxels.
-        start: (4, 4) motion to start from; by default none, as the scanner's coordinates are common.
 
     Returns:
         (4, 4): a point of the fixed scan → the same point of the moving one, mm, RAS.
@@ -139,8 +139,6 @@ def rigid_transform(moving: MetaTensor, fixed: MetaTensor, *, seed: int = 0, sta
     images = [metatensor_to_itk_image(_clipped(volume), dtype=np.float32) for volume in (fixed, moving)]
     motion = itk.Euler3DTransform.D.New()
     motion.SetCenter((np.diag([-1, -1, 1]) @ _centre(fixed)).tolist())
-    if start is not None:
-        _set_motion(motion, np.asarray(start, dtype=np.float64))
     for edge in LEVELS_MM:
         _improve(motion, images, edge, seed)
     matrix = np.eye(4)
@@ -191,16 +189,6 @@ def _optimizer(metric: Any, largest_step: float) -> Any:
     optimizer.SetNumberOfIterations(ITERATIONS)
     optimizer.SetNumberOfWorkUnits(1)
     return optimizer
-
-
-def _set_motion(motion: Any, matrix: np.ndarray) -> None:
-    import itk
-
-    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
-    lps = flip @ matrix @ flip
-    centre = np.asarray(motion.GetCenter())
-    motion.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(lps[:3, :3])))
-    motion.SetTranslation((lps[:3, :3] @ centre + lps[:3, 3] - centre).tolist())
 
 
 def _clipped(volume: MetaTensor) -> MetaTensor:

@@ -43,7 +43,7 @@ def cost_table(found: Sequence[SubjectResult]) -> Table | None:
 
 
 def uncertainty_table(found: Sequence[SubjectResult]) -> Table | None:
-    """Rank correlation of the error with the spread of the samples, by pair; None where one sample was drawn."""
+    """Rank correlation of the error with that of the error map, by pair; None where there is no error map."""
     groups: dict[tuple[str, str], list[float]] = {}
     for result in found:
         for source, target, value in result.uncertainty:
@@ -55,8 +55,8 @@ def uncertainty_table(found: Sequence[SubjectResult]) -> Table | None:
         known = [v for v in values if not math.isnan(v)]
         body.append([task_name(*pair), _shown(summarize(known), 3) if known else NO_VALUE, str(len(known))])
     note = (
-        "Spearman's correlation, over the voxels of the brain, of the absolute error of the mean image with the "
-        "standard deviation of the samples: 1 where the model knows how wrong it is, 0 where its spread tells nothing."
+        "Spearman's correlation, over the voxels of the brain, of the absolute error with the one that the "
+        "model expects: 1 where it knows how wrong it is, 0 where its error map tells nothing."
     )
     return Table("Error and uncertainty", ["Pair", "Correlation", "subjects"], body, note=note)
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from custom.networks.weights import name_of_card, read_card, read_weights
 from custom.rivals.objective import RivalObjective, Samples
 from custom.rivals.rival import Rival
-from custom.training.trainer import StageTrainer, check_finite
+from custom.training.trainer import StageTrainer
 
 __all__ = ["RivalTrainer", "initialized", "linear_decay"]
 
@@ -85,7 +85,7 @@ class RivalTrainer(StageTrainer):
         with self._autocast(engine, batch):
             step = engine.network(batch, self.discriminator, lambda samples: judged.append(self._judge(samples)))
         loss = step.loss
-        check_finite(loss, step.terms, engine.state.iteration)
+        self.check_finite(loss, step.terms)
         loss.backward()
         self._step(engine.optimizer, engine.network)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)

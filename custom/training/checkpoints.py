@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,27 +14,60 @@ import torch
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler
 
-from custom.networks.weights import compact, load_tensors, load_weights, read_weights
+from custom.networks.weights import compact, load_weights, read_weights
+from custom.training.checkpoint_files import BEST, LAST, PREVIOUS, copied, read_checkpoint, write_atomically
 from custom.training.random_state import random_state, restore_random_state
 from custom.utils.arguments import as_bool
-from custom.utils.distributed import is_main
-from custom.utils.files import atomic_write
+from custom.utils.distributed import is_main, main_first
+from custom.utils.files import atomic_write, keep_former, require_writable
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
-__all__ = ["Checkpoints", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
+__all__ = ["Checkpoints", "begin_stage", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
+WEIGHTS = (BEST, "last*.pt")  # in the folder of a stage
+RESULTS = (*WEIGHTS, "losses.csv", "events.out.tfevents.*")
 STAGE_BEFORE = "the weights of the stage before"
 PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
 
-def write_atomically(state: Mapping[str, Any], path: str | Path) -> None:
-    """``torch.save`` of a dictionary to ``path``, which appears whole or not at all."""
-    with atomic_write(path) as temporary:
-        torch.save(dict(state), temporary)
+@main_first()
+def begin_stage(stage_dir: str | os.PathLike, resume: bool | str = False) -> None:
+    """Look at a stage's folder before the data are read, which takes minutes.
+
+    The results of an earlier training that is not resumed are kept, in ``earlier_1`` and so on.
+
+    Args:
+        stage_dir: folder of the stage.
+        resume: whether the run goes on from ``last.pt``.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is nothing to resume, or it is damaged.
+        OSError: if the folder cannot be written to.
+    """
+    folder = Path(stage_dir).expanduser()
+    require_writable(folder)
+    if as_bool("resume", resume):
+        read_checkpoint(folder)
+    else:
+        _set_aside(folder, RESULTS)
+
+
+def _set_aside(folder: Path, patterns: Sequence[str]) -> None:
+    """Move the results of an earlier training out of the way; nothing where there are no weights."""
+    if not any((folder / name).is_file() for name in (BEST, LAST)):
+        return
+    kept = next(place for n in itertools.count(1) if not (place := folder / f"earlier_{n}").exists())
+    kept.mkdir()
+    for file in [file for pattern in patterns for file in folder.glob(pattern)]:
+        file.rename(kept / file.name)
+    logger.warning(
+        "%s: an earlier training has left its results here; they are kept in %s. If it was meant to go on: stop, move "
+        "them back, and add --resume true.", folder, kept,
+    )  # fmt: skip
 
 
 def load_stage(
@@ -133,7 +168,10 @@ class Checkpoints:
 
     ``best.pt`` holds the network's flat state dict and nothing else, so that the next stage, inference and packaging
     read the same format; ``last.pt`` holds what a resumed run needs: networks, optimisers, schedules, counters, random
-    state, as tensors and numbers. Where nothing was validated, the last weights are the best ones.
+    state, as tensors and numbers. Where nothing was validated, the last weights are the best ones. The ``last.pt``
+    before is kept as ``last_previous.pt``: a run resumes from there, and says so, where ``last.pt`` is damaged.
+
+    SIGTERM or Ctrl-C ends the run at the next step; the last complete epoch is saved, whatever the ``interval``.
 
     A resumed run goes on as if it had never stopped. The shape of a learning-rate schedule is the config's, so that
     ``max_epochs`` may be raised.
@@ -146,8 +184,9 @@ class Checkpoints:
         resume: load ``last.pt`` before the first epoch.
         interval: epochs between two ``last.pt``.
         best_network: the network that the evaluator judged, where it is not ``network`` (moving averages).
-        final_path: also write the best weights there when the stage is complete (``models/model.pt``), the kernels of
+        final_path: also write the best weights there when the stage is complete (``model.pt``), the kernels of
             convolutions in half precision: they are nearly all of the file, and bfloat16 computing rounds them more.
+            Other weights there are kept beside it, as ``model.pt.1`` and so on.
 
     Raises:
         FileNotFoundError: when the run starts, if there is nothing to resume.
@@ -174,11 +213,15 @@ class Checkpoints:
         self.interval = interval
         self.final_path = final_path
         self.best = float("-inf")
+        self.begun = False
+        self.unsaved: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._resume)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._judge)
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked, engine)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked, engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
@@ -190,29 +233,78 @@ class Checkpoints:
 
     def _save_best(self) -> None:
         if is_main():
-            write_atomically(self.networks["best_network"].state_dict(), self.save_dir / "best.pt")
+            write_atomically(self.networks["best_network"].state_dict(), self.save_dir / BEST)
 
     def _save_last(self, engine: Engine) -> None:
         done = engine.state.epoch
-        if is_main() and (done % self.interval == 0 or done == engine.state.max_epochs):
+        if is_main():
+            self._check_finite(done)
             state = {name: item.state_dict() for name, item in self._items().items()}
             state |= {"epoch": done, "epoch_length": engine.state.epoch_length, "best": self.best}
             state["random_state"] = random_state(_dataset(engine))
-            write_atomically(state, self.save_dir / "last.pt")
+            if done % self.interval == 0 or done == engine.state.max_epochs or _asked(engine) is not None:
+                self._write(engine, state)
+            else:
+                self.unsaved = copied(state)
+        if done != engine.state.max_epochs:
+            self._stop(engine)
+
+    def _write(self, engine: Engine, state: dict[str, Any]) -> None:
+        last = self.save_dir / LAST
+        write_atomically(state, last, former=self.save_dir / PREVIOUS)
+        engine.state.checkpoint = f"{last} (epoch {state['epoch']})"
+        self.unsaved = None
+
+    def _check_finite(self, epoch: int) -> None:
+        """A checkpoint of weights that are not finite must not take the place of a good one."""
+        for name, value in self.networks["network"].state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(
+                    f"epoch {epoch}: expected finite weights; found NaN or infinite values in {name}. Lower the "
+                    f"learning rate, and go on from {self.save_dir / LAST} with --resume true where it is there."
+                )
+
+    def _stop_if_asked(self, running: Engine, engine: Engine) -> None:
+        # after an epoch's last step its end is near, and is saved
+        if running is not engine or engine.state.iteration % engine.state.epoch_length:
+            self._stop(engine)
+
+    def _stop(self, engine: Engine) -> None:
+        """End the program where a signal asks for it, after saving the last complete epoch."""
+        asked = _asked(engine)
+        if asked is None:
+            return
+        if self.unsaved is not None:
+            self._write(engine, self.unsaved)
+        saved = getattr(engine.state, "checkpoint", None)
+        if is_main():
+            logger.warning(
+                "stopped by %s in epoch %d of %d. %s", asked.name, engine.state.epoch, engine.state.max_epochs,
+                f"Saved: {saved}. Go on with --resume true." if saved else "No epoch was complete: start again.",
+            )  # fmt: skip
+        raise SystemExit(128 + asked)
 
     def _finish(self, engine: Engine) -> None:
-        best = self.save_dir / "best.pt"
+        best = self.save_dir / BEST
         if self.best == float("-inf"):
             self._save_best()
         if self.final_path is not None and is_main():
-            write_atomically(compact(torch.load(best, map_location="cpu", weights_only=True)), self.final_path)
-            logger.info("wrote the weights of the best epoch to %s", self.final_path)
+            final = Path(self.final_path).expanduser()
+            with atomic_write(final) as temporary:
+                torch.save(compact(torch.load(best, map_location="cpu", weights_only=True)), temporary)
+                kept = keep_former(final, temporary)
+            if kept is not None:
+                logger.warning("%s: replaced; the weights that were there are kept as %s", final, kept.name)
 
     def _resume(self, engine: Engine) -> None:
+        for leftover in self.save_dir.glob(".*.part*") if is_main() else ():  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         if not self.resume:
+            if not self.begun and is_main():  # a client that runs the trainer alone has not called begin_stage
+                _set_aside(self.save_dir, WEIGHTS)
+            self.begun = True
             return
-        path = self.save_dir / "last.pt"
-        state = self._read(path, engine)
+        state, path = self._read(engine)
         for name, item in self._items().items():
             try:
                 item.load_state_dict(_with_own_shape(item, state[name]))
@@ -226,15 +318,18 @@ class Checkpoints:
         self.best = state["best"]
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * state["epoch_length"]
+        engine.state.checkpoint = f"{path} (epoch {state['epoch']})"
         logger.info("resumed after epoch %d from %s", engine.state.epoch, path)
+        if engine.state.epoch >= (engine.state.max_epochs or 0):
+            logger.warning(
+                "%s: all %d epochs are done, nothing is left to train. A larger --max_epochs goes on from there.",
+                path, engine.state.epoch,
+            )  # fmt: skip
 
-    def _read(self, path: Path, engine: Engine) -> dict[str, Any]:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: expected the checkpoint of an earlier run; found no file. Start without --resume, or give "
-                "the output_dir of that run."
-            )
-        state = load_tensors(path, expected="tensors and numbers", remedy="Start afresh")
+    def _read(self, engine: Engine) -> tuple[dict[str, Any], Path]:
+        state, path, fault = read_checkpoint(self.save_dir)
+        if fault and is_main():
+            logger.warning("%s The run goes on from %s, the checkpoint before it.", fault, path)
         expected = {*self._items(), "epoch", "epoch_length", "best", "random_state"}
         if not isinstance(state, dict) or set(state) != expected:
             found = ", ".join(sorted(map(str, state))) if isinstance(state, dict) else type(state).__name__
@@ -247,7 +342,7 @@ class Checkpoints:
                 f"{path}: expected {state['epoch_length']} steps an epoch, as in the run to resume; found "
                 f"{engine.state.epoch_length}. Resume with its data set and batch size, or start without --resume."
             )
-        return state
+        return state, path
 
     def _items(self) -> dict[str, Any]:
         return {**self.networks, **self.state}
@@ -258,6 +353,11 @@ def _with_own_shape(item: Any, saved: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(item, LRScheduler):
         return saved
     return {**item.state_dict(), **{key: saved[key] for key in PROGRESS_OF_SCHEDULE}}
+
+
+def _asked(engine: Engine) -> signal.Signals | None:
+    interruption = getattr(engine, "interruption", None)
+    return None if interruption is None else interruption.asked
 
 
 def _dataset(engine: Engine) -> object:

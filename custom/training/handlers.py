@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from custom.utils.distributed import is_main, mean_of_ranks
+from custom.utils.files import OutputError
 
 __all__ = ["DataWait", "ImagePanels", "LossLog", "MovingAverage", "StageProgress", "as_handler"]
 
@@ -117,6 +119,18 @@ class StageProgress:
         raise error
 
 
+@contextmanager
+def _said_where_full(path: Path) -> Iterator[None]:
+    """An error of writing below ``path``, as a user is told it."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: expected a place that can be written to; found {error.strerror or error}. Free space there, and "
+            "go on with --resume true: the last checkpoint is intact."
+        ) from error
+
+
 class _EventFile:
     """A TensorBoard event file that is opened when something is first written, and flushed after each write."""
 
@@ -132,7 +146,8 @@ class _EventFile:
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with _said_where_full(self.log_dir):
+                self._writer.close()
             self._writer = None
 
 
@@ -252,12 +267,13 @@ class LossLog:
         if not is_main():
             return
         assert self.started is not None
-        for key, value in values.items():
-            self.events.writer.add_scalar(tag.format(key), value, epoch)
-        self.events.writer.flush()
         seconds = round(time.time() - self.started, 1)
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows([epoch, seconds, name.format(k), f"{v:.6g}"] for k, v in values.items())
+        with _said_where_full(self.path):
+            for key, value in values.items():
+                self.events.writer.add_scalar(tag.format(key), value, epoch)
+            self.events.writer.flush()
+            with self.path.open("a", newline="") as file:
+                csv.writer(file).writerows([epoch, seconds, name.format(k), f"{v:.6g}"] for k, v in values.items())
 
 
 class ImagePanels:
@@ -290,8 +306,9 @@ class ImagePanels:
         output = evaluator.state.output
         output = output[0] if isinstance(output, list) else output
         panel = torch.cat([_axial_slice(output[key]) for key in ("image", "pred", "label")], dim=1)
-        self.events.writer.add_image("source, prediction, truth", panel.unsqueeze(0), trainer.state.epoch)
-        self.events.writer.flush()
+        with _said_where_full(self.events.log_dir):
+            self.events.writer.add_image("source, prediction, truth", panel.unsqueeze(0), trainer.state.epoch)
+            self.events.writer.flush()
 
 
 def _axial_slice(image: Tensor) -> Tensor:

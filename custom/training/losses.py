@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from custom.networks.weights import load_tensors
 
-__all__ = ["FeatureMatching", "MedicalNetPerceptual", "class_adversarial_loss", "class_discriminator_loss"]
+__all__ = [
+    "FeatureMatching",
+    "MedicalNetPerceptual",
+    "class_adversarial_loss",
+    "class_discriminator_loss",
+    "laplace_loss",
+]
 
 
 class FeatureMatching(nn.Module):
@@ -135,3 +141,20 @@ def class_discriminator_loss(real_logits: Tensor, fake_logits: Tensor, modality:
 
 def _everywhere(classes: Tensor, logits: Tensor) -> Tensor:
     return classes.view(-1, 1, 1, 1).expand(-1, *logits.shape[2:])
+
+
+def laplace_loss(logarithm: Tensor, image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    """Negative log-likelihood of the absolute error, |image − truth| / b + log b, but for a constant.
+
+    Its best b is the mean absolute error. The image is clipped to the truth's range, as results are.
+
+    Args:
+        logarithm: log b, (B, 1, H, W, D).
+        image, truth: of the same shape, the truth in [-1, 1].
+        where: boolean, the voxels that count; 0 where there are none.
+
+    Source: Kendall & Gal 2017 (https://arxiv.org/abs/1703.04977).
+    """
+    error = (image.clamp(-1.0, 1.0) - truth).abs()
+    values = error * torch.exp(-logarithm) + logarithm
+    return (values * where).sum() / where.sum().clamp(min=1)

@@ -160,15 +160,22 @@ def _batch(parser: ConfigParser, objective: Objective, size: Sequence[int]) -> d
     if isinstance(objective, JointObjective):
         count = value("subjects_per_batch")
         batch = tensors(["image", "label"], count, 1, "image_crop")
+        modality = torch.zeros(count, dtype=torch.long)
     else:
         count = value("subjects_per_batch") * value("pairs_per_subject")
+        modality = torch.zeros(count, dtype=torch.long)
         autoencoder = objective.network.autoencoder
         channels, divisor = autoencoder.embedding_dim, autoencoder.downsampling
-        batch = tensors(["source", "target"], count, channels, "latent_crop", divisor)
+        sources = min(value("max_sources") or len(value("modalities")), len(value("modalities")) - 1)
+        batch = tensors(["target"], count, channels, "latent_crop", divisor)
+        batch["source"] = batch["target"].unsqueeze(1).repeat(1, sources, 1, 1, 1, 1)
         if objective.network.detail is not None and "detail" in objective.trainable:
-            shape = [n * divisor for n in batch["source"].shape[2:]]
-            batch |= {name: torch.zeros(count, 1, *shape) for name in ("source_image", "target_image")}
-    modality = torch.zeros(count, dtype=torch.long)
+            shape = [n * divisor for n in batch["target"].shape[2:]]
+            batch |= {
+                "source_image": torch.zeros(count, sources, *shape),
+                "target_image": torch.zeros(count, 1, *shape),
+            }
+        return {**batch, "source_modality": torch.zeros(count, sources, dtype=torch.long), "target_modality": modality}
     return {**batch, "source_modality": modality, "target_modality": modality}
 
 

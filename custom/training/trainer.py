@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from ignite.engine import Events
@@ -14,13 +14,16 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys, GanKeys
 from torch import Tensor, nn
 
+from custom.data.layouts import SUBJECT_KEY
 from custom.training.activations import checkpoint_blocks
+from custom.training.interruption import Interruption
 from custom.training.objectives import Objective, Step
+from custom.training.vitals import Vitals
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import average_gradients, same_start, seed_rank, synchronized, unsynchronized, world_size
 from custom.utils.precision import uses_bfloat16
 
-__all__ = ["StageTrainer", "check_finite", "prepare_tensors"]
+__all__ = ["StageTrainer", "prepare_tensors"]
 
 
 def prepare_tensors(
@@ -46,6 +49,8 @@ class StageTrainer(SupervisedTrainer):
     Gradients can be accumulated over parts of a batch. Other than MONAI's ``SupervisedTrainer``, where an iteration is
     a part, here it stays a step of the optimiser with the whole batch: learning-rate schedules, moving averages and
     logs, which count iterations, are those of the larger batch too.
+
+    SIGTERM and SIGINT (Ctrl-C) end a run at the next step, see ``custom.training.interruption``.
 
     Args:
         objective: the losses of the stage; trained as the engine's ``network``.
@@ -95,9 +100,15 @@ class StageTrainer(SupervisedTrainer):
         self.clip_norm = clip_norm
         if discriminator is not None:
             same_start(discriminator)
+        self.interruption = Interruption()
+        Vitals().attach(self)
         if world_size() > 1:
             # the seed that the run was initialised with, the same on every process
             self.add_event_handler(Events.EPOCH_STARTED, self._seed_rank, torch.initial_seed())
+
+    def run(self) -> None:
+        with self.interruption:
+            super().run()
 
     def _seed_rank(self, engine: StageTrainer, seed: int) -> None:
         seed_rank(seed, engine.state.epoch, engine.state.dataloader.dataset)
@@ -139,7 +150,7 @@ class StageTrainer(SupervisedTrainer):
             with self._autocast(engine, part):
                 step = engine.network(part, active)
                 loss = step.loss
-            check_finite(loss, step.terms, engine.state.iteration)
+            self.check_finite(loss, step.terms)
             (share * loss).backward()
         return step, loss.detach()
 
@@ -162,11 +173,25 @@ class StageTrainer(SupervisedTrainer):
         parameters = [p for p in module.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm if self.clip_norm > 0 else math.inf)
         if not torch.isfinite(norm):
-            raise ValueError(
-                f"iteration {self.state.iteration}: expected finite gradients; found a norm of {norm.item()} in the "
-                f"{type(module).__name__}. Lower the learning rate or switch amp off."
-            )
+            self._stop(f"expected finite gradients; found a norm of {norm.item()} in the {type(module).__name__}")
         optimizer.step()
+
+    def check_finite(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        """Raise a ``ValueError`` that names the ``terms`` of a loss that is not finite, and the subjects."""
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name} = {value.item():.4g}" for name, value in terms.items())
+            self._stop(f"expected a finite loss; found {values}")
+
+    def _stop(self, found: str) -> NoReturn:
+        """End a training that has diverged: where, with what data, and from where it can go on."""
+        batch = self.state.batch
+        subjects = dict.fromkeys(map(str, batch.get(SUBJECT_KEY, ()))) if isinstance(batch, Mapping) else {}
+        place = f"iteration {self.state.iteration}" + (f", subjects {', '.join(subjects)}" if subjects else "")
+        checkpoint = getattr(self.state, "checkpoint", None)
+        way_on = (
+            f"go on from {checkpoint} with --resume true" if checkpoint else "start again: there is no checkpoint yet"
+        )
+        raise ValueError(f"{place}: {found}. Lower the learning rate or switch amp off, and {way_on}.")
 
 
 def _parts(batch: dict[str, Tensor], number: int) -> Iterator[tuple[dict[str, Tensor], float, bool]]:
@@ -180,12 +205,3 @@ def _parts(batch: dict[str, Tensor], number: int) -> Iterator[tuple[dict[str, Te
     for i in range(number):
         part = {key: pieces[i] for key, pieces in cut.items()}
         yield part, len(next(iter(part.values()))) / size, i == number - 1
-
-
-def check_finite(loss: Tensor, terms: dict[str, Tensor], iteration: int) -> None:
-    """Raise a ``ValueError`` that names the ``terms`` of a loss that is not finite."""
-    if not torch.isfinite(loss):
-        values = ", ".join(f"{name} = {value.item():.4g}" for name, value in terms.items())
-        raise ValueError(
-            f"iteration {iteration}: expected a finite loss; found {values}. Lower the learning rate or switch amp off."
-        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -19,9 +20,11 @@ from monai.utils import get_dist_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from tqdm import tqdm
 
 __all__ = [
     "CachedShare",
+    "JoinedCache",
     "average_gradients",
     "is_main",
     "largest",
@@ -168,7 +171,20 @@ def seed_rank(seed: int, epoch: int, dataset: object = None) -> None:
     set_rnd(dataset, transform_seed)
 
 
-class CachedShare(CacheDataset):
+class JoinedCache(CacheDataset):
+    """``CacheDataset`` that, after a fault, waits for the threads that still read.
+
+    MONAI leaves them running; a program that then ends is aborted (``terminate called without an active exception``).
+    """
+
+    def _fill_cache(self, indices: Sequence[int] | None = None) -> list:
+        wanted = range(self.cache_num) if indices is None else indices
+        with ThreadPoolExecutor(self.num_workers) as threads:
+            items = threads.map(self._load_cache_item, wanted)
+            return list(tqdm(items, "Loading dataset", len(wanted), disable=not self.progress))
+
+
+class CachedShare(JoinedCache):
     """``CacheDataset`` of this process's share of ``data``, equally long on every process.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -10,10 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from custom.compat import in_label_server, label_error, on_uncaught
+from custom.utils.arguments import as_bool
 
-__all__ = ["find_user_error", "report_plainly", "telling_label_clients", "user_errors", "user_message"]
+__all__ = ["causes", "find_user_error", "report_plainly", "telling_label_clients", "user_errors", "user_message"]
 
 USER_ERRORS = (ValueError, OSError)
+DETAIL = 400  # characters of another's message
+# what others raise → what there is to do about it
+REMEDIES = {
+    ("MemoryError", "OutOfMemoryError", "alloc_cpu", "can't allocate memory"): (
+        "expected enough memory; found too little ({}). A translation needs the less, the fewer voxels a scan has: "
+        "crop it to the head, resample it to larger voxels, or free memory. A training takes less with "
+        "--gradient_checkpointing true, a larger --accumulation_steps, smaller crops, or --cache_rate 0."
+    ),
+    ("not compiled with CUDA", "Found no NVIDIA driver", "invalid device ordinal", "No CUDA GPUs"): (
+        "expected a device that is here; found no such CUDA device ({}). Use --device cpu, or leave --device out."
+    ),
+}
 
 
 def find_user_error(error: BaseException) -> BaseException | None:
@@ -22,7 +36,7 @@ def find_user_error(error: BaseException) -> BaseException | None:
     MONAI and Ignite wrap what a transform or constructor raises (``RuntimeError: applying transform ...``), in several
     layers; the message that helps is further down the chain of causes.
     """
-    return next((e for e in _chain(error) if isinstance(e, USER_ERRORS) and _raised_here(e)), None)
+    return next((e for e in causes(error) if isinstance(e, USER_ERRORS) and _raised_here(e)), None)
 
 
 @contextmanager
@@ -42,8 +56,12 @@ def user_message(error: BaseException, default: str) -> str:
     known = find_user_error(error)
     if known is not None:
         return str(known)
-    *_, cause = _chain(error)
-    return f"{default}: {type(cause).__name__}: {cause}"
+    *_, cause = causes(error)
+    said = " ".join(str(cause).split())
+    for words, remedy in REMEDIES.items():
+        if any(word in f"{type(cause).__name__}: {said}" for word in words):
+            return f"{default}: {remedy.format(said.partition('. ')[0][:DETAIL])}"
+    return f"{default}: {type(cause).__name__}: {said[:DETAIL]}"
 
 
 def telling_label_clients(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,22 +86,36 @@ def telling_label_clients(call: Callable[..., Any]) -> Callable[..., Any]:
     return told
 
 
-def report_plainly() -> None:
-    """From now on a fault of input ends the program with one line on stderr instead of a traceback.
+def report_plainly(debug: bool | str = False) -> None:
+    """From now on an error ends the program with one line on stderr in place of a traceback.
 
-    Other errors keep their traceback. Configs call this first in a program's run; importing changes nothing.
+    Configs call this first in a program's run; importing changes nothing.
+
+    Args:
+        debug: print the traceback all the same.
     """
-    on_uncaught(_print_user_error)
+    on_uncaught(_print_traceback if as_bool("debug", debug) else _print_line)
 
 
-def _print_user_error(error: BaseException) -> bool:
+def _print_traceback(error: BaseException) -> bool:
+    return False
+
+
+def _print_line(error: BaseException) -> bool:
+    """One line of an error; not of an interrupt."""
     known = find_user_error(error)
     if known is not None:
         print(f"error: {known}", file=sys.stderr)
-    return known is not None
+    elif isinstance(error, Exception):
+        *_, cause = causes(error)
+        place = traceback.extract_tb(cause.__traceback__)[-1:]
+        where = "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in place) or "unknown place"
+        print(f"error: {user_message(error, default=where)} (--debug true prints where it was raised)", file=sys.stderr)
+    return isinstance(error, Exception)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what it came from, the outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

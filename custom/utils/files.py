@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import filecmp
+import itertools
 import json
 import os
 import shutil
@@ -11,9 +14,70 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_folder", "atomic_write", "parse_json", "read_text"]
+__all__ = [
+    "OutputError", "atomic_folder", "atomic_write", "free_name", "keep_former", "parse_json", "read_text",
+    "require_writable",
+]  # fmt: skip
 
+LEAST_BYTES = 2**20  # of free space: less holds no result
 LONGEST_TEXT = 2**26  # bytes: a data list of a million files is shorter
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class OutputError(OSError):
+    """Something cannot be written, for reasons that lie in its place: whatever comes next fails there too."""
+
+
+def require_writable(folder: str | os.PathLike[str], results: int = 1) -> None:
+    """Raise an ``OutputError`` where files could not be made in ``folder``; before hours of computing, not after them.
+
+    Nothing is made: where the folder does not exist yet, the one that it would be made in is looked at.
+
+    Args:
+        folder: to write to.
+        results: how many files at least.
+    """
+    target = Path(folder).expanduser()
+    place = next(p for p in (target.absolute(), *target.absolute().parents) if p.exists())
+    try:
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file")
+        with tempfile.TemporaryFile(dir=place):
+            free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    if free < results * LEAST_BYTES:
+        raise OutputError(
+            f"{target}: expected at least {results} MiB of free space for {results} results; found "
+            f"{free / 2**20:.1f} MiB. Free some, or choose another output folder."
+        )
+
+
+def _cannot_write(target: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{target}: expected a place that can be written to; found {error.strerror or error}. Free space there, change "
+        "its permissions, or choose another output folder."
+    )
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether a disk without space is behind an error; of libraries that write, not all say so."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(folder).free < LEAST_BYTES // 16
+
+
+def free_name(path: Path) -> Path:
+    """``path`` with the first number behind it that is not taken: ``model.pt.1``."""
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def keep_former(path: Path, new: Path) -> Path | None:
+    """Copy what is at ``path`` to a :func:`free_name`, unless ``new``, which takes its place, has the same content."""
+    if not path.is_file() or filecmp.cmp(path, new, shallow=False):
+        return None
+    return Path(shutil.copy2(path, free_name(path)))
 
 
 @contextmanager
@@ -25,14 +89,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: of the file to write.
+
+    Raises:
+        OutputError: where the place is not writable or full.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part" + "".join(target.suffixes[-2:]))
+    suffix = ".part" + "".join(target.suffixes[-2:])
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=suffix)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except (OSError, RuntimeError) as error:
+            if _is_full(target.parent, error):
+                raise _cannot_write(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+            raise
         temporary.chmod(0o644)
         temporary.replace(target)
     finally:

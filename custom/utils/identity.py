@@ -88,13 +88,23 @@ def identity(
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of the parts in which two identities differ; those of the settings where both hold several."""
+    """Names of the parts in which two identities differ; those of the settings where both hold several.
+
+    Of a part that both describe by its own parts these are told too: ``"inferer (seed)"``.
+    """
     pairs = {key: (one.get(key), other.get(key)) for key in sorted({*one, *other})}
     first, second = pairs.get("settings", (None, None))
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         del pairs["settings"]
         pairs |= {key: (first.get(key), second.get(key)) for key in sorted({*first, *second})}
-    return [key for key, (a, b) in pairs.items() if a != b]
+    found = []
+    for key, (a, b) in pairs.items():
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            inner = ", ".join(name for name in sorted({*a, *b}) if a.get(name) != b.get(name))
+            found += [f"{key} ({inner})"] if inner else []
+        elif a != b:
+            found.append(key)
+    return found
 
 
 def digest(item: Any) -> str:

@@ -6,9 +6,26 @@ import torch
 
 from custom.utils.arguments import as_bool
 
-__all__ = ["AUTO", "amp_choice", "fast_bfloat16", "uses_bfloat16"]
+__all__ = ["AUTO", "amp_choice", "checked_device", "fast_bfloat16", "uses_bfloat16"]
 
 AUTO = "auto"
+
+
+def checked_device(name: torch.device | str) -> torch.device:
+    """A device that is here.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected cpu, cuda or cuda:N; found {name!r}. Correct it.") from error
+    number = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= number:
+        here = f"{number} CUDA devices" if number else "no CUDA device"
+        raise ValueError(f"device: expected one that is here; found {str(name)!r}, and {here}. Use cpu.")
+    return device
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ TINY = {
     "crop_size": [32, 32, 32],
     "latent_crop": [8, 8, 8],
     "network_def#autoencoder#channels": [8],
+    "network_def#style_transfer#width": 8,
+    "network_def#style_transfer#num_blocks": 1,
+    "network_def#detail#width": 8,
     "network_def#unet#channels": [8, 8, 8],
     "network_def#unet#norm_num_groups": 4,
 }
@@ -62,6 +66,8 @@ def runs(monkeypatch) -> list[FakeWorkflow]:
 
     for module in (custom.commands.ablation, custom.commands.trainings):
         monkeypatch.setattr(module, "bundle_workflow", make)
+    # collecting takes a third of a second a stage, and these hold nothing
+    monkeypatch.setattr(custom.commands.trainings, "gc", SimpleNamespace(collect=lambda: 0))
     return found
 
 
@@ -69,7 +75,6 @@ def names(runs: list[FakeWorkflow]) -> list[tuple[str, ...]]:
     return [(run.name, *run.overlays) for run in runs]
 
 
-@pytest.mark.slow
 def test_every_stage_is_trained_once(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", dataset_dir=tmp_path)
     trained = [name for name in names(runs) if name[0] != "evaluate"]
@@ -87,7 +92,6 @@ def test_every_stage_is_trained_once(tmp_path: Path, runs: list[FakeWorkflow]) -
     assert len([name for name in names(runs) if name[0] == "evaluate"]) == len(TABLE_3)
 
 
-@pytest.mark.slow
 def test_a_stage_starts_from_the_right_weights(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     out = tmp_path / "out"
     ablation(out, dataset_dir=tmp_path)
@@ -116,7 +120,6 @@ def test_values_of_a_replaced_component_do_not_reach_it(tmp_path: Path, runs: li
     assert {(("train", "ablation_no_detail"), 8), (("train_spade",), 8)} <= found
 
 
-@pytest.mark.slow
 def test_what_needs_no_training_is_scored_once(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", dataset_dir=tmp_path)
     evaluated = [run for run in runs if run.name == "evaluate"]
@@ -130,7 +133,6 @@ def test_what_needs_no_training_is_scored_once(tmp_path: Path, runs: list[FakeWo
         assert f"{name} 21.00 dB" in note
 
 
-@pytest.mark.slow
 def test_the_budget_is_the_same_share_of_every_stage(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", dataset_dir=tmp_path, share=0.1, seed=7)
     for run in (run for run in runs if run.name != "evaluate"):
@@ -142,7 +144,6 @@ def test_the_budget_is_the_same_share_of_every_stage(tmp_path: Path, runs: list[
             assert run.parser["adversarial_start_epoch"] == round(0.1 * config["adversarial_start_epoch"])
 
 
-@pytest.mark.slow
 def test_what_is_complete_is_not_done_again(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", variants=["palette"], dataset_dir=tmp_path)
     del runs[:]
@@ -175,7 +176,6 @@ def test_a_variant_that_fails_leaves_the_others(tmp_path: Path, runs: list[FakeW
         ablation(tmp_path / "out", variants=["palette"], dataset_dir=tmp_path)
 
 
-@pytest.mark.slow
 def test_table_3(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", dataset_dir=tmp_path)
     lines = (tmp_path / "out" / "table3_volume.csv").read_text(encoding="utf-8").splitlines()

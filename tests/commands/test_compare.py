@@ -66,8 +66,8 @@ def test_models_are_scored_on_the_truth_s_scale_whatever_their_own(tmp_path, tru
     assert rows[COPY_SOURCE, "s1"].psnr < 20
     assert ("raw", "s1") in scores(tmp_path / "out", "lesion")
     assert ("raw", "s2") not in scores(tmp_path / "out", "lesion")
-    assert "s1, s2: unit: intensities read as in [0, 1]." in report
-    assert "s1, s2: signed: intensities read as in [-1, 1]." in report
+    assert "s1, s2: unit: intensities read as in [0, 1], which is a guess." in report
+    assert "s1, s2: signed: intensities read as in [-1, 1], which is a guess." in report
     assert "s2: no label: no lesion scores." in report
     assert "Models, brain" in report
     assert (tmp_path / "out" / "figures" / "s1_t1_to_t2.png").is_file()
@@ -87,14 +87,14 @@ def test_bad_predictions_are_named_and_cost_only_themselves(tmp_path, truths, ca
     save(tmp_path / "flat/s1_t2.nii.gz", np.zeros(SHAPE))
     rows, report = run(tmp_path, "good", "bad", "shifted", "nan", "dark", "flat")
     report = " ".join(report.split())
-    assert set(rows) == {("good", "s1"), ("good", "s2"), ("dark", "s1"), ("flat", "s1")}
+    assert set(rows) == {("good", "s1"), ("good", "s2"), ("flat", "s1")}
     assert rows["good", "s1"].psnr > 100
     assert "bad, → T2 is not scored: it has another grid than the truth: 23×28×22 voxels" in report
     assert "shifted, → T2 is not scored: it has another grid" in report
     assert "nan, → T2 is not scored: expected finite intensities" in report
     assert "bad, s3_t2.nii.gz: not used: no true subject has the beginning of its name." in report
     assert "bad: no prediction of → T2 for s2." in report
-    assert "dark: intensities look as if on another scale" in report
+    assert "dark, → T2 is not scored: expected intensities in the truth's units, 0 to 1000; found mostly" in report
     assert "flat: a prediction is constant (0)" in report
     assert "equal the truth in a region but for rounding" in report
     capsys.readouterr()
@@ -111,6 +111,60 @@ def test_other_orders_of_axes_are_turned_and_ranges_can_be_given(tmp_path, truth
     assert "ras: axes brought into the truth's order (LPS)." in report
     assert "which the protocol does not do" in report
     assert "One subject only" in report
+    capsys.readouterr()
+
+
+def zscored(values: np.ndarray, background: float) -> np.ndarray:
+    inside = values[values > 0]
+    return np.where(values > 0, (values - inside.mean()) / inside.std(), background).astype(np.float32)
+
+
+@pytest.mark.parametrize("background", [0.0, -2.0])
+def test_a_copy_of_z_scored_truths_is_perfect(tmp_path, truths, capsys, background):
+    for subject, truth in truths.items():
+        save(tmp_path / f"truth/{subject}_t2.nii.gz", zscored(truth, background))
+        save(tmp_path / f"copy/{subject}_t1_t2.nii.gz", zscored(truth, background))
+        save(tmp_path / f"unit/{subject}_t1_t2.nii.gz", truth)
+    rows, report = run(tmp_path, "copy", "unit")
+    for region in ("volume", "brain"):
+        rows = scores(tmp_path / "out", region)
+        # rounding of float32, whose square is -140 dB
+        assert rows["copy", "s1"].psnr > 120
+        assert rows["copy", "s1"].ssim == pytest.approx(1, abs=1e-5)
+    # the darkest 0.5 % of the brain are clipped in the truth's scale
+    assert scores(tmp_path / "out")["unit", "s1"].psnr > 20
+    assert ("the truth's background is not its darkest" in report) == (background == 0)
+    capsys.readouterr()
+
+
+def test_what_can_be_read_in_two_ways_stops_and_asks(tmp_path, truths, capsys):
+    for subject, truth in truths.items():
+        save(tmp_path / f"truth/{subject}_t2.nii.gz", 1.6 * truth)
+        save(tmp_path / f"other/{subject}_t1_t2.nii.gz", truth)
+    question = (
+        r"s1_t1_t2.nii.gz: its intensities .* can be read in 2 ways: 'truth' \(in the truth's units, 0 to 1.6\), "
+    )
+    with pytest.raises(ValueError, match=question + r"'unit' .*Say which with --ranges \"{'other': 'truth'}\""):
+        run(tmp_path, "other")
+    assert not (tmp_path / "out").exists()
+    for kind, low, high in (("unit", 60, np.inf), ([0, 1], 60, np.inf), ("truth", 5, 20)):
+        rows, _ = run(tmp_path, "other", ranges={"other": kind})
+        assert low < rows["other", "s1"].psnr < high
+    capsys.readouterr()
+
+
+def test_normalised_truths_and_predictions_of_another_scale(tmp_path, truths, capsys):
+    t = truths["s1"]
+    save(tmp_path / "truth/s1_t2.nii.gz", t)
+    for model, values in {"same": t, "signed": 2 * t - 1, "bytes": 255 * t}.items():
+        save(tmp_path / f"{model}/s1_t1_t2.nii.gz", values)
+    rows, report = run(tmp_path, "same", "signed", "bytes", ranges={"bytes": (0, 255)})
+    assert all(rows[model, "s1"].psnr > 60 for model in ("same", "signed", "bytes"))
+    assert "signed: intensities read as in [-1, 1], which is a guess." in report
+    assert "bytes: intensities read as in [0, 255]." in report
+    assert "same, 1 files such as s1_t1_t2.nii.gz: read as <source>_<target>" in " ".join(report.split())
+    with pytest.raises(ValueError, match=r"expected some that can be scored; found none.*read with ranges: 'truth'"):
+        run(tmp_path, "bytes")
     capsys.readouterr()
 
 

@@ -69,7 +69,7 @@ def hook() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_phantom(tmp_path_factory.mktemp("data") / "phantom", counts=(3, 1, 1), spacing=4.0)
+    return ensure_phantom(tmp_path_factory.mktemp("data") / "phantom", counts=(2, 1, 1), spacing=5.0)
 
 
 def workflow(name: str, preset: Path, run_id: str, **values: Any) -> ConfigWorkflow:
@@ -192,6 +192,7 @@ class TestRelease:
 class TestMONAI:
     """Weights of MONAI's packages, from their users' files to a trained translation of ours."""
 
+    @pytest.mark.slow
     def test_a_trained_autoencoder_becomes_a_translation(self, phantoms: Path, tmp_path: Path) -> None:
         """monai-generative's own loop, import, stages 2 and 3 on it, and a scan translated by the result."""
         autoencoder, config = train_elsewhere(phantoms, tmp_path)
@@ -223,6 +224,7 @@ class TestMONAI:
         run.run()
         assert len(list((tmp_path / "translated").rglob("*_t2_synthetic.nii.gz"))) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("source", PACKAGES)
     def test_diffusion_starts_from_an_imported_unet(
         self, source: str, foreign: Callable[..., Foreign], phantoms: Path, tmp_path: Path
@@ -292,8 +294,8 @@ def phantom_crop(phantoms: Path, step: int) -> Tensor:
     files = sorted(phantoms.glob("*/*_t[12].nii.gz"))
     image = torch.from_numpy(nib.load(files[step % len(files)]).get_fdata(dtype=np.float32))
     image = (image / image.quantile(0.995)).clamp(0, 1)
-    start = [(n - 32) // 2 for n in image.shape]
-    return image[tuple(slice(s, s + 32) for s in start)][None, None]
+    start = [(n - 24) // 2 for n in image.shape]
+    return image[tuple(slice(s, s + 24) for s in start)][None, None]
 
 
 class Trap:

@@ -17,6 +17,7 @@ from custom.data.datalist import (
     with_phantoms,
     write_datalist,
 )
+from custom.data.phantom import dataset
 from custom.utils.modalities import BRATS_MODALITIES
 
 
@@ -187,14 +188,11 @@ class TestLoad:
 
 
 class TestPhantom:
-    @pytest.mark.slow
     def test_made_once_where_it_is_the_default(self, tmp_path: Path, caplog, monkeypatch) -> None:
         folder = tmp_path / "data" / "phantom"
         monkeypatch.setattr(module.ensure_phantom, "__kwdefaults__", {"counts": (2, 1, 1), "seed": 0})
-        from custom.data import phantom
-
-        original = phantom.write_dataset
-        monkeypatch.setattr(phantom, "write_dataset", lambda *a, **k: original(*a, spacing=8.0, progress=False, **k))
+        original = dataset.write_dataset
+        monkeypatch.setattr(dataset, "write_dataset", lambda *a, **k: original(*a, spacing=8.0, progress=False, **k))
         found = load_datalist(folder, "training", phantom_dir=folder)
         assert [len(load_datalist(folder, s)) for s in ("training", "validation", "test")] == [2, 1, 1]
         assert len([r for r in caplog.records if "synthetic phantoms are made here" in r.message]) == 1

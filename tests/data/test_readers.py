@@ -1,4 +1,4 @@
-"""Tests of custom.data.readers and custom.data.dicom: grids and intensities of every format, and what is refused."""
+"""Tests of the readers and of DICOM: grids and intensities of every format, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from pydicom.uid import generate_uid
 
-from custom.data.dicom import is_dicom, read_geometry
+from custom.data.dicom import read_geometry
+from custom.data.dicom_files import is_dicom
 from custom.data.readers import read_volume, volume_of_client
 from custom.data.transforms import LoadVolumed
 
@@ -214,11 +215,24 @@ class TestRefusedSeries:
             (change("ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), "expected two perpendicular axes"),
             (change("ImageOrientationPatient", [1, 0, 0, 0, 0, -1]), "expected slices of one orientation"),
             (change("SamplesPerPixel", 3), "expected grey values; found a colour image"),
+            (change("Modality", "CT"), "expected an MR image; found the modality CT"),
             (change("ImagePositionPatient", [0, 0, 0]), "expected one slice in each place"),
             (change("ImagePositionPatient", [0, 0, 4.3]), r"expected slices 2\.\d* mm apart"),
             (change("ImagePositionPatient", [0.5, 0, 4]), r"expected slices 2\.000 mm apart"),
         ],
-        ids=["position", "orientation", "spacing", "no spacing", "axes", "mixed", "colour", "twice", "uneven", "aside"],
+        ids=[
+            "position",
+            "orientation",
+            "spacing",
+            "no spacing",
+            "axes",
+            "mixed",
+            "colour",
+            "CT",
+            "twice",
+            "uneven",
+            "aside",
+        ],
     )
     def test_one_slice_at_fault(self, write_series, edit: Callable, message: str) -> None:
         folder = write_series("series", volume(), edit=edit)

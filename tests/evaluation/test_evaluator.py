@@ -113,12 +113,13 @@ def run(
     inferer: PairwiseInferer,
     *,
     segmenter=None,
-    **settings: object,
+    drawn: bool = False,
 ) -> TranslationEvaluator:
     """An evaluation that keeps its results in ``folder``; the evaluator afterwards."""
-    kept, transform = store(folder, network, **settings), transforms()
+    kept, transform = store(folder, network), transforms()
     loader = DataLoader(SubjectDataset(entries, transform, store=kept), batch_size=1)
-    handlers = [ProgressHandler(), ReportHandler(folder, modalities=MODALITIES, pairs=[("t1", "t2")], num_figures=1)]
+    sizes = {"num_figures": int(drawn), "viewer_megabytes": 40 * drawn}
+    handlers = [ProgressHandler(), ReportHandler(folder, modalities=MODALITIES, pairs=[("t1", "t2")], **sizes)]
     engine = TranslationEvaluator(
         "cpu",
         loader,
@@ -136,7 +137,7 @@ def run(
 def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, toy):
     entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three", ("t1", "t2"), lesion=False)]
     network = toy()
-    engine = run(entries, tmp_path / "out", network, PairwiseInferer(MODALITIES))
+    engine = run(entries, tmp_path / "out", network, PairwiseInferer(MODALITIES), drawn=True)
     rows = read_rows(tmp_path / "out" / "per_subject.csv")
     assert len([r for r in rows if r.subject == "one"]) == 7 * (3 + 6 * 3)  # regions × predictions
     assert len([r for r in rows if r.subject == "three"]) == 4 * (2 + 2 * 3)  # no lesion, one modality fewer
@@ -290,6 +291,15 @@ def bundle_data(tmp_path_factory) -> Path:
     return folder
 
 
+TINY = {
+    "network_def#autoencoder#channels": [8],
+    "network_def#style_transfer#width": 8,
+    "network_def#detail#width": 8,
+    "network_def#unet#channels": [8, 8, 8],
+    "network_def#unet#norm_num_groups": 4,
+}
+
+
 def bundle_workflow(bundle_data: Path, tmp_path: Path, **overrides) -> ConfigWorkflow:
     values = {"dataset_dir": str(bundle_data), "output_dir": str(tmp_path), "device": "$torch.device('cpu')"}
     workflow = ConfigWorkflow(str(CONFIG), logging_file=False, workflow_type="evaluation", **{**values, **overrides})
@@ -299,7 +309,8 @@ def bundle_workflow(bundle_data: Path, tmp_path: Path, **overrides) -> ConfigWor
 
 @pytest.mark.slow
 def test_config_evaluates_every_pair(bundle_data, tmp_path, capsys):
-    workflow = bundle_workflow(bundle_data, tmp_path, network="$@network_def.to(@device)", num_figures=1)
+    untrained = {"network": "$@network_def.to(@device)", **TINY}
+    workflow = bundle_workflow(bundle_data, tmp_path, num_figures=1, **untrained)
     workflow.run()
     rows = read_rows(tmp_path / "per_subject.csv")
     pairs = {(r.source, r.target) for r in rows if r.method == FULL_MODEL}

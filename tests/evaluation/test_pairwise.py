@@ -103,15 +103,15 @@ def test_costs_are_those_of_one_translation(toy):
     assert not network.unet._forward_pre_hooks  # nothing is left on the network
 
 
-def test_several_samples_are_averaged_and_their_spread_is_known(toy):
+def test_several_samples_are_averaged_and_their_expected_error_is_known(toy):
     images = inputs()
     predictions = list(PairwiseInferer(MODALITIES, methods=[FULL_MODEL], num_samples=3)(images, toy().eval()))
     prediction = next(p for p in predictions if (p.source, p.target) == ("t1", "t2"))
     samples = torch.stack([(-images["t1"] / 2 + 0.1 * seed).clamp(-1, 1) for seed in range(3)])
     brain = images["t1"] > -1
     torch.testing.assert_close(prediction.image[brain], samples.mean(dim=0)[brain])
-    torch.testing.assert_close(prediction.spread[brain], samples.std(dim=0)[brain])
-    assert (prediction.spread[~brain] == 0).all()
+    torch.testing.assert_close(prediction.uncertainty[brain], 0.01 + images["t1"][brain].abs() / 10)
+    assert (prediction.uncertainty[~brain] == 0).all()
     assert (prediction.image[~brain] == -1).all()
 
 

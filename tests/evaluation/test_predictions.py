@@ -39,6 +39,9 @@ def test_truths_are_found_by_their_names(tmp_path, names, subject):
         ("s_1_t2w.nii.gz", ("s_1", "", "t2")),
         ("s_1/pred_t2.nii.gz", ("s_1", "", "t2")),
         ("s_10_t1_t2.nii.gz", ("s_10", "t1", "t2")),
+        ("s_1_t2_from_t1.nii.gz", ("s_1", "t1", "t2")),
+        ("s_1_from_t1_to_t2.nii.gz", ("s_1", "t1", "t2")),
+        ("s_1_from_t1_t2_epoch9.nii.gz", ("s_1", "t1", "t2")),
     ],
 )
 def test_predictions_are_matched(tmp_path, name, expected):
@@ -48,18 +51,53 @@ def test_predictions_are_matched(tmp_path, name, expected):
     assert found.path == tmp_path / name
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sub-01_ses-2_T2w.nii.gz", ("", "t2")),
+        ("sub-01_ses-2_acq-t1_desc-pred_T2w.nii.gz", ("", "t2")),
+        ("sub-01_ses-2_from-T1w_desc-pred_T2w.nii.gz", ("t1", "t2")),
+        ("sub-01_ses-2_T1w_t2_synthetic.nii.gz", ("t1", "t2")),
+        ("sub-01_ses-2_ce-gadolinium_T1w_t2_synthetic.nii.gz", ("t1ce", "t2")),
+        ("sub-01_ses-2_T2w_from_T1w.nii.gz", ("t1", "t2")),
+    ],
+)
+def test_names_of_bids(tmp_path, name, expected):
+    anat = "sub-01/ses-2/anat"
+    true = {"t1": "sub-01_ses-2_T1w", "t1ce": "sub-01_ses-2_ce-gd_T1w", "t2": "sub-01_ses-2_acq-tse_T2w"}
+    touch(tmp_path / "truth", *(f"{anat}/{stem}.nii.gz" for stem in true.values()), f"{anat}/sub-01_ses-2_dwi.nii.gz")
+    truths = find_truths(tmp_path / "truth")
+    assert truths == {"sub-01_ses-2": {m: tmp_path / f"truth/{anat}/{stem}.nii.gz" for m, stem in true.items()}}
+    (found,) = match_predictions(touch(tmp_path / "pred", f"{anat}/{name}"), truths).files
+    assert found[:3] == ("sub-01_ses-2", *expected)
+
+
+def test_what_is_guessed_from_names_is_said(tmp_path):
+    touch(tmp_path / "order", "s_t1_t2.nii.gz", "s_t2_to_t1.nii.gz")
+    guesses = match_predictions(tmp_path / "order", {"s": {"t1": Path("a"), "t2": Path("b")}}).guesses
+    assert [(guess.partition(",")[0], names) for guess, names in guesses.items()] == [
+        ("read as <source>_<target>", ["s_t1_t2.nii.gz"])
+    ]
+    (guess,) = match_predictions(touch(tmp_path / "one", "s.nii.gz"), {"s": {"t2": Path("b")}}).guesses
+    assert guess.startswith("taken for the one contrast")
+    ours = match_predictions(touch(tmp_path / "ours", "s_t1_t2_synthetic.nii.gz"), {"s": {"t2": Path("b")}})
+    assert ours.guesses == {}
+
+
 def test_a_subject_with_one_true_image_needs_no_modality(tmp_path):
     (found,) = match_predictions(touch(tmp_path, "s.nii.gz"), {"s": {"t2": Path("b")}}).files
     assert found[:3] == ("s", "", "t2")
 
 
 def test_what_does_not_match_is_named_with_the_reason(tmp_path):
-    touch(tmp_path, "other_t2.nii.gz", "s_pd.nii.gz", "s_x.nii.gz")
+    touch(tmp_path, "other_t2.nii.gz", "s_pd.nii.gz", "s_x.nii.gz", "s_t1_t2_pd.nii.gz", "s_from_t1.nii.gz")
     matched = match_predictions(tmp_path, {"s": {"t1": Path("a"), "t2": Path("b")}})
     assert matched.files == []
     assert matched.unmatched == {
         "other_t2.nii.gz": "no true subject has the beginning of its name",
+        "s_from_t1.nii.gz": "its name holds a source and no target",
         "s_pd.nii.gz": "no true pd of s",
+        "s_t1_t2_pd.nii.gz": "its name holds 3 modalities: expected <subject>_<source>_to_<target>",
         "s_x.nii.gz": "its name holds no modality",
     }
 

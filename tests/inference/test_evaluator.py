@@ -13,6 +13,7 @@ from torch import nn
 
 from custom.data.tolerant import TolerantDataset
 from custom.inference.evaluator import FileEvaluator, ReadAhead
+from custom.utils.files import OutputError
 
 
 class Counting:
@@ -130,3 +131,19 @@ def test_an_interruption_leaves_what_is_written_and_does_not_hang() -> None:
 
 def test_nothing_to_do() -> None:
     evaluator([], lambda data: data).run()
+
+
+def test_a_place_that_cannot_be_written_to_ends_the_run() -> None:
+    """Whatever comes next could not be written either, and takes minutes to compute."""
+    computed = []
+
+    def write(item: dict) -> dict:
+        raise OutputError("out/a.nii.gz: expected a place that can be written to; found No space left on device.")
+
+    def infer(inputs: torch.Tensor, network: nn.Module) -> torch.Tensor:
+        computed.append(1)
+        return network(inputs)
+
+    with pytest.raises(OutputError, match="No space left on device"):
+        evaluator([1, 2, 3, 4], write, infer).run()
+    assert len(computed) < 4

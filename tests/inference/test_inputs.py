@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import pydicom
 import pytest
 
@@ -74,14 +75,64 @@ def test_equal_names_without_a_common_folder(write_volume: Callable) -> None:
         inference_inputs(files)
 
 
-def test_default_is_a_held_out_subject(brats_folder: Callable) -> None:
+def test_default_is_a_held_out_subject_which_is_said(brats_folder: Callable, caplog) -> None:
     root = brats_folder(dict.fromkeys("abc", ("t2", "flair")))
+    chosen = found(dataset_dir=root)
+    assert not (root / "datalist.json").exists()  # a translation leaves nothing in the data's folder
     held_out = Path(load_datalist(root, "test")[0]["t2"])
-    assert found(dataset_dir=root) == {held_out.name.removesuffix(".nii.gz"): held_out}
+    assert chosen == {held_out.name.removesuffix(".nii.gz"): held_out}
+    assert f"no --image was given: {held_out}" in caplog.text
+
+
+NO_SCANS = {
+    "BraTS-GLI-00001-000-seg.nii.gz": "a segmentation or mask",
+    "UCSF-PDGM-0004_tumor_segmentation.nii.gz": "a segmentation or mask",
+    "patient1_GOLD_STANDARD.nii.gz": "a segmentation or mask",
+    "patient1_consensus_gt.nii.gz": "a segmentation or mask",
+    "brainmask.nii": "a segmentation or mask",
+    "sub-1_dseg.mha": "a segmentation or mask",
+    "._T1.nii.gz": "hidden",
+    ".tmpabc.part.nii.gz": "hidden",
+}
+
+
+@pytest.mark.parametrize(("name", "why"), NO_SCANS.items())
+def test_what_is_no_scan_is_passed_over_in_folders_and_refused_when_named(
+    write_volume: Callable, tmp_path: Path, caplog, name: str, why: str
+) -> None:
+    scan = write_volume("in/mask_free_t1.nii.gz")  # a name that only holds such a word
+    other = tmp_path / "in" / name
+    other.write_bytes(scan.read_bytes())
+    assert found(tmp_path / "in") == {"mask_free_t1": scan}
+    assert f"1 passed over ({why}" in caplog.text
+    assert name in caplog.text
+    with pytest.raises(ValueError, match=f"expected a scan; found {why}"):
+        inference_inputs(other)
+
+
+def test_translations_are_known_by_their_header_and_taken_when_named(write_volume: Callable, tmp_path: Path) -> None:
+    image = nib.load(write_volume("in/renamed.nii.gz"))
+    image.header["descrip"] = b"SYNTHETIC t2 from brain_mri_modality_translation v0.2.0"
+    nib.save(nib.Nifti1Image(image.get_fdata(), image.affine, image.header), tmp_path / "in" / "renamed.nii.gz")
+    scan = write_volume("in/scan.nii.gz")
+    assert found(tmp_path / "in") == {"scan": scan}
+    assert found(tmp_path / "in" / "renamed.nii.gz") == {"renamed": tmp_path / "in" / "renamed.nii.gz"}
+
+
+def test_links(write_volume: Callable, tmp_path: Path, caplog) -> None:
+    """A link to a subject's folder is followed; one that points nowhere is said, as archives leave behind."""
+    scan = write_volume("archive/s1/t1.nii.gz")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "s1").symlink_to(tmp_path / "archive" / "s1")
+    (tmp_path / "in" / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    assert [file.resolve() for file in found(tmp_path / "in").values()] == [scan]
+    assert "1 passed over (a link that points nowhere): gone.nii.gz" in caplog.text
+    with pytest.raises(FileNotFoundError, match="found a link that points nowhere"):
+        inference_inputs(tmp_path / "in" / "gone.nii.gz")
 
 
 def test_nothing_is_named() -> None:
-    with pytest.raises(ValueError, match=r"expected a file, .*; found \[\]"):
+    with pytest.raises(ValueError, match=r"expected a file, .*; found none"):
         inference_inputs([])
     with pytest.raises(ValueError, match="Add --image"):
         inference_inputs()
@@ -92,7 +143,7 @@ def test_an_empty_path_or_none_is_no_scan(image: object, brats_folder: Callable,
     """A shell's unset variable would else translate the working directory, or phantoms that are made first."""
     root = brats_folder({"a": ("t1",)})
     monkeypatch.chdir(root)
-    with pytest.raises(ValueError, match="image: expected a file, a list of files or a folder; found"):
+    with pytest.raises(ValueError, match="image: expected a file or a folder; found"):
         inference_inputs(image, dataset_dir=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -104,7 +155,10 @@ def test_missing_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [((), "found none"), (("a_seg.nii.gz", "a_t2_synthetic.nii.gz"), "only 2 segmentations and translations")],
+    [
+        ((), "found none"),
+        (("a_seg.nii.gz", "a_t2_synthetic.nii.gz"), r"1 passed over \(a segmentation.*a_seg.*1 passed over \(a transl"),
+    ],
 )
 def test_nothing_to_translate(write_volume: Callable, tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     (tmp_path / "in").mkdir()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 from monai.transforms import Compose, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from torch import nn
 
+from custom.data.tolerant import TolerantDataset
 from custom.inference.inferer import TranslationInferer
 from custom.inference.provenance import (
+    PLACE,
     Provenance,
     pending_inputs,
     read_provenance,
@@ -53,8 +57,13 @@ def source(tmp_path: Path) -> Path:
 def test_equal_contents_and_settings_give_equal_records(source: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.nii.gz"
     copy.write_bytes(source.read_bytes())
-    assert provenance().of(source) == provenance().of(copy)
-    assert provenance(network().eval()).of(source) == provenance().of(copy)
+    first, *others = (
+        json.loads(p.of(s))
+        for p, s in ((provenance(), source), (provenance(), copy), (provenance(network().eval()), copy))
+    )
+    for other in others:  # but for where the source lies
+        assert first[PLACE] != other.pop(PLACE)
+        assert other.items() <= first.items()
 
 
 def test_what_changes_no_voxel_does_not_count(source: Path) -> None:
@@ -131,6 +140,42 @@ def test_what_is_stale_is_redone_and_said(translated, source: Path, tmp_path: Pa
     source.write_bytes(b"another scan")
     assert pending_inputs(translated, provenance(), tmp_path / "out", "t2") == translated
     assert "made with another source" in caplog.text
+
+
+def test_a_file_of_another_subject_with_this_name_replaces_nothing(translated, source: Path, tmp_path: Path) -> None:
+    """Of a loop over subjects whose scans are all called alike; a data set that was moved is the same one."""
+    other = tmp_path / "subject2" / "scan.nii.gz"
+    other.parent.mkdir()
+    other.write_bytes(b"another subject's voxels")
+    items = [{"image": str(other), "name": "case"}]
+    for skip in (True, False):
+        [item] = pending_inputs(items, provenance(seed=1), tmp_path / "out", "t2", skip_done=skip)
+        assert "expected a result of its own; found" in item["fault"]
+        assert "case_t2_synthetic.nii.gz, which was made of another file of that name" in item["fault"]
+        assert TolerantDataset([item], transform=None)[0] == {"fault": item["fault"]}
+    other.write_bytes(source.read_bytes())
+    assert pending_inputs(items, provenance(), tmp_path / "out", "t2") == []
+
+
+def test_a_series_of_another_study_replaces_nothing(write_series: Callable, tmp_path: Path) -> None:
+    folders = [write_series(f"{place}/t1") for place in ("one", "two", "out")]
+    shutil.rmtree(folders[2])
+    shutil.copytree(folders[0], tmp_path / "out" / "t1_t2_synthetic")
+    for folder, refused in zip(folders[:2], (False, True), strict=True):
+        items = [{"image": str(folder), "name": "t1"}]
+        [item] = pending_inputs(items, provenance(), tmp_path / "out", "t2", output_format="dicom")
+        assert ("fault" in item) == refused
+
+
+def test_what_differs_is_named_and_nothing_else(translated, tmp_path: Path, caplog) -> None:
+    pending_inputs(translated, provenance(seed=1, num_samples=2), tmp_path / "out", "t2")
+    assert caplog.messages == ["1 of 1 files are translated anew: made with another inferer (num_samples, seed)"]
+
+
+def test_what_is_done_is_said(translated, tmp_path: Path, caplog) -> None:
+    pending_inputs(translated, provenance(), tmp_path / "out", "t2")
+    said = f"1 of 1 files are translated already, in {tmp_path / 'out'}: case. --skip_done false translates them anew."
+    assert caplog.messages == [said]
 
 
 def test_a_record_of_something_else_is_stale(translated, source: Path, write_volume, tmp_path: Path, caplog) -> None:

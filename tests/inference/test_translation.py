@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from custom.inference.translation import Sampling, Translation
-from custom.networks import LatentTranslator
+from custom.networks import DetailTransfer, LatentTranslator, SourceFusion
 from custom.networks.diffusion import draw_noise
 from custom.networks.fast import accelerate
 
@@ -64,28 +64,91 @@ def test_settings_of_the_sampler_are_those_of_the_call(network, image, scripted:
     torch.testing.assert_close(translation.translate(TARGET, seed=3).image, own, atol=1e-5, rtol=0)
 
 
-def test_mean_and_spread_of_samples(network, image) -> None:
+def test_samples_are_averaged(network, image) -> None:
     samples = torch.stack([by_hand(network, image, 5 + k) for k in range(4)])
-    found = Translation(network, image).translate(TARGET, seed=5, num_samples=4, spread=True)
+    found = Translation(network, image).translate(TARGET, seed=5, num_samples=4)
     scale = float(samples.abs().max())
     torch.testing.assert_close(found.image, samples.mean(dim=0).clamp(-1, 1), atol=1e-6 * scale, rtol=0)
-    torch.testing.assert_close(found.spread, samples.std(dim=0), atol=1e-5 * scale, rtol=0)
-    assert found.spread.max() > 0.01  # the samples do differ
-    assert Translation(network, image).translate(TARGET, seed=5, num_samples=4).spread is None
-    assert Translation(network, image).translate(TARGET, spread=True).spread is None
+    assert found.uncertainty is None
 
 
-def test_mask_is_applied_to_every_result(network, image) -> None:
+@pytest.fixture
+def knowing(network) -> LatentTranslator:
+    """With an error map that was trained, and fusions that do not give the plain mean."""
+    torch.manual_seed(2)
+    network.detail, network.fusion = DetailTransfer(4, width=4, hidden_channels=2), SourceFusion(4, 4, width=4)
+    for part in (network.detail, network.fusion):
+        for parameter in part.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    network.detail.error.trained.fill_(1.0)
+    network.detail.error.first = 0.5  # so large that some voxels are clipped
+    return network.eval()
+
+
+def test_error_map_is_in_units_of_the_image_and_never_beyond_its_range(knowing, image) -> None:
+    translation = Translation(knowing, image)
+    plain, found = (translation.translate(TARGET, num_samples=2, uncertainty=known) for known in (False, True))
+    assert torch.equal(plain.image, found.image)
+    assert found.uncertainty.shape == found.image.shape
+    latent = knowing.encode(image)
+    like = knowing.transfer(latent, INDEX)
+    errors = []
+    for seed in range(2):
+        sampled = knowing.sample(latent, like, INDEX, draw_noise(latent, seed))
+        errors.append(knowing.render_with_error(sampled, image, INDEX)[1].exp())
+    mean, bound = sum(errors) / 2, 1 + found.image.abs()
+    assert 0 < (mean > bound).float().mean() < 1
+    torch.testing.assert_close(found.uncertainty, torch.minimum(mean, bound), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scripted", [False, True], ids=["eager", "scripted"])
+def test_an_error_map_that_says_nothing_is_refused(knowing, image, scripted: bool) -> None:
+    def made(network):
+        return Translation(torch.jit.script(network) if scripted else network, image)
+
+    knowing.detail.error.trained.fill_(0.0)
+    with pytest.raises(ValueError, match="uncertainty: expected weights whose error map was trained"):
+        made(knowing).translate(TARGET, uncertainty=True)
+    knowing.detail = None
+    with pytest.raises(ValueError, match="uncertainty: expected a network with a detail transfer that predicts errors"):
+        made(knowing).translate(TARGET, uncertainty=True)
+    with pytest.raises(ValueError, match="found none in function"):
+        Translation(lambda image, target: image, image).translate(TARGET, uncertainty=True)
+
+
+def test_sources_are_a_set(knowing, image) -> None:
+    sources = torch.cat([image, image.flip(2), -image], dim=1)
+    found = Translation(knowing, sources).translate(TARGET, uncertainty=True)
+    turned = Translation(knowing, sources[:, [2, 0, 1]]).translate(TARGET, uncertainty=True)
+    assert found.image.shape == image.shape
+    for one, other in zip((found.image, found.uncertainty), (turned.image, turned.uncertainty), strict=True):
+        # sums in another order, enlarged by this network's instance norms; the sources matter a hundred times as much
+        torch.testing.assert_close(one, other, atol=1e-4 * float(one.abs().max()), rtol=0)
+    fewer = Translation(knowing, sources[:, :2]).translate(TARGET).image
+    assert (fewer - found.image).abs().max() > 0.01 * found.image.abs().max()
+    each = Translation(knowing, sources).reconstruct().image
+    for place in range(3):
+        alone = Translation(knowing, sources[:, place : place + 1]).reconstruct().image
+        torch.testing.assert_close(each[:, place : place + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_a_plain_callable_takes_sets_too(image) -> None:
+    sources, mask = torch.cat([image, -image / 2], dim=1), image > 0
+    found = Translation(lambda image, target: image.mean(dim=1, keepdim=True), sources, mask=mask).translate(TARGET)
+    assert torch.equal(found.image, torch.where(mask, image / 4, -1.0))
+
+
+def test_mask_is_applied_to_every_result(knowing, image) -> None:
     mask = image > 0
-    masked, whole = Translation(network, image, mask=mask), Translation(network, image)
+    masked, whole = Translation(knowing, image, mask=mask), Translation(knowing, image)
     for make in (
         lambda t: t.reconstruct(),
         lambda t: t.spade_only(TARGET),
-        lambda t: t.translate(TARGET, num_samples=2, spread=True),
+        lambda t: t.translate(TARGET, num_samples=2, uncertainty=True),
     ):
         found, unmasked = make(masked), make(whole)
         assert torch.equal(found.image, torch.where(mask, unmasked.image, -1.0))
-    assert torch.equal(found.spread, torch.where(mask, unmasked.spread, 0.0))
+    assert torch.equal(found.uncertainty, torch.where(mask, unmasked.uncertainty, 0.0))
 
 
 def test_source_is_encoded_once_and_styled_once_for_a_target(network, image, monkeypatch) -> None:

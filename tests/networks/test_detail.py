@@ -68,3 +68,58 @@ def test_it_can_take_over_the_sources_detail(network: DetailTransfer) -> None:
         loss.backward()
         optimizer.step()
     assert loss < 0.1 * before
+
+
+def three(batch: int = 2) -> tuple[Tensor, Tensor]:
+    decoded, source = images(batch)
+    return decoded, torch.cat([source, source.flip(2), -source], dim=1)
+
+
+def test_of_one_source_nothing_is_fused(network: DetailTransfer) -> None:
+    decoded, source = images()
+    expected = network(decoded, source, TARGETS)
+    network.attention, network.fusion = None, None
+    assert torch.equal(network(decoded, source, TARGETS), expected)
+
+
+def test_sources_are_a_set(network: DetailTransfer, assert_near) -> None:
+    decoded, sources = three()
+    found = network.with_error(decoded, sources, TARGETS)
+    turned = network.with_error(decoded, sources[:, [2, 0, 1]], TARGETS)
+    for one, other in zip(found, turned, strict=True):
+        assert_near(one, other)
+    assert found[0].shape == found[1].shape == decoded.shape
+    assert not torch.allclose(network(decoded, sources[:, :2], TARGETS), found[0])
+
+
+def test_blocks_run_once_however_many_sources(network: DetailTransfer) -> None:
+    calls: list[int] = []
+    network.blocks[0].register_forward_hook(lambda module, args, result: calls.append(len(args[0])))
+    network(*three(), TARGETS)
+    assert calls == [2]
+
+
+def test_an_untrained_error_map_expects_a_tenth() -> None:
+    network = DetailTransfer(M, width=4, hidden_channels=2)
+    for pair in (images(), three()):
+        translation, logarithm = network.with_error(*pair, TARGETS)
+        assert torch.equal(translation, network(*pair, TARGETS))
+        torch.testing.assert_close(logarithm.exp(), torch.full_like(translation, 0.1), atol=1e-3, rtol=0)
+
+
+def test_no_gradient_of_the_error_reaches_the_translation(network: DetailTransfer) -> None:
+    network.error.gain = 1.0  # random weights say anything, and what is clipped has no gradient
+    decoded, sources = (image.requires_grad_() for image in three())
+    network.with_error(decoded, sources, TARGETS)[1].sum().backward()
+    assert decoded.grad is None
+    assert sources.grad is None
+    moved = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
+    assert moved == {"error"}
+    assert all(p.grad.any() for p in network.error.parameters())
+
+
+def test_a_network_without_the_head_says_so() -> None:
+    network = DetailTransfer(M, width=4, error_channels=0)
+    assert not any("error" in name for name in network.state_dict())
+    with pytest.raises(ValueError, match="expected a detail transfer that predicts errors; found error_channels 0"):
+        network.with_error(*images(), TARGETS)

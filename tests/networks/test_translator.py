@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from custom.networks import (
     VQGAN,
     ConditionalUNet,
+    DetailTransfer,
     IdentityTransfer,
     LatentTranslator,
     NoDenoiser,
     NoiseSchedule,
     RectifiedFlow,
+    SourceFusion,
     StyleTransfer,
 )
 from custom.networks.diffusion import PREDICTION_TYPES, draw_noise
@@ -343,3 +345,65 @@ def test_without_a_denoiser_it_is_ms_spade_alone(check_script) -> None:
     noise = torch.randn_like(latent)
     with pytest.raises(ValueError, match="num_inference_steps: expected 0, as these weights hold no diffusion"):
         network.sample(latent, latent, target, noise, 2)
+
+
+def with_sets(trained, randomize) -> LatentTranslator:
+    fusion = SourceFusion(M, L, width=4, hidden_channels=2)
+    detail = DetailTransfer(M, width=4, hidden_channels=2)
+    network = trained(fusion=fusion, detail=detail, conditioning="source_and_target_like")
+    randomize(network.fusion), randomize(network.detail)
+    return network
+
+
+def test_sources_are_a_set(trained, randomize, assert_near) -> None:
+    network, noise = with_sets(trained, randomize), latent(1)
+    sources = torch.cat([image(), image(), image()], dim=1)
+    found = network(sources, TARGETS, noise)
+    assert found.shape == (2, 1, *sources.shape[2:])
+    assert_near(network(sources[:, [2, 0, 1]], TARGETS, noise), found)
+    assert not torch.allclose(network(sources[:, :2], TARGETS, noise), found)
+    # of a batch each subject's sources stay together
+    assert_near(torch.cat([network(sources[k : k + 1], TARGETS[k : k + 1], noise) for k in range(2)]), found)
+    script = torch.jit.script(network)
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        assert_near(script(sources, TARGETS, noise), found)
+        for k, part in enumerate(script.render_with_error(latent(), sources, TARGETS)):
+            assert part.shape == found.shape, k
+
+
+def test_unet_and_decoder_run_once_for_a_set(trained, randomize, monkeypatch) -> None:
+    network, calls = with_sets(trained, randomize), []
+    for part in (network.autoencoder.encoder, network.autoencoder.decoder, network.unet):
+        part.register_forward_hook(lambda module, args, result: calls.append((type(module).__name__, len(result))))
+    network(torch.cat([image(1)] * 3, dim=1), TARGETS[:1])
+    assert calls == [*[("Encoder", 1)] * 3, *[("ConditionalUNet", 1)] * network.num_inference_steps, ("Decoder", 1)]
+
+
+def test_of_one_source_nothing_is_fused(trained, randomize, monkeypatch) -> None:
+    network, x, noise = with_sets(trained, randomize), image(), latent(1)
+    latents = network.encode(x)
+    like = network.transfer(latents, TARGETS)
+    expected = network.render(network.sample(latents, like, TARGETS, noise), x, TARGETS)
+    monkeypatch.setattr(network.fusion, "forward", lambda *args: pytest.fail("fused"))
+    assert torch.equal(network(x, TARGETS, noise), expected)
+
+
+def test_without_a_fusion_sets_have_their_mean() -> None:
+    network, x = translator(), torch.cat([image(), image()], dim=1)
+    latents = network.encode(x)
+    assert latents.shape == (4, L, 4, 2, 4)
+    assert torch.equal(latents[1], network.encode(x[:, 1:])[0])
+    source, like = network.fuse(latents, 2 * latents, TARGETS)
+    torch.testing.assert_close(source, latents.unflatten(0, (2, 2)).mean(dim=1))
+    torch.testing.assert_close(like, 2 * source)
+
+
+def test_what_the_error_map_is_worth() -> None:
+    assert translator().error_map() == "none"
+    assert translator(detail=DetailTransfer(M, width=4, error_channels=0)).error_map() == "none"
+    network = translator(detail=DetailTransfer(M, width=4))
+    assert network.error_map() == torch.jit.script(network).error_map() == "untrained"
+    network.detail.error.trained.fill_(1.0)
+    assert network.error_map() == torch.jit.script(network).error_map() == "trained"
+    with pytest.raises(ValueError, match="expected a network with detail transfer, which predicts errors"):
+        translator().render_with_error(latent(), image(), TARGETS)

@@ -2,7 +2,8 @@
 
 Usage: ``torchrun --nproc_per_node=2 multi_process_worker.py JOBS REPORT``, where ``JOBS`` is a JSON file with
 ``[{"config": name, "run_id": id, "overrides": {...}}, ...]``. Each process leaves in the folder ``REPORT`` the state of
-its networks after each job (``<config>_rank<r>.pt``) and what it opened for writing (``writes_rank<r>.json``).
+its networks after each job (``<config>_rank<r>.pt``) and what it opened for writing (``writes_rank<r>.json``). The last
+job is one that fails: its error ends the process after all this is written.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def record_writes(event: str, arguments: tuple[Any, ...]) -> None:
         writes.append(str(arguments[1 if event == "os.rename" else 0]))
 
 
-def run(job: dict[str, Any], report: Path) -> ConfigWorkflow:
+def run(job: dict[str, Any], report: Path) -> None:
     files = [str(CONFIGS / f"{name}.json") for name in (job["config"], "multi_gpu")]
     workflow = ConfigWorkflow(
         files, logging_file=False, workflow_type="train", run_id=job["run_id"], **job["overrides"]
@@ -52,17 +53,17 @@ def run(job: dict[str, Any], report: Path) -> ConfigWorkflow:
         state["metric"] = parser.get_parsed_content("evaluator").state.metrics["brain_psnr"]
     state["random"] = torch.rand(4)
     torch.save(state, report / f"{job['config']}_rank{os.environ['RANK']}.pt")
-    return workflow
 
 
 def main() -> None:
     jobs, report = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     sys.addaudithook(record_writes)
     # one process group serves all jobs
-    workflows = [run(job, report) for job in jobs]
-    workflows[-1].finalize()
+    for job in jobs[:-1]:
+        run(job, report)
     path = report / f"writes_rank{os.environ['RANK']}.json"
     path.write_text(json.dumps(writes))
+    run(jobs[-1], report)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def batch(objective: type[Objective]) -> dict[str, Tensor]:
     images = objective in (AutoencoderObjective, JointObjective)
     names, shape = (("image", "label"), (2, 1, 16, 16, 16)) if images else (("source", "target"), (2, 4, 8, 8, 8))
     tensors = {name: torch.rand(shape, generator=generator) * 2 - 1 for name in names}
-    return {**tensors, "source_modality": torch.tensor([0, 1]), "target_modality": torch.tensor([2, 3])}
+    sets = {} if images else {"source": tensors["source"].unsqueeze(1)}
+    source = torch.tensor([0, 1]) if images else torch.tensor([[0], [1]])
+    return {**tensors, **sets, "source_modality": source, "target_modality": torch.tensor([2, 3])}
 
 
 def gradients(network: LatentTranslator, objective: type[Objective], *, checkpointed: bool) -> dict[str, Tensor]:

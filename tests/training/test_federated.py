@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
-from custom.commands.package import BUNDLE_NAME, package
 from custom.data.datalist import write_datalist
 from custom.utils.modalities import BRATS_MODALITIES
+from tests.fixtures.artifact import untrained
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
-
 # the client as a federation's server would drive it; two rounds, since the second must go on from the first
 CLIENT = """
-import json, sys
+import json, os, sys, warnings
+os.dup2(1, 2)  # its warnings are part of what it says
+warnings.simplefilter("ignore")
 import torch
 import custom
 from monai.fl.client import MonaiAlgo
@@ -54,19 +50,6 @@ torch.save({"given": given, "returned": weights, "best": best, "scores": scores,
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked artifact with untrained weights."""
-    folder = tmp_path_factory.mktemp("artifact")
-    parser = ConfigParser()
-    parser.read_config(str(CONFIGS / "inference.json"))
-    torch.manual_seed(0)
-    torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "untrained.pt")
-    with zipfile.ZipFile(package(folder, weights=folder / "untrained.pt")) as archive:
-        archive.extractall(folder)
-    return folder / BUNDLE_NAME
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     grid = np.meshgrid(*[np.linspace(-1.2, 1.2, 24)] * 3, indexing="ij")
@@ -84,8 +67,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rounds(bundle: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Two rounds of one epoch each on the full-size network."""
+def rounds(bundle: Path, data: Path, elsewhere: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Two rounds of one epoch each."""
     folder = tmp_path_factory.mktemp("federated")
     overrides = {
         "dataset_dir": str(data),
@@ -98,19 +81,15 @@ def rounds(bundle: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
         "learning_rate": 0.001,
         "warmup_steps": 1,
     }
-    command = [sys.executable, "-P", "-W", "ignore", "-c", CLIENT, str(bundle), json.dumps(overrides)]
-    result = subprocess.run(
-        [*command, str(folder / "report.pt")], cwd="/", capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(bundle)},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-4000:]
-    return {**torch.load(folder / "report.pt", weights_only=True), "said": result.stderr}
+    (folder / "client.py").write_text(CLIENT)
+    said = elsewhere(folder / "client.py", bundle, json.dumps(overrides), folder / "report.pt", pythonpath=bundle)
+    return {**torch.load(folder / "report.pt", weights_only=True), "said": said}
 
 
 def test_a_bundle_as_downloaded_starts_with_a_warning(rounds: dict) -> None:
     assert re.search(
         r"output/spade/best.pt: expected the weights of the stage before; found no file.*takes its autoencoder and "
-        r"style_transfer from \S+/models/model.pt",
+        r"style_transfer from .+/models/model.pt",
         rounds["said"],
     )
 
@@ -129,11 +108,8 @@ def test_each_round_trains_an_epoch(rounds: dict) -> None:
     assert moved == {"unet", "detail"}
 
 
-def test_returned_weights_load_and_are_what_is_evaluated(rounds: dict) -> None:
-    parser = ConfigParser()
-    parser.read_config(str(CONFIGS / "inference.json"))
-    network = parser.get_parsed_content("network_def")
-    network.load_state_dict(rounds["returned"])
+def test_returned_weights_load_and_are_what_is_evaluated(rounds: dict, bundle: Path) -> None:
+    untrained(bundle / "configs/inference.json").load_state_dict(rounds["returned"])
     assert all(np.isfinite(rounds["scores"]))
     after_one, after_two, before = rounds["scores"]
     assert len({after_one, after_two, before}) == 3

@@ -16,6 +16,7 @@ from custom.training.losses import (
     MedicalNetPerceptual,
     class_adversarial_loss,
     class_discriminator_loss,
+    laplace_loss,
 )
 
 MODALITIES = 4
@@ -156,3 +157,18 @@ def test_medicalnet_file_of_another_network(tmp_path: Path, content: object) -> 
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"other.pth: expected weights of MedicalNet's ResNet-10; found"):
         MedicalNetPerceptual(str(path))
+
+
+def test_laplace_loss_is_least_at_the_mean_absolute_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth, image = torch.zeros(1, 1, 20, 20, 20), 2 * torch.rand((1, 1, 20, 20, 20), generator=generator) - 1
+    where = torch.rand(truth.shape, generator=generator) < 0.5
+    logarithm = torch.zeros(1, requires_grad=True)
+    best = image[where].abs().mean().log().item()
+    losses = [laplace_loss(torch.full_like(truth, best + d), image, truth, where).item() for d in (-0.1, 0.0, 0.1)]
+    assert losses[1] < min(losses[0], losses[2])
+    laplace_loss(logarithm.expand_as(truth), image.masked_fill(~where, 9.0), truth, where).backward()
+    assert logarithm.grad.item() == pytest.approx(1 - math.exp(best))
+    clipped = laplace_loss(torch.zeros_like(truth), image + 5, truth, where)
+    assert clipped.item() == pytest.approx(1.0)
+    assert laplace_loss(torch.zeros_like(truth), image, truth, where & False).item() == 0

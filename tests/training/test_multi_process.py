@@ -96,47 +96,65 @@ def overrides(config: str, data: Path, output: Path) -> dict[str, Any]:
     return {**values, **TINY, **QUICK, **OF_STAGE[config], "output_dir": str(output)}
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Two processes; their time is bounded, so one that waits for ever fails the test, and none is left behind."""
+def torchrun(*arguments: str) -> tuple[int, str]:
+    """Status and errors of two processes; their time is bounded, so one that waits for ever fails, and none is left."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CONFIGS.parent, env=environment,
-        start_new_session=True,
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=CONFIGS.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
     ) as process:  # fmt: skip
         try:
-            out, err = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return process.returncode, errors
 
 
 class Ranks(NamedTuple):
-    """What two processes left behind: their states by job, their writes, the folder of outputs."""
+    """What two processes left behind: their states by job, their writes, the folder of outputs, and how they ended."""
 
     states: dict[str, list[dict[str, Any]]]
     writes: list[list[str]]
     output: Path
+    status: int
+    errors: str
 
 
 @pytest.fixture(scope="module")
 def ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """One epoch of each stage and an evaluation, one after the other, in the same two processes."""
+    """One epoch of each stage, an evaluation and a training that fails, one after the other, in two processes."""
     output, report = tmp_path_factory.mktemp("output"), tmp_path_factory.mktemp("report")
     run_ids = {**dict.fromkeys(STAGES, "training"), "evaluate": "evaluating"}
     jobs = [
         {"config": name, "run_id": run_id, "overrides": overrides(name, data, output)}
         for name, run_id in run_ids.items()
     ]
+    failing = overrides("train_autoencoder", with_a_broken_subject(data, report / "broken"), report / "failed")
+    jobs.append({"config": "train_autoencoder", "run_id": "training", "overrides": failing})
     (report / "jobs.json").write_text(json.dumps(jobs))
-    result = torchrun(str(TESTS / "multi_process_worker.py"), str(report / "jobs.json"), str(report))
-    assert result.returncode == 0, result.stderr[-4000:]
+    status, errors = torchrun(str(TESTS / "multi_process_worker.py"), str(report / "jobs.json"), str(report))
+    assert all((report / f"writes_rank{r}.json").is_file() for r in range(2)), errors[-4000:]
     states = {
         name: [torch.load(report / f"{name}_rank{r}.pt", weights_only=True) for r in range(2)] for name in run_ids
     }
     writes = [json.loads((report / f"writes_rank{r}.json").read_text()) for r in range(2)]
-    return Ranks(states, [[w for w in all_ if w.startswith(str(output))] for all_ in writes], output)
+    kept = [[w for w in all_ if w.startswith(str(output))] for all_ in writes]
+    assert not list((report / "failed").rglob("*.pt"))
+    return Ranks(states, kept, output, status, errors)
+
+
+def with_a_broken_subject(data: Path, folder: Path) -> Path:
+    """A data set like ``data``, but the second of the training's subjects, the other process's, is broken."""
+    folder.mkdir()
+    content = json.loads((data / "datalist.json").read_text())
+    (folder / "a1_broken.nii.gz").write_bytes(b"no volume")
+    for section in ("training", "validation", "test"):
+        for entry in content[section]:
+            entry.update({k: str(data / v) for k, v in entry.items() if k != "subject"})
+    content["training"][1]["t1"] = str(folder / "a1_broken.nii.gz")
+    (folder / "datalist.json").write_text(json.dumps(content))
+    return folder
 
 
 @pytest.fixture
@@ -259,25 +277,9 @@ def test_evaluation_equals_one_process(ranks: Ranks, data: Path, tmp_path: Path,
     assert [state["metric"] for state in ranks.states["evaluate"]] == [metric, metric]
 
 
-def test_a_failing_subject_ends_all_processes(data: Path, tmp_path: Path) -> None:
-    """From the command line; the second of the training's subjects, the other process's, is broken."""
-    content = json.loads((data / "datalist.json").read_text())
-    broken = tmp_path / "a1_broken.nii.gz"
-    broken.write_bytes(b"no volume")
-    for section in ("training", "validation", "test"):
-        for entry in content[section]:
-            entry.update({k: str(data / v) for k, v in entry.items() if k != "subject"})
-    content["training"][1]["t1"] = str(broken)
-    (tmp_path / "datalist.json").write_text(json.dumps(content))
-    values = overrides("train_autoencoder", tmp_path, tmp_path / "out")
-    options = [text for key, value in values.items() for text in (f"--{key}", str(value))]
-    result = torchrun(
-        "-m", "monai.bundle", "run", "training",
-        "--config_file", "['configs/train_autoencoder.json','configs/multi_gpu.json']", *options,
-    )  # fmt: skip
-    assert result.returncode != 0
-    assert "a1_broken.nii.gz" in result.stderr
-    assert not list((tmp_path / "out").rglob("*.pt"))
+def test_a_failing_subject_ends_all_processes(ranks: Ranks) -> None:
+    assert ranks.status != 0
+    assert "a1_broken.nii.gz" in ranks.errors
 
 
 def test_shares_without_repetition(monkeypatch: pytest.MonkeyPatch) -> None:

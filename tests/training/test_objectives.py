@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.nets import PatchDiscriminator
 
-from custom.networks import DetailTransfer, LatentTranslator, RectifiedFlow
+from custom.networks import DetailTransfer, LatentTranslator, RectifiedFlow, SourceFusion
 from custom.networks.diffusion import FLOW_PREDICTION_TYPES
 from custom.networks.vqgan import VQGAN, KLBottleneck
 from custom.training.objectives import (
@@ -52,10 +52,22 @@ def batch_of(objective: Objective | type[Objective]) -> dict[str, torch.Tensor]:
     kind = objective if isinstance(objective, type) else type(objective)
     shape = (2, 1, SIZE, SIZE, SIZE) if kind in IN_IMAGE_SPACE else (2, 4, LATENT, LATENT, LATENT)
     names = ("image", "label") if kind in IN_IMAGE_SPACE else ("source", "target")
-    return {name: torch.rand(shape, generator=generator) * 2 - 1 for name in names} | {
+    batch = {name: torch.rand(shape, generator=generator) * 2 - 1 for name in names} | {
         "source_modality": torch.tensor([0, 3]),
         "target_modality": torch.tensor([2, 1]),
     }
+    if kind in IN_IMAGE_SPACE:
+        return batch
+    return batch | {name: batch[name].unsqueeze(1) for name in ("source", "source_modality")}  # a set of one
+
+
+def of_three(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``batch`` with two more sources."""
+    more = {
+        name: [batch[name], batch[name].flip(0), -batch[name]] for name in ("source", "source_image") if name in batch
+    }
+    more["source_modality"] = [batch["source_modality"], batch["source_modality"].flip(0), batch["source_modality"]]
+    return batch | {name: torch.cat(values, dim=1) for name, values in more.items()}
 
 
 def discriminator_for(objective: Objective) -> torch.nn.Module:
@@ -145,12 +157,12 @@ def test_terms_of_the_second_stage(network: LatentTranslator) -> None:
     objective = StyleObjective(network, latent_weight=2.0, cycle_weight=3.0, adversarial_weight=0.5).eval()
     batch, discriminator = batch_of(objective), discriminator_for(objective).eval()
     step = objective(batch, discriminator)
-    target_like = network.transfer(batch["source"], batch["target_modality"])
-    back = network.transfer(target_like, batch["source_modality"])
+    target_like = network.transfer(batch["source"][:, 0], batch["target_modality"])
+    back = network.transfer(target_like, batch["source_modality"][:, 0])
     logits = discriminator(target_like)[-1]
     truth = batch["target_modality"].view(-1, 1, 1, 1).expand(-1, *logits.shape[2:])
     torch.testing.assert_close(step.terms["latent"], 2.0 * (target_like - batch["target"]).abs().mean())
-    torch.testing.assert_close(step.terms["cycle"], 3.0 * (back - batch["source"]).abs().mean())
+    torch.testing.assert_close(step.terms["cycle"], 3.0 * (back - batch["source"][:, 0]).abs().mean())
     torch.testing.assert_close(step.terms["adversarial"], 0.5 * F.cross_entropy(logits, truth))
     assert objective(batch).terms.keys() == {"latent", "cycle"}
 
@@ -159,7 +171,7 @@ def test_the_cycle_of_an_identity_costs_nothing(network: LatentTranslator) -> No
     network.style_transfer = torch.nn.Identity()
     network.transfer = lambda latent, *rest: latent
     batch = batch_of(StyleObjective)
-    batch["target"] = batch["source"]
+    batch["target"] = batch["source"][:, 0]
     assert StyleObjective(network)(batch).loss.item() == 0
 
 
@@ -222,7 +234,7 @@ def test_diffusion_loss_of_a_denoiser_that_says_nothing_is_the_variance_of_noise
 
 def test_image_term_is_the_squared_distance_of_the_decoded_latents(network: LatentTranslator) -> None:
     objective, batch = StyleObjective(network, image_weight=3.0).eval(), batch_of(StyleObjective)
-    target_like = network.transfer(batch["source"], batch["target_modality"])
+    target_like = network.transfer(batch["source"][:, 0], batch["target_modality"])
     expected = 3.0 * F.mse_loss(network.decode(target_like), network.decode(batch["target"]))
     torch.testing.assert_close(objective(batch).terms["image"], expected)
 
@@ -230,7 +242,7 @@ def test_image_term_is_the_squared_distance_of_the_decoded_latents(network: Late
 def test_a_known_target_like_latent_is_not_computed_again(network: LatentTranslator) -> None:
     objective, batch = DiffusionObjective(network).eval(), batch_of(DiffusionObjective)
     with torch.no_grad():
-        known = network.transfer(batch["source"], batch["target_modality"])
+        known = network.transfer(batch["source"][:, 0], batch["target_modality"]).unsqueeze(1)
     torch.manual_seed(0)
     expected = objective(batch).loss
     network.transfer = None
@@ -240,7 +252,7 @@ def test_a_known_target_like_latent_is_not_computed_again(network: LatentTransla
 
 def with_images(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
-    shape = (2, 1, *(4 * n for n in batch["source"].shape[2:]))
+    shape = (2, 1, *(4 * n for n in batch["target"].shape[2:]))
     return batch | {n: torch.rand(shape, generator=generator) * 2 - 1 for n in ("source_image", "target_image")}
 
 
@@ -259,7 +271,51 @@ def test_detail_and_unet_are_trained_together(detailed: LatentTranslator) -> Non
     objective(with_images(batch_of(objective))).terms["image"].backward()
     moved = {name.split(".")[0] for name, p in detailed.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {"unet", "detail"}
-    assert all(p.grad.any() for p in detailed.detail.parameters())
+    alone = ("attention.", "fusion.", "error.")  # of one source nothing is fused, and no error term was asked for
+    assert all(p.grad.any() for n, p in detailed.detail.named_parameters() if not n.startswith(alone))
+
+
+def test_random_numbers_of_sources_train_the_fusion(network: LatentTranslator) -> None:
+    network.fusion = SourceFusion(4, 4, width=4, hidden_channels=2)
+    objective, numbers = StyleObjective(network, image_weight=1.0).train(), set()
+    network.fuse = lambda latent, like, to, fuse=network.fuse: (
+        numbers.add(len(latent) // len(to)) or fuse(latent, like, to)
+    )
+    torch.manual_seed(0)
+    for _ in range(12):
+        objective(of_three(batch_of(objective))).loss.backward()
+    assert numbers == {1, 2, 3}
+    moved = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"style_transfer", "fusion"}
+    state = torch.get_rng_state()
+    objective(batch_of(objective))  # of one source no number is drawn
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_latent_term_is_of_every_source_and_of_the_set(network: LatentTranslator, monkeypatch) -> None:
+    objective, batch = StyleObjective(network).eval(), of_three(batch_of(StyleObjective))
+    monkeypatch.setattr(torch, "randint", lambda high, size, **_: torch.zeros(size, dtype=torch.long))  # all of them
+    each = [network.transfer(batch["source"][:, s], batch["target_modality"]) for s in range(3)]
+    distances = [F.l1_loss(like, batch["target"]) for like in each]
+    expected = (F.l1_loss(sum(each) / 3, batch["target"]) + sum(distances) / 3) / 2
+    torch.testing.assert_close(objective(batch).terms["latent"], expected)
+
+
+def test_the_error_term_trains_the_error_map_and_nothing_else(detailed: LatentTranslator) -> None:
+    objective = DiffusionObjective(detailed, image_weight=1.0, error_weight=0.5).train()
+    batch = of_three(with_images(batch_of(objective)))
+    assert detailed.error_map() == "untrained"
+    objective(batch).terms["error"].backward()
+    assert detailed.error_map() == "trained"
+    moved = {name for name, p in detailed.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved
+    assert all(name.startswith("detail.error.") for name in moved)
+
+
+def test_without_error_weight_the_error_map_stays_untrained(detailed: LatentTranslator) -> None:
+    objective = DiffusionObjective(detailed, image_weight=1.0).train()
+    assert objective(with_images(batch_of(objective))).terms.keys() == {"diffusion", "image"}
+    assert detailed.error_map() == "untrained"
 
 
 def test_parts_of_latents_and_images_are_of_one_place() -> None:
@@ -291,10 +347,10 @@ def test_two_planes_are_not_for_bfloat16_on_a_cpu(
 ) -> None:
     objective = kind(network)
     for planes in (*unsound, *sound):
-        batch = {name: torch.zeros(1, 1, planes, 64, 64)}
+        batch = {name: torch.zeros(*[1] * (2 if name == "image" else 3), planes, 64, 64)}
         assert objective.sound_in_bfloat16(batch) is (planes in sound)
         assert objective.sound_in_bfloat16({name: batch[name].to("meta")})
-    assert not StyleObjective(network, part_size=2).sound_in_bfloat16({"source": torch.zeros(1, 4, 8, 8, 8)})
+    assert not StyleObjective(network, part_size=2).sound_in_bfloat16({"source": torch.zeros(1, 1, 4, 8, 8, 8)})
 
 
 def test_gradients_in_bfloat16_are_close_where_it_is_said_to_be_sound(network: LatentTranslator) -> None:
@@ -303,8 +359,8 @@ def test_gradients_in_bfloat16_are_close_where_it_is_said_to_be_sound(network: L
     torch.nn.init.normal_(network.unet.conv_out.weight, std=0.1)
     generator = torch.Generator().manual_seed(5)
     draws = [torch.randn(2, 4, 12, 8, 8, generator=generator) for _ in range(2)]
-    index = {"source_modality": torch.tensor([0, 3]), "target_modality": torch.tensor([2, 1])}
-    batch = {**dict(zip(("source", "target"), draws, strict=True)), **index}
+    index = {"source_modality": torch.tensor([[0], [3]]), "target_modality": torch.tensor([2, 1])}
+    batch = {"source": draws[0].unsqueeze(1), "target": draws[1], **index}
     assert objective.sound_in_bfloat16(batch)
     gradients = []
     for enabled in (False, True):
@@ -335,11 +391,13 @@ def test_use_of_the_codebook_is_measured_and_enters_no_loss(network: LatentTrans
     objective = kind(network).eval()
     batch = batch_of(objective)
     step = objective(batch)
-    usage, perplexity = network.autoencoder.bottleneck.usage(network.autoencoder(batch["image"])[1].indices)
-    assert step.measures == {"codebook_usage": usage, "codebook_perplexity": perplexity}
+    quantized = network.autoencoder(batch["image"])[1]
+    usage, perplexity = network.autoencoder.bottleneck.usage(quantized.indices)
+    expected = {"codebook_usage": usage, "codebook_perplexity": perplexity, "latent_std": quantized.latent.std()}
+    assert step.measures == expected
     assert not step.measures.keys() & step.terms.keys()
     network.autoencoder = VQGAN([8, 8], 4, norm_num_groups=4, num_res_blocks=[1, 1], bottleneck=KLBottleneck(4))
-    assert not kind(network)(batch).measures
+    assert kind(network)(batch).measures.keys() == {"latent_std"}
 
 
 def test_kl_variant_trains(network: LatentTranslator) -> None:

@@ -104,7 +104,7 @@ def test_losses_are_the_output(network: LatentTranslator) -> None:
     trainer.run()
     output = trainer.state.output
     losses = {"reconstruction", "quantisation", "perceptual", "adversarial"}
-    assert set(output["terms"]) == losses | {"d_loss", "codebook_usage", "codebook_perplexity"}
+    assert set(output["terms"]) == losses | {"d_loss", "codebook_usage", "codebook_perplexity", "latent_std"}
     generator = sum(output["terms"][name] for name in losses)
     torch.testing.assert_close(output["loss"], generator)
     assert not any(value.requires_grad for value in output["terms"].values())
@@ -136,8 +136,8 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(network: La
 def test_trained_part_moves_and_frozen_parts_do_not(network: LatentTranslator) -> None:
     objective = StyleObjective(network)
     before = copy.deepcopy(network.state_dict())
-    latents = {name: torch.rand(2, 4, 8, 8, 8) for name in ("source", "target")}
-    modalities = {"source_modality": torch.tensor([0, 1]), "target_modality": torch.tensor([2, 3])}
+    latents = {"source": torch.rand(2, 1, 4, 8, 8, 8), "target": torch.rand(2, 4, 8, 8, 8)}
+    modalities = {"source_modality": torch.tensor([[0], [1]]), "target_modality": torch.tensor([2, 3])}
     StageTrainer(
         objective=objective, device=CPU, max_epochs=1, train_data_loader=[latents | modalities],
         optimizer=torch.optim.AdamW(objective.trained_parameters(), lr=0.01),
@@ -153,6 +153,22 @@ def test_loss_that_is_not_finite_ends_the_run(value: float) -> None:
     with pytest.raises(ValueError, match=r"iteration 1: expected a finite loss; found scalar = (nan|inf)\. Lower"):
         scalar_trainer(objective).run()
     assert objective.weight.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "way_on"),
+    [
+        (None, "start again: there is no checkpoint yet"),
+        ("last.pt (epoch 3)", r"go on from last.pt \(epoch 3\) with --"),
+    ],
+)
+def test_divergence_names_the_subjects_and_the_last_good_checkpoint(checkpoint: str | None, way_on: str) -> None:
+    trainer = scalar_trainer(Scalar(float("nan")))
+    trainer.data_loader = [{"image": torch.zeros(3, 1, 2, 2, 2), "subject": ["s7", "s7", "s2"]}]
+    trainer.state.dataloader = trainer.data_loader
+    trainer.state.checkpoint = checkpoint
+    with pytest.raises(ValueError, match=r"iteration 1, subjects s7, s2: expected a finite loss.*" + way_on):
+        trainer.run()
 
 
 def test_gradient_that_is_not_finite_ends_the_run() -> None:
@@ -183,7 +199,8 @@ def style_batch(count: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     latents = {name: torch.rand((count, 4, 8, 8, 8), generator=generator) for name in ("source", "target")}
     places = torch.arange(count)
-    return {**latents, "source_modality": places % 4, "target_modality": (places + 1) % 4}
+    latents["source"] = latents["source"].unsqueeze(1)
+    return {**latents, "source_modality": (places % 4).unsqueeze(1), "target_modality": (places + 1) % 4}
 
 
 def trained(network: LatentTranslator, batch: dict[str, torch.Tensor], **kwargs: Any) -> tuple[StageTrainer, dict]:

@@ -42,18 +42,46 @@ def test_other_errors_keep_their_cause() -> None:
     assert user_message(error, default="a.nii").startswith("a.nii: ValueError: invalid literal")
 
 
-@pytest.mark.parametrize(("action", "lines"), [(user_fault, 1), (programming_fault, None)], ids=["user", "programming"])
-def test_terminal(action, lines: int | None, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        (user_fault, "error: targets: expected"),
+        (programming_fault, "error: test_errors.py:30: ValueError: invalid literal"),
+    ],
+    ids=["user", "programming"],
+)
+@pytest.mark.parametrize("debug", [False, "true"])
+def test_terminal(action, said: str, debug: bool | str, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    report_plainly()
+    report_plainly(debug)
     error = wrapped(action)
     sys.excepthook(type(error), error, error.__traceback__)
     printed = capsys.readouterr().err
-    if lines:
-        assert printed.startswith("error: targets: expected")
-        assert len(printed.splitlines()) == lines
-    else:
+    if debug:
         assert "Traceback" in printed
+    else:
+        assert printed.startswith(said)
+        assert len(printed.splitlines()) == 1
+
+
+def test_an_interrupt_is_python_s(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    report_plainly()
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err.strip() == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "a.nii: expected enough memory; found too little"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] ..."), "a.nii: expected enough memory"),
+        (RuntimeError("Found no NVIDIA driver on your system. Please"), "a.nii: expected a device that is here"),
+        (AssertionError("Torch not compiled with CUDA enabled"), "Use --device cpu"),
+    ],
+)
+def test_faults_of_others_that_have_a_remedy(error: Exception, said: str) -> None:
+    assert said in user_message(wrapped(lambda: (_ for _ in ()).throw(error)), default="a.nii")
 
 
 def test_error_of_the_program_itself_is_this_package_s() -> None:

@@ -16,6 +16,7 @@ from custom.networks.detail import DetailTransfer
 from custom.networks.fast.convolution import convolve, upsample
 from custom.networks.fast.slabs import BLOCKS, run_blocks
 from custom.networks.fast.workspace import shared_workspace
+from custom.networks.fusion import SourceFusion
 from custom.networks.ms_spade import (
     MSSPADE,
     MSSPADEBlock,
@@ -34,6 +35,7 @@ NETWORKS = (
     VQGAN,
     ConditionalUNet,
     DetailTransfer,
+    SourceFusion,
     StyleTransfer,
     ResidualStyleTransfer,
     ReleaseStyleTransfer,
@@ -144,6 +146,8 @@ def _convolve(conv: nn.Conv3d, input: Tensor) -> Tensor:
 
 
 def _convolve_switched(conv: SwitchableConv3d, x: Tensor, target: Tensor) -> Tensor:
-    if len(x) > 1:  # one grouped convolution, each item with its own kernel
+    if len(x) > 1 and x.device.type != "cpu":  # one grouped convolution
         return SwitchableConv3d.forward(conv, x, target)
-    return convolve(x, conv.weight[target].flatten(0, 1), conv.bias[target].flatten())
+    items = zip(x.split(1), conv.weight[target], conv.bias[target], strict=True)
+    results = [convolve(item, weight, bias) for item, weight, bias in items]  # each with its own kernel
+    return results[0] if len(results) == 1 else torch.cat(results)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
+from monai.networks import nets
 from monai.networks.schedulers import DDPMScheduler
 from torch import Tensor, nn
 
@@ -19,12 +19,12 @@ __all__ = [
     "FIRST_AUTOENCODER",
     "FIRST_UNET",
     "autoencoder",
-    "autoencoder_definition",
+    "by_level",
     "check_shapes",
+    "definition",
     "schedule",
     "their_name",
     "unet",
-    "unet_definition",
 ]
 
 FIRST_AUTOENCODER = "encoder.blocks.0.conv.weight"
@@ -78,17 +78,10 @@ def their_name(name: str, *, transformer: bool) -> str:
 RENAMED = {"num_channels": "channels", "use_checkpointing": "use_checkpoint"}
 
 
-def autoencoder_definition(files: Sequence[str], source: Tensors) -> Definition:
-    """Arguments of the ``AutoencoderKL`` in somebody's configs, which the tensors fit."""
-    given = find_definition(files, ["AutoencoderKL"], AutoencoderKL, renamed=RENAMED)
-    check_shapes(source, given, AutoencoderKL)
-    return given
-
-
-def unet_definition(files: Sequence[str], source: Tensors) -> Definition:
-    """Arguments of the ``DiffusionModelUNet`` in somebody's configs, which the tensors fit."""
-    given = find_definition(files, ["DiffusionModelUNet"], DiffusionModelUNet, renamed=RENAMED)
-    check_shapes(source, given, DiffusionModelUNet)
+def definition(name: str, files: Sequence[str], source: Tensors) -> Definition:
+    """Arguments of the ``AutoencoderKL`` or ``DiffusionModelUNet`` in somebody's configs, which the tensors fit."""
+    given = find_definition(files, [name], getattr(nets, name), renamed=RENAMED)
+    check_shapes(source, given, getattr(nets, name))
     return given
 
 
@@ -161,7 +154,7 @@ def autoencoder(
     nonlocal_attention = bool(a["with_encoder_nonlocal_attn"])
     _only(place, a, "with_decoder_nonlocal_attn", nonlocal_attention, "both halves have it or neither")
     channels, latent = list(a["channels"]), int(a["latent_channels"])
-    blocks = _by_level(a["num_res_blocks"], channels)
+    blocks = by_level(a["num_res_blocks"], channels)
     definition = {
         "_target_": "custom.networks.VQGAN",
         "channels": channels,
@@ -253,14 +246,14 @@ def _check_unet(place: str, arguments: Mapping[str, Any], num_modalities: int, l
 def _unet_sizes(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The definition of our UNet but for its channels in and out and the number of modalities."""
     channels = list(arguments["channels"])
-    head_channels = _by_level(arguments["num_head_channels"], channels)
+    head_channels = by_level(arguments["num_head_channels"], channels)
     attends = [bool(level) for level in arguments["attention_levels"]]
     used = [*attends[:-1], True]  # the bottom has the last level's heads, and always attends
     crossed = bool(arguments["with_conditioning"])
     return {
         "_target_": "custom.networks.ConditionalUNet",
         "channels": channels,
-        "num_res_blocks": _by_level(arguments["num_res_blocks"], channels),
+        "num_res_blocks": by_level(arguments["num_res_blocks"], channels),
         "attention_levels": attends,
         "num_heads": [c // h if on else 1 for c, h, on in zip(channels, head_channels, used, strict=True)],
         "norm_num_groups": int(arguments["norm_num_groups"]),
@@ -324,5 +317,6 @@ def _only(place: str, arguments: Mapping[str, Any], name: str, expected: Any, re
         )
 
 
-def _by_level(value: Any, channels: Sequence[int]) -> list[int]:
+def by_level(value: Any, channels: Sequence[int]) -> list[int]:
+    """A number for each level, given one by one or once for all."""
     return [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)] * len(channels)

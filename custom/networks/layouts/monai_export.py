@@ -11,7 +11,7 @@ from monai.networks.layers.vector_quantizer import EMAQuantizer
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from torch import Tensor, nn
 
-from custom.networks.layouts.monai import NORM_EPS, their_name
+from custom.networks.layouts.monai import NORM_EPS, by_level, their_name
 from custom.networks.quantizer import VectorQuantizer
 
 __all__ = ["Exported", "autoencoder", "quantizer", "unet"]
@@ -162,7 +162,7 @@ def unet(network: nn.Module, arguments: Mapping[str, Any]) -> Exported:
         arguments: that it was built with, defaults too.
     """
     channels = list(arguments["channels"])
-    by_level = {n: _by_level(arguments[n], channels) for n in ("num_res_blocks", "num_heads")}
+    levels = {n: by_level(arguments[n], channels) for n in ("num_res_blocks", "num_heads")}
     transformer, modalities = arguments["attention"] != "self", int(arguments["num_modalities"])
     classes = modalities if arguments["class_embedding"] else None
     theirs = {
@@ -170,11 +170,11 @@ def unet(network: nn.Module, arguments: Mapping[str, Any]) -> Exported:
         "in_channels": int(arguments["in_channels"]),
         "out_channels": int(arguments["out_channels"]),
         "channels": channels,
-        "num_res_blocks": by_level["num_res_blocks"],
+        "num_res_blocks": levels["num_res_blocks"],
         "attention_levels": list(arguments["attention_levels"]),
         "norm_num_groups": arguments["norm_num_groups"],
         "norm_eps": NORM_EPS,
-        "num_head_channels": [c // h for c, h in zip(channels, by_level["num_heads"], strict=True)],
+        "num_head_channels": [c // h for c, h in zip(channels, levels["num_heads"], strict=True)],
         "with_conditioning": transformer,
         "cross_attention_dim": modalities if transformer else None,
         "num_class_embeds": classes,
@@ -203,10 +203,6 @@ def _unet_tensors(name: str, tensor: Tensor, attention: str) -> dict[str, Tensor
         values = torch.zeros_like(tensor) if name.endswith("weight") else torch.ones_like(tensor)
         return {theirs: torch.cat([values, tensor])}
     return {theirs: tensor}
-
-
-def _by_level(value: Any, channels: Sequence[int]) -> list[int]:
-    return list(value) if isinstance(value, Sequence) else [value] * len(channels)
 
 
 def _inexpressible(part: str, reason: str) -> ValueError:

@@ -11,7 +11,7 @@ from custom.networks.layouts import monai
 from custom.networks.layouts.definitions import Definition, find_definition
 from custom.networks.layouts.reader import Tensors
 
-__all__ = ["autoencoder_definition", "generative_name", "unet_definition"]
+__all__ = ["definition", "generative_name"]
 
 NAMES = (
     (r"\.attn\.to_", ".to_"),
@@ -28,17 +28,8 @@ def generative_name(name: str) -> str:
     return name
 
 
-def autoencoder_definition(files: Sequence[str], source: Tensors) -> Definition:
-    """Arguments of the ``AutoencoderKL`` in somebody's configs, by the names of MONAI core; the tensors fit them."""
-    return _definition(files, source, "AutoencoderKL")
-
-
-def unet_definition(files: Sequence[str], source: Tensors) -> Definition:
-    """The same of the ``DiffusionModelUNet``."""
-    return _definition(files, source, "DiffusionModelUNet")
-
-
-def _definition(files: Sequence[str], source: Tensors, name: str) -> Definition:
+def definition(name: str, files: Sequence[str], source: Tensors) -> Definition:
+    """As of ``custom.networks.layouts.monai``, by the names of MONAI core's arguments."""
     network = _network(name)
     given = find_definition(files, [name], network, renamed={core: theirs for theirs, core in monai.RENAMED.items()})
     monai.check_shapes(source, given, network)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from custom.data.augmentation import AugmentSubjectd
 from custom.data.datalist import choose_phantoms, with_phantoms
+from custom.data.layouts import SUBJECT_KEY
 from custom.networks import LatentTranslator
 from custom.networks.fast import accelerate
 from custom.training.latents.cache import LatentCache
@@ -33,7 +34,11 @@ __all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "mea
 
 # voxels that stand for a whole latent where a crop is translated: enough that the averages over them vary little
 CONTEXT_VOXELS = 2048
+MOST_SOURCES = 1000  # far more than a subject has
 MAX_COPIES = 10_000
+
+# a standard deviation of the latents, or one over it, that no sound training gives
+LARGEST_SCALE = 100.0
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +84,7 @@ def encode_subjects(
 
     Returns:
         For every subject, and its mirrored twin and copies after it, ``{"latents": StoredLatents, "modality": (m,)
-        int64}``, with
-        ``images`` also ``{"images": StoredImages}``.
+        int64, "subject": name}``, with ``images`` also ``{"images": StoredImages}``.
 
     Raises:
         OSError: where the latents cannot be stored.
@@ -117,7 +121,10 @@ def encode_subjects(
                 cache.write_images(file, volumes)
     present = [torch.tensor([k for k, m in enumerate(modalities) if m in entry]) for entry in data]
     stored = [(i, file) for i in range(len(data)) for file in copies[i]]
-    subjects: list[dict[str, Any]] = [{"latents": cache.find(file), "modality": present[i]} for i, file in stored]
+    subjects: list[dict[str, Any]] = [
+        {"latents": cache.find(file), "modality": present[i], SUBJECT_KEY: str(data[i].get(SUBJECT_KEY, i))}
+        for i, file in stored
+    ]
     if images:
         subjects = [{**s, "images": cache.find_images(f)} for s, (_, f) in zip(subjects, stored, strict=True)]
     return subjects
@@ -177,11 +184,18 @@ def measure_latent_scale(network: LatentTranslator, subjects: Sequence[Mapping[s
         raise ValueError(
             f"latents: expected them to vary; found a standard deviation of {std}. Train the autoencoder first."
         )
+    if not 1 / LARGEST_SCALE <= std <= LARGEST_SCALE:
+        logger.warning(
+            "latents: expected a standard deviation near 1; found %.3g. The autoencoder's training has diverged: "
+            "train it again with a lower learning rate.", std,
+        )  # fmt: skip
     network.latent_scale.fill_(1.0 / std)
 
 
 class LatentPairs(Dataset, Randomizable):
-    """Random (source, target) pairs of latents, several of one subject an item.
+    """Random (sources, target) pairs of latents, several of one subject an item.
+
+    The sources of a pair are a random set of the subject's other modalities, in random order, as large as there are.
 
     In several processes each holds subjects of its own and is as long as the longest: its first subjects come twice in
     an epoch where it has fewer.
@@ -190,15 +204,23 @@ class LatentPairs(Dataset, Randomizable):
         data: from ``encode_subjects``.
         pairs_per_subject: pairs K of an item; they share their size, so they form a batch with mixed targets.
         crop_size: latent voxels of a random crop, each pair its own; the whole volume where not given.
+        max_sources: most sources of a pair; all but the target where not given.
 
     Raises:
-        ValueError: for a subject with fewer than two modalities.
+        ValueError: for a subject with fewer than two modalities, or a ``max_sources`` below 1.
     """
 
     def __init__(
-        self, data: Sequence[dict[str, Any]], pairs_per_subject: int = 4, crop_size: Sequence[int] | None = None
+        self,
+        data: Sequence[dict[str, Any]],
+        pairs_per_subject: int = 4,
+        crop_size: Sequence[int] | None = None,
+        max_sources: int | None = None,
     ) -> None:
         super().__init__(data)
+        self.max_sources = (
+            None if max_sources is None else whole_number("max_sources", max_sources, smallest=1, largest=MOST_SOURCES)
+        )
         for index, subject in enumerate(data):
             check_pairable(len(subject["modality"]), f"subject {index} of the training")
         self.pairs_per_subject = pairs_per_subject
@@ -208,39 +230,50 @@ class LatentPairs(Dataset, Randomizable):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: Any) -> dict[str, Tensor]:
-        """``source``, ``target`` (K, L, h, w, d); ``source_modality``, ``target_modality`` (K,).
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        """``source`` (K, S, L, h, w, d), ``target`` (K, L, h, w, d), and of what modality each is: ``source_modality``
+        (K, S), ``target_modality`` (K,). ``subject``: its name, K times.
 
-        With crops also ``source_context``, ``target_context`` (K, L, N): random voxels of the whole latents. Where the
-        images were kept, also ``source_image``, ``target_image`` (K, 1, H, W, D) of the same regions; where target-like
-        latents were, ``target_like`` (K, L, h, w, d), for which no such voxels are needed.
+        With crops also ``source_context`` (K, S, L, N), ``target_context`` (K, L, N): random voxels of the whole
+        latents. Where the images were kept, also ``source_image`` (K, S, H, W, D), ``target_image`` (K, 1, H, W, D) of
+        the same regions; where target-like latents were, ``target_like`` (K, S, L, h, w, d), for which no such voxels
+        are needed.
         """
         subject = self.data[index % len(self.data)]
         latents, modality = subject["latents"], subject["modality"]
         n = len(modality)
-        source = self.R.randint(n, size=self.pairs_per_subject)
-        target = (source + self.R.randint(1, n, size=self.pairs_per_subject)) % n
+        first = self.R.randint(n, size=self.pairs_per_subject)
+        target = (first + self.R.randint(1, n, size=self.pairs_per_subject)) % n
+        sources = [self._sources(int(s), int(t), n) for s, t in zip(first, target, strict=True)]
         regions = [self._random_region(latents.shape[2:]) for _ in range(self.pairs_per_subject)]
         item = {
-            "source": torch.stack([latents.read(s, region) for s, region in zip(source, regions, strict=True)]),
+            "source": _read_sets(latents.read, sources, regions),
             "target": torch.stack([latents.read(t, region) for t, region in zip(target, regions, strict=True)]),
-            "source_modality": modality[source],
+            "source_modality": modality[torch.tensor(sources)],
             "target_modality": modality[target],
+            SUBJECT_KEY: [subject.get(SUBJECT_KEY, str(index))] * self.pairs_per_subject,
         }
         if "images" in subject:
             images, factor = subject["images"], subject["images"].shape[1] // latents.shape[2]
             parts = [tuple(slice(s.start * factor, s.stop * factor) for s in region) for region in regions]
-            item["source_image"] = torch.stack([images.read(s, part) for s, part in zip(source, parts, strict=True)])
+            item["source_image"] = _read_sets(images.read, sources, parts).squeeze(2)
             item["target_image"] = torch.stack([images.read(t, part) for t, part in zip(target, parts, strict=True)])
         if "target_like" in subject:
-            pairs = [pair_number(int(s), int(t), n) for s, t in zip(source, target, strict=True)]
-            kept = subject["target_like"]
-            item["target_like"] = torch.stack([kept.read(p, r) for p, r in zip(pairs, regions, strict=True)])
+            pairs = [[pair_number(s, int(t), n) for s in of_one] for of_one, t in zip(sources, target, strict=True)]
+            item["target_like"] = _read_sets(subject["target_like"].read, pairs, regions)
         elif self.crop_size is not None:
             voxels = tuple(self.R.randint(n, size=CONTEXT_VOXELS) for n in latents.shape[2:])
-            item["source_context"] = torch.stack([latents.read(s, voxels) for s in source])
+            item["source_context"] = _read_sets(latents.read, sources, [voxels] * len(sources))
             item["target_context"] = torch.stack([latents.read(t, voxels) for t in target])
         return item
+
+    def _sources(self, first: int, target: int, count: int) -> list[int]:
+        """Sources of a pair: ``first`` and others of the ``count`` modalities, in random order."""
+        size = min(self.max_sources or count, count - 1)
+        if size == 1:
+            return [first]
+        others = [i for i in range(count) if i not in (first, target)]
+        return [first, *self.R.permutation(others)[: size - 1].tolist()]
 
     def _random_region(self, shape: Sequence[int]) -> tuple[slice, ...]:
         region = []
@@ -251,6 +284,11 @@ class LatentPairs(Dataset, Randomizable):
         return tuple(region)
 
 
+def _read_sets(read: Callable[..., Tensor], numbers: Sequence[Sequence[int]], regions: Sequence[Any]) -> Tensor:
+    """Regions (K, S, ...) of the volumes with these ``numbers``, S for each of K regions."""
+    return torch.stack([torch.stack([read(n, r) for n in of_one]) for of_one, r in zip(numbers, regions, strict=True)])
+
+
 def latent_pairs(
     data: Sequence[Mapping[str, Any]],
     transform: Callable,
@@ -259,6 +297,7 @@ def latent_pairs(
     *,
     pairs_per_subject: int = 4,
     crop_size: Sequence[int] | None = None,
+    max_sources: int | None = None,
     target_like: bool | str = False,
     phantoms: Sequence[Mapping[str, Any]] = (),
     phantom_share: float = 0.0,
@@ -269,7 +308,7 @@ def latent_pairs(
     Args:
         data: datalist entries.
         transform, network, modalities, kwargs: as for ``encode_subjects``.
-        pairs_per_subject, crop_size: as for ``LatentPairs``.
+        pairs_per_subject, crop_size, max_sources: as for ``LatentPairs``.
         target_like: also keep what the frozen MS-SPADE makes of every pair, see ``translate_subjects``.
         phantoms: entries to train on beside, of which there are no copies but the mirrored ones.
         phantom_share: of all subjects, copies counted, that are to be phantoms.
@@ -282,7 +321,7 @@ def latent_pairs(
         subjects += encode_subjects(share_of_rank(chosen), transform, network, modalities, **kwargs)
     if as_bool("cache_target_like", target_like):
         subjects = translate_subjects(subjects, network, device=kwargs["device"], amp=kwargs.get("amp", False))
-    return LatentPairs(subjects, pairs_per_subject, crop_size)
+    return LatentPairs(subjects, pairs_per_subject, crop_size, max_sources)
 
 
 def style_pairs(
@@ -319,12 +358,17 @@ def style_pairs(
     return CachedShare(mixed, Compose([*transform.transforms, *random_part]), progress=False)
 
 
-def cat_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Concatenate items that are batches already, along their first axis.
+def cat_collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Concatenate items that are batches already, along their first axis; lists, too.
 
     Volumes of other sizes, of subjects smaller than the crop, are cut to the middle that all of them have.
     """
-    return {key: torch.cat(_common_middle([item[key] for item in items])) for key in items[0]}
+    return {
+        key: torch.cat(_common_middle([item[key] for item in items]))
+        if isinstance(first, Tensor)
+        else [value for item in items for value in item[key]]
+        for key, first in items[0].items()
+    }
 
 
 def _common_middle(tensors: list[Tensor]) -> list[Tensor]:
@@ -335,5 +379,5 @@ def _common_middle(tensors: list[Tensor]) -> list[Tensor]:
     return tensors
 
 
-def _as_batch(item: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.unsqueeze(0) for key, value in item.items()}
+def _as_batch(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.unsqueeze(0) if isinstance(value, Tensor) else [value] for key, value in item.items()}

@@ -9,6 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
+from custom.data.layouts import SUBJECT_KEY
 from custom.utils.distributed import share_of_rank
 
 __all__ = ["RandModalityPaird", "RandModalityd", "check_pairable", "single_images", "translation_pairs"]
@@ -49,7 +50,7 @@ class RandModalityd(_RandPresent):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         present = self.present(data)
-        return {"image": data[self.keys[present[self.R.randint(len(present))]]]}
+        return {"image": data[self.keys[present[self.R.randint(len(present))]]], **_of_subject(data)}
 
 
 class RandModalityPaird(_RandPresent):
@@ -64,7 +65,13 @@ class RandModalityPaird(_RandPresent):
             "label": data[self.keys[target]],
             "source_modality": torch.tensor(source),
             "target_modality": torch.tensor(target),
+            **_of_subject(data),
         }
+
+
+def _of_subject(data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """The subject's name, by which an error says where it came from; nothing where it has none."""
+    return {SUBJECT_KEY: data[SUBJECT_KEY]} if SUBJECT_KEY in data else {}
 
 
 def single_images(entries: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def found(path: Any, first: str) -> Tensors:
 def import_autoencoder(source: str, made: Foreign) -> nn.Module:
     layout, naming = LAYOUTS[source]
     tensors = found(made.checkpoint, monai.FIRST_AUTOENCODER)
-    part = monai.autoencoder(tensors, layout.autoencoder_definition([made.config], tensors), RANGE, naming=naming)
+    part = monai.autoencoder(tensors, layout.definition("AutoencoderKL", [made.config], tensors), RANGE, naming=naming)
     network = build(part.definition).eval()
     network.load_state_dict(map_tensors(part).state, strict=True)
     return network
@@ -44,7 +44,7 @@ def import_autoencoder(source: str, made: Foreign) -> nn.Module:
 def import_unet(source: str, made: Foreign, conditioning: str | None = None) -> tuple[nn.Module, str]:
     layout, naming = LAYOUTS[source]
     tensors = found(made.unet_checkpoint, monai.FIRST_UNET)
-    given = layout.unet_definition([made.config], tensors)
+    given = layout.definition("DiffusionModelUNet", [made.config], tensors)
     part, conditioning = monai.unet(tensors, given, M, L, conditioning, naming=naming)
     network = build(part.definition).eval()
     network.load_state_dict(map_tensors(part).state, strict=True)
@@ -139,8 +139,8 @@ def test_what_is_added_can_learn(foreign: Callable[..., Foreign]) -> None:
 def test_zoo_sizes() -> None:
     """Autoencoder and UNet of brats_mri_generative_diffusion, on the meta device: every tensor has its place."""
     networks = {
-        "autoencoder": monai.AutoencoderKL,
-        "unet": monai.DiffusionModelUNet,
+        "autoencoder": monai.nets.AutoencoderKL,
+        "unet": monai.nets.DiffusionModelUNet,
     }
     sizes = {
         "autoencoder": {

@@ -193,6 +193,7 @@ def test_images_are_of_the_latents_region(make_subject: Make, encode: Callable) 
     pairs = LatentPairs([subject], pairs_per_subject=3, crop_size=(8, 4, 4))
     pairs.set_random_state(seed=1)
     found = pairs[0]
+    found |= {name: found[name].squeeze(1) for name in ("source", "source_modality")}  # of two, one is the source
     assert found["source_image"].shape == found["target_image"].shape == (3, 1, 32, 16, 16)
     network_latents = subject["latents"]
     for k in range(3):
@@ -402,25 +403,42 @@ def test_each_pair_is_drawn_from_one_place_of_one_subject(tmp_path: Path) -> Non
     seen, places = set(), set()
     for _ in range(20):
         item = pairs[0]
-        assert item["source"].shape == item["target"].shape == (5, 1, 3, 2, 4)
+        assert item["source"].shape == (5, 2, 1, 3, 2, 4)
+        assert item["target"].shape == (5, 1, 3, 2, 4)
         for name in ("source", "target"):
-            modality = item[name][:, 0, 0, 0, 0].div(1000, rounding_mode="floor")
+            modality = item[name][..., 0, 0, 0, 0].div(1000, rounding_mode="floor")
             assert torch.equal(modality.long(), item[f"{name}_modality"])
-        assert torch.equal(item["source"] % 1000, item["target"] % 1000)
-        places.add(tuple((item["source"][:, 0, 0, 0, 0] % 1000).tolist()))
-        assert (item["source_modality"] != item["target_modality"]).all()
-        seen |= {*zip(item["source_modality"].tolist(), item["target_modality"].tolist(), strict=True)}
-    assert seen == {(s, t) for s in (0, 2, 3) for t in (0, 2, 3) if s != t}
+        assert (item["source"] % 1000 == item["target"].unsqueeze(1) % 1000).all()
+        places.add(tuple((item["target"][:, 0, 0, 0, 0] % 1000).tolist()))
+        drawn = [*zip(item["source_modality"].tolist(), item["target_modality"].tolist(), strict=True)]
+        assert all({*sources, target} == {0, 2, 3} for sources, target in drawn)
+        seen |= {(*sources, target) for sources, target in drawn}
+    assert len(seen) == 6  # in either order
     assert any(len(set(starts)) > 1 for starts in places)
+
+
+def test_sets_of_sources_are_as_large_as_is_asked_for(tmp_path: Path) -> None:
+    subject, drawn = tagged(tmp_path, 3), []
+    for most in (1, 2, None):
+        pairs = LatentPairs([subject], pairs_per_subject=20, max_sources=most)
+        pairs.set_random_state(0)
+        item = pairs[0]
+        drawn.append(item["source_modality"])
+        assert (drawn[-1] != item["target_modality"][:, None]).all()
+    assert [d.shape for d in drawn] == [(20, 1), (20, 2), (20, 2)]
+    assert {tuple(d) for d in drawn[0].tolist()} == {(0,), (2,), (3,)}
+    with pytest.raises(ValueError, match=r"max_sources: expected a whole number from 1 to .* found 0"):
+        LatentPairs([subject], max_sources=0)
 
 
 def test_crops_come_with_voxels_of_the_whole_latents(tmp_path: Path) -> None:
     subject = tagged(tmp_path, 3)
     item = LatentPairs([subject], pairs_per_subject=2, crop_size=(2, 2, 2))[0]
+    assert item["source_context"].shape == (2, 2, 1, CONTEXT_VOXELS)
+    assert item["target_context"].shape == (2, 1, CONTEXT_VOXELS)
     for name in ("source", "target"):
-        context = item[f"{name}_context"]
-        assert context.shape == (2, 1, CONTEXT_VOXELS)
-        for number, voxels in zip(item[f"{name}_modality"].tolist(), context, strict=True):
+        numbers, contexts = item[f"{name}_modality"].flatten().tolist(), item[f"{name}_context"].flatten(0, -3)
+        for number, voxels in zip(numbers, contexts, strict=True):
             index = subject["modality"].tolist().index(number)
             # the 120 voxels of the latent, of which each is drawn 17 times on average
             assert set(voxels.flatten().tolist()) == set(subject["latents"].read(index).flatten().tolist())
@@ -428,8 +446,8 @@ def test_crops_come_with_voxels_of_the_whole_latents(tmp_path: Path) -> None:
 
 
 def test_crop_larger_than_the_latent_takes_it_whole(tmp_path: Path) -> None:
-    assert LatentPairs([tagged(tmp_path, 2)], 2, (32, 2, 32))[0]["source"].shape == (2, 1, 6, 2, 4)
-    assert LatentPairs([tagged(tmp_path, 2)], 2)[0]["source"].shape == (2, 1, 6, 5, 4)
+    assert LatentPairs([tagged(tmp_path, 2)], 2, (32, 2, 32))[0]["source"].shape == (2, 1, 1, 6, 2, 4)
+    assert LatentPairs([tagged(tmp_path, 2)], 2)[0]["source"].shape == (2, 1, 1, 6, 5, 4)
 
 
 def test_loader_makes_the_same_batches_for_the_same_seed(tmp_path: Path) -> None:
@@ -450,7 +468,8 @@ def test_subject_with_one_modality_is_an_error(tmp_path: Path) -> None:
 def test_collate_joins_batches_of_pairs(tmp_path: Path) -> None:
     pairs = LatentPairs([tagged(tmp_path, 3), tagged(tmp_path, 2)], pairs_per_subject=2)
     batch = cat_collate([pairs[0], pairs[1]])
-    assert batch["source"].shape == (4, 1, 6, 5, 4)
+    assert batch["source"].shape == (4, 1, 1, 6, 5, 4)  # sets as large as the smaller of the two
+    assert batch["source_modality"].shape == (4, 1)
     assert batch["target_modality"].shape == (4,)
 
 
@@ -460,7 +479,7 @@ def test_latent_pairs_of_a_datalist(tiny_translator: LatentTranslator, make_subj
         data, preprocessing(), tiny_translator, MODALITIES, device=CPU, cache_dir=tmp_path, crop_size=(4, 4, 4)
     )
     assert len(pairs) == 2
-    assert pairs[1]["source"].shape == (4, 4, 4, 4, 4)
+    assert pairs[1]["source"].shape == (4, 1, 4, 4, 4, 4)
 
 
 @pytest.mark.parametrize("joint", [True, "true"])
@@ -490,13 +509,15 @@ def test_style_pairs_are_latents_by_default(
         [make_subject("t1", "t2", "flair")], preprocessing(), tiny_translator, MODALITIES,
         joint=joint, image_crop=(8, 8, 8), device=CPU, cache_dir=tmp_path, pairs_per_subject=3,
     )  # fmt: skip
-    assert pairs[0].keys() == {"source", "target", "source_modality", "target_modality"}
-    assert pairs[0]["source"].shape == (3, 4, 8, 4, 4)
+    assert pairs[0].keys() == {"source", "target", "source_modality", "target_modality", "subject"}
+    assert pairs[0]["source"].shape == (3, 2, 4, 8, 4, 4)
 
 
 def test_volumes_of_other_sizes_are_cut_to_their_common_middle() -> None:
     large, small = torch.arange(6.0 * 4 * 4).view(1, 1, 6, 4, 4), torch.ones(2, 1, 2, 4, 8)
-    batch = cat_collate([{"source": large, "n": torch.zeros(1)}, {"source": small, "n": torch.ones(2)}])
+    items = [{"source": large, "n": torch.zeros(1)}, {"source": small, "n": torch.ones(2)}]
+    batch = cat_collate([{**item, "subject": ["a"] * len(item["n"])} for item in items])
+    assert batch["subject"] == ["a"] * 3
     assert batch["source"].shape == (3, 1, 2, 4, 4)
     assert torch.equal(batch["source"][:1], large[:, :, 2:4])
     assert batch["n"].tolist() == [0, 1, 1]

@@ -71,10 +71,12 @@ def test_pairs_of_a_training_read_them(tiny_translator: LatentTranslator, tmp_pa
     item = pairs[0]
     modality = kept["modality"].tolist()
     for k in range(5):
-        s, t = (modality.index(int(item[f"{side}_modality"][k])) for side in ("source", "target"))
-        assert torch.equal(item["target_like"][k], kept["target_like"].read(pair_number(s, t, 3)))
+        t = modality.index(int(item["target_modality"][k]))
+        for place, source in enumerate(item["source_modality"][k].tolist()):
+            number = pair_number(modality.index(source), t, 3)
+            assert torch.equal(item["target_like"][k, place], kept["target_like"].read(number))
     cropped = LatentPairs([kept], pairs_per_subject=2, crop_size=(4, 4, 4))[0]
-    assert cropped["target_like"].shape == cropped["source"].shape == (2, 4, 4, 4, 4)
+    assert cropped["target_like"].shape == cropped["source"].shape == (2, 2, 4, 4, 4, 4)
     assert "source_context" not in cropped
 
 

@@ -1,0 +1,139 @@
+"""Fusion of a set: what several sources say about one voxel, in any order and number."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from custom.networks.ms_spade import PreActivationBlock, SwitchableConv3d
+
+__all__ = ["MeanFusion", "SetAttention", "SourceFusion", "deviation", "mean_of"]
+
+GAIN = 10.0  # of the scores: an optimiser's steps are of one size for all weights, and these begin at zero
+
+
+def mean_of(members: list[Tensor]) -> Tensor:
+    """Mean of ``members``, all of one shape, without a copy of them all."""
+    total = members[0]
+    for member in members[1:]:
+        total = total + member
+    return total / len(members)
+
+
+def deviation(members: list[Tensor], center: Tensor) -> Tensor:
+    """Mean absolute deviation of ``members``, each (B, C, h, w, d), from ``center``.
+
+    Not the root of the variance, whose gradient has no bound where members are equal, as they are in the background.
+    """
+    total = torch.zeros_like(center)
+    for member in members:
+        total = total + (member - center).abs()
+    return total / len(members)
+
+
+class SetAttention(nn.Module):
+    """Weights of the members of a set, voxel by voxel and for each group of channels; they add up to 1.
+
+    A small network sees each member beside the set's mean and deviation, in the manner of the target. Training starts
+    from equal weights.
+
+    Args:
+        num_modalities: size of the vocabulary.
+        channels: channels C of a member.
+        hidden_channels: features of a member at a voxel.
+        heads: groups of channels that have weights of their own.
+        kernel_size: of the convolutions that see the members.
+
+    Raises:
+        ValueError: if the features cannot be parted among the heads.
+
+    Source: attention-based pooling, Ilse et al. 2018 (https://arxiv.org/abs/1802.04712).
+    """
+
+    def __init__(
+        self, num_modalities: int, channels: int, hidden_channels: int, *, heads: int = 1, kernel_size: int = 3
+    ) -> None:
+        super().__init__()
+        if hidden_channels % heads:
+            raise ValueError(f"heads: expected a divisor of {hidden_channels} hidden channels; found {heads}.")
+        self.heads = heads
+        self.gain = GAIN  # TorchScript sees no globals
+        self.member = SwitchableConv3d(num_modalities, channels, hidden_channels, kernel_size)
+        self.set = SwitchableConv3d(num_modalities, 2 * channels, hidden_channels, kernel_size)
+        self.scores = SwitchableConv3d(num_modalities, hidden_channels, heads, 1)
+        for parameter in self.scores.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, members: list[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The weights of each member (B, heads, h, w, d), and the set's features (B, hidden_channels, h, w, d).
+
+        Args:
+            members: each (B, C, h, w, d).
+            target: (B,) int64 modality indices.
+        """
+        mean = mean_of(members)
+        of_set = self.set(torch.cat([mean, deviation(members, mean)], dim=1), target)
+        features = [F.silu(self.member(member, target) + of_set) for member in members]
+        scores = torch.stack([self.gain * self.scores(feature, target).float() for feature in features])
+        weights = list(torch.softmax(scores, dim=0).to(mean.dtype).unbind(0))
+        return weights, self.weighted(features, weights)
+
+    def weighted(self, values: list[Tensor], weights: list[Tensor]) -> Tensor:
+        """The weighted sum of ``values``, each (B, n · heads, h, w, d)."""
+        total = torch.zeros_like(values[0].unflatten(1, (self.heads, -1)))
+        for value, weight in zip(values, weights):  # noqa: B905  TorchScript knows no strict
+            total = torch.addcmul(total, value.unflatten(1, (self.heads, -1)), weight.unsqueeze(2))
+        return total.flatten(1, 2)
+
+
+class MeanFusion(nn.Module):
+    """The plain mean of a set, which needs no training."""
+
+    def forward(self, latents: list[Tensor], target_like: list[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of ``latents`` and of ``target_like``, each (B, L, h, w, d); ``target`` (B,) is not asked for."""
+        return mean_of(latents), mean_of(target_like)
+
+
+class SourceFusion(nn.Module):
+    """Fuses the latents of several sources of one subject into one, in any order and number.
+
+    Each source's target-like latent is one estimate of the same thing; which is to be trusted where, attention to the
+    set tells. What follows only from several contrasts together, no weighted mean of estimates gives: that a block of
+    MS-SPADE adds. Training starts from the plain mean.
+
+    Args:
+        num_modalities: size of the vocabulary.
+        latent_channels: channels L of the latent.
+        width: features of a source at a voxel.
+        heads: groups of channels that have weights of their own; a divisor of L and ``width``.
+        hidden_channels: hidden channels of the MS-SPADE layers.
+
+    Raises:
+        ValueError: if the channels cannot be parted among the heads.
+    """
+
+    def __init__(
+        self, num_modalities: int, latent_channels: int, *, width: int = 32, heads: int = 1, hidden_channels: int = 16
+    ) -> None:
+        super().__init__()
+        if latent_channels % heads:
+            raise ValueError(f"heads: expected a divisor of {latent_channels} latent channels; found {heads}.")
+        self.attention = SetAttention(num_modalities, 2 * latent_channels, width, heads=heads)
+        self.block = PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel")
+        self.conv_out = nn.Conv3d(width, latent_channels, 3, padding=1)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, latents: list[Tensor], target_like: list[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+        """Source latent and target-like latent of the set, each (B, L, h, w, d).
+
+        Args:
+            latents: of two or more sources, each (B, L, h, w, d).
+            target_like: their target-like latents.
+            target: (B,) int64 modality indices.
+        """
+        members = [torch.cat([one, other], dim=1) for one, other in zip(latents, target_like)]  # noqa: B905  as above
+        weights, features = self.attention(members, target)
+        fused = self.attention.weighted(target_like, weights) + self.conv_out(self.block(features, target))
+        return self.attention.weighted(latents, weights), fused

@@ -1,0 +1,220 @@
+"""What a run was asked for, looked at before anything is computed.
+
+MONAI puts every option of a command line into the config, whatever its name. One that is misspelt would lie there
+unread and the default be taken in its place: phantoms instead of ``--images FILE``, T2 instead of ``--target flair``.
+So every config calls :func:`check_options`, by its ``bundle_code``, when MONAI initialises the workflow.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from inspect import Parameter, signature
+from numbers import Real
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+from monai.bundle.properties import TrainProperties
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.utils import BundlePropertyConfig
+
+from custom.utils.arguments import as_bool, check_path, nearest, whole_number
+from custom.utils.errors import report_plainly
+from custom.utils.precision import amp_choice, checked_device
+
+__all__ = ["check_options", "unread_options"]
+
+# Entries that no other entry refers to, and who reads them all the same.
+READ_BY_NAME = {
+    **dict.fromkeys(("imports", "initialize", "run", "finalize"), "MONAI, which runs them"),
+    **dict.fromkeys(("inference", "training", "evaluating"), "MONAI, as the name of a run"),
+    **dict.fromkeys(("displayable_configs", "channel_def"), "MONAI Label's server"),
+    "run_name": "MONAI FL's client gives it to every workflow, for experiment tracking",
+    **dict.fromkeys(
+        ("tracking_uri", "experiment_name", "save_execute_config", "is_not_rank0"), "MONAI's experiment tracking"
+    ),
+}
+SPATIAL_DIMS = 3
+INNER = ("bundle_workflow", "bundle_places", "bundle_missing", "bundle_code")  # which nobody would set
+PARTS = ("train", "validate", "displayable_configs")  # hold entries of their own
+EXPRESSIONS = ("$", "@", "%")  # what MONAI evaluates: its value is not known yet
+
+# A value of each kind; tests/utils/test_options.py holds that no key of a config is missing here.
+PATHS = (
+    "bundle_root", "dataset_dir", "output_dir", "cache_dir", "stage_dir", "ckpt_path", "autoencoder_path", "spade_path",
+)  # fmt: skip
+PATHS_OR_NONE = ("image", "pretrained", "segmenter")
+SWITCHES = ("resume", "skip_done", "flip", "cache_target_like", "gradient_checkpointing", "joint", "debug")
+LARGEST = 2**31 - 1
+WHOLE = {
+    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(
+        ("num_workers", "cache_workers", "adversarial_start_epoch", "num_figures", "augmented_copies"), (0, LARGEST)
+    ),
+    **dict.fromkeys(("warmup_steps", "num_inference_steps"), (0, LARGEST)),
+    **dict.fromkeys(("max_epochs", "val_interval", "checkpoint_interval", "accumulation_steps"), (1, LARGEST)),
+    **dict.fromkeys(("batch_size", "crops_per_subject", "subjects_per_batch", "pairs_per_subject"), (1, LARGEST)),
+    **dict.fromkeys(("part_size", "lookup_subjects", "num_samples", "spatial_divisor"), (1, LARGEST)),
+}
+WHOLE_OR_NONE = {"max_subjects": (1, LARGEST)}
+SIZES = ("crop_size", "image_crop", "latent_crop")
+NUMBERS = {
+    "learning_rate": (0.0, 1.0),
+    "final_learning_rate": (0.0, 1.0),
+    "cache_rate": (0.0, 1.0),
+    "pure_noise_share": (0.0, 1.0),
+    "phantom_share": (0.0, 1.0),
+    "ema_momentum": (0.0, 1.0),
+    "clip_norm": (0.0, float("inf")),
+    "image_weight": (0.0, float("inf")),
+    "error_weight": (0.0, float("inf")),
+    "viewer_megabytes": (0.0, float("inf")),
+}
+
+
+def check_options(workflows: Iterable[ConfigWorkflow]) -> None:
+    """Refuse entries of workflows that nothing reads, and values that cannot be meant.
+
+    Raises:
+        ValueError: naming the entry, and the one that is nearest to it.
+    """
+    for workflow in workflows:
+        config = workflow.parser.get()
+        try:
+            _check_names(workflow)
+            _check_arguments("", config)
+            _check_values(config)
+        except ValueError:
+            # a config asks for it when it is run, which now it will not be
+            report_plainly(debug=str(config.get("debug")).lower() == "true")
+            raise
+
+
+def _check_names(workflow: ConfigWorkflow) -> None:
+    unread = unread_options(workflow)
+    if not unread:
+        return
+    config, key = workflow.parser.get(), unread[0]
+    part, _, _ = key.rpartition("#")
+    known = [f"{part}#{k}" for k in config[part]] if part else [k for k in config if k not in INNER and k[0] != "_"]
+    known = [k for k in known if k not in unread]
+    owners = [name for name, keys in _configs(workflow).items() if key in keys]
+    found = f"a key of {', '.join(owners)}" if owners else "none"
+    raise _unknown(key, "a key that this config reads", found, known if part else [*_simple(config, known)])
+
+
+def unread_options(workflow: ConfigWorkflow) -> list[str]:
+    """Entries of a workflow's config that neither another entry nor a client reads, as ``key`` or ``part#key``.
+
+    An overlay may serve several configs, as the presets serve the three trainings, and may replace what reads an entry:
+    so what is a key of any config of the bundle is let pass. On the command line that can only be a mistake.
+    """
+    config = workflow.parser.get()
+    read = {*READ_BY_NAME, workflow.init_id, workflow.run_id, workflow.final_id, *_references(config)}
+    ids = [str(rule[BundlePropertyConfig.ID]) for rule in TrainProperties.values()]
+    read |= {"#".join(ReferenceResolver.split_id(name)) for name in ids if "::" in name}
+    found = [key for key in _keys(config) if key not in read and not key.startswith("_") and not _has_copy(key, config)]
+    elsewhere = {key for keys in _configs(workflow).values() for key in keys} if found else set()
+    typed = _typed()
+    return [key for key in found if key in typed or key not in elsewhere]
+
+
+def _typed() -> set[str]:
+    """Options of the command line, where this is a run of ``python -m monai.bundle``."""
+    of_monai = sys.argv[0].endswith(str(Path("monai", "bundle", "__main__.py")))
+    return {word.lstrip("-").partition("=")[0].replace("-", "_") for word in sys.argv if of_monai and word[:1] == "-"}
+
+
+def _references(config: Mapping[str, Any]) -> set[str]:
+    """Entries that are named by ``@id`` anywhere, ``key`` and ``key#key``."""
+    texts = [node for node in _walk(config) if isinstance(node, str)]
+    ids = [ReferenceResolver.split_id(name) for text in texts for name in ReferenceResolver.match_refs_pattern(text)]
+    return {"#".join(parts[:depth]) for parts in ids for depth in (1, 2)}
+
+
+def _has_copy(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether a macro reads the entry (``%key``), in whose place MONAI has put a copy."""
+    value = config.get(key)
+    others = (content for name, content in config.items() if name != key)
+    return isinstance(value, Mapping | list) and any(node == value for other in others for node in _walk(other))
+
+
+def _walk(node: Any) -> Iterator[Any]:
+    yield node
+    for child in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        yield from _walk(child)
+
+
+def _keys(config: Mapping[str, Any]) -> list[str]:
+    held = [part for part in PARTS if isinstance(config.get(part), Mapping)]
+    return [*config, *(f"{part}#{key}" for part in held for key in config[part])]
+
+
+def _configs(workflow: ConfigWorkflow) -> dict[str, list[str]]:
+    """Entries of the configs that lie beside the workflow's own, by the name of their file."""
+    files = [file for file in sorted(workflow.config_root_path.glob("*.json")) if file.name != "metadata.json"]
+    found = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return {name: _keys(config) for name, config in found.items() if isinstance(config, Mapping)}
+
+
+def _simple(config: Mapping[str, Any], keys: Iterable[str]) -> Iterator[str]:
+    """Those of ``keys`` that hold a value, and no definition of an object or a list of them."""
+    yield from (key for key in keys if not isinstance(config[key], Mapping) or not config[key])
+
+
+def _check_arguments(name: str, node: Any) -> None:
+    """Refuse arguments that the class of a component does not take: MONAI finds them after minutes, in a traceback."""
+    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        _check_arguments(f"{name}#{key}" if name else str(key), child)
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str) or "." not in target or target.startswith(EXPRESSIONS):
+        return  # of a name alone MONAI would search all its modules
+    try:
+        parameters = signature(locate(target)).parameters  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return  # not to be found, or written in C: what MONAI says of it is clear
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in node:
+        if key not in parameters and not key.startswith("_"):
+            known = [f"{name}#{parameter}" for parameter in parameters]
+            raise _unknown(f"{name}#{key}", f"an argument of {target}", "none", known)
+
+
+def _unknown(key: str, expected: str, found: str, known: Iterable[str]) -> ValueError:
+    names = list(known)
+    meant = nearest(key, names)
+    advice = f"Did you mean --{meant}?" if meant else f"Choose from {', '.join(names)}."
+    return ValueError(f"--{key}: expected {expected}; found {found}. {advice}")
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    for key, value in config.items():
+        if isinstance(value, str) and value.startswith(EXPRESSIONS):
+            continue
+        unset = value is None and not (key == "image" and key in _typed())  # a scan that was asked for is not a default
+        if key in PATHS or (key in PATHS_OR_NONE and not unset):
+            check_path(key, value)
+        elif key in SWITCHES:
+            as_bool(key, value)
+        elif key in WHOLE or (key in WHOLE_OR_NONE and value is not None):
+            smallest, largest = {**WHOLE, **WHOLE_OR_NONE}[key]
+            whole_number(key, value, smallest=smallest, largest=largest)
+        elif key in SIZES:
+            for size in value if isinstance(value, list | tuple) and len(value) == SPATIAL_DIMS else [value]:
+                whole_number(key, size, smallest=1, largest=LARGEST)
+        elif key in NUMBERS:
+            _check_number(key, value, *NUMBERS[key])
+        elif key == "amp":
+            amp_choice(value)
+        elif key == "device" and isinstance(value, str):
+            checked_device(value)
+
+
+def _check_number(key: str, value: Any, low: float, high: float) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+        raise ValueError(f"{key}: expected a number from {low:g} to {high:g}; found {value!r}. Correct it.")

@@ -1,0 +1,86 @@
+"""Tests of custom.commands.convert."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from custom.commands.convert import convert
+from custom.networks import LatentTranslator
+from custom.networks.weights import ADDED, load_weights
+from custom.utils.bundle import config_folder
+
+SMALL = {
+    "network_def#autoencoder#channels": [8],
+    "network_def#autoencoder#bottleneck#num_embeddings": 16,
+    "network_def#style_transfer#width": 8,
+    "network_def#detail#width": 8,
+    "network_def#unet#channels": [8, 8, 8],
+    "network_def#unet#norm_num_groups": 4,
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    (tmp_path / "small.json").write_text(json.dumps(SMALL))
+    return [str(config_folder() / "inference.json"), str(tmp_path / "small.json")]
+
+
+@pytest.fixture
+def network(files: list[str]) -> LatentTranslator:
+    parser = ConfigParser()
+    parser.read_config(files)
+    parser["bundle_root"] = str(config_folder().parent)
+    return parser.get_parsed_content("network_def").eval()
+
+
+@pytest.fixture
+def older(network: LatentTranslator, tmp_path: Path) -> Path:
+    """Weights as version 0.2.0 wrote them."""
+    state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(ADDED)}
+    torch.save(state, tmp_path / "older.pt")
+    return tmp_path / "older.pt"
+
+
+def test_older_weights_become_whole_and_translate_as_before(network, older, files, tmp_path, monkeypatch) -> None:
+    with pytest.raises(
+        ValueError, match=r"missing tensors .* earlier version: python -m custom convert .*older.pt NEW"
+    ):
+        load_weights(network, older)
+    made = [convert(older, tmp_path / f"new{k}.pt", config=files) for k in range(2)]
+    first, second = (torch.load(path, weights_only=True) for path in made)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    image, target = torch.rand(1, 1, 16, 16, 16) * 2 - 1, torch.tensor([2])
+    noise = torch.randn(1, 8, 4, 4, 4)
+    rounded = {
+        k: v.half().float() if v.ndim > 2 else v for k, v in network.state_dict().items()
+    }  # as files keep kernels
+    network.load_state_dict(rounded)
+    with torch.no_grad():
+        expected = network(image, target, noise)
+        for parameter in network.parameters():
+            parameter.zero_()
+        load_weights(network, made[0])
+        assert torch.equal(network(image, target, noise), expected)
+        sources = torch.cat([image, image.flip(2)], dim=1)
+        latent = network.encode(sources)
+        fused = network.fuse(latent, network.transfer(latent, target), target)[0]
+    torch.testing.assert_close(fused, latent.mean(dim=0, keepdim=True))
+    assert network.error_map() == "untrained"
+
+
+def test_what_needs_no_conversion_or_cannot_have_one_is_said(network, older, files, tmp_path) -> None:
+    torch.save(network.state_dict(), tmp_path / "whole.pt")
+    with pytest.raises(ValueError, match=r"whole.pt: expected weights of an earlier version; found nothing to add"):
+        convert(tmp_path / "whole.pt", tmp_path / "new.pt", config=files)
+    state = torch.load(older, weights_only=True)
+    torch.save({k: v for k, v in state.items() if not k.startswith("unet.")}, older)
+    with pytest.raises(ValueError, match=r"earlier version of this network; found .* missing tensors .*unet"):
+        convert(older, tmp_path / "new.pt", config=files)
+    assert not (tmp_path / "new.pt").exists()

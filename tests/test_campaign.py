@@ -1,0 +1,23 @@
+"""The quick campaign: trainings that are killed, stopped and left without room."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+# two dozen short trainings, each in a fork of one process
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["resume"])
+def test_marks_of_the_quick_campaign_are_met(part: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "tests/campaign", "--quick", "--only", part],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=1200, check=False,
+    )  # fmt: skip
+    failed = "\n".join(line for line in done.stdout.splitlines() if line.startswith(("FAILED", "    ")))
+    assert done.returncode == 0, failed[-6000:] + done.stdout[-1500:] + done.stderr[-1500:]
