@@ -1,4 +1,4 @@
-"""Reading of DICOM: which files make a volume, where its voxels lie, and its intensities.
+"""Reading of DICOM: which slices make a volume, where its voxels lie, and its intensities.
 
 Headers are read by pydicom, since ITK does not give the frames of a multi-frame object; pixels by ITK, which decodes
 every transfer syntax. What does not make one regular 3D grid is refused: nothing is guessed, sorted by name or taken as
@@ -9,9 +9,7 @@ Source: DICOM PS3.3 2024, C.7.6.2 (image plane), C.7.6.16.2 (functional groups o
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,29 +19,15 @@ import pydicom
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_partial
-from pydicom.tag import BaseTag
+
+from custom.data.dicom_files import dicom_files, is_dicom, read_header, unreadable
 
 __all__ = [
-    "DICOM_SUFFIXES",
     "DicomReader",
     "DicomVolume",
     "Frame",
-    "dicom_files",
-    "dicom_inputs",
-    "is_dicom",
     "read_geometry",
 ]
-
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-OTHER_SUFFIXES = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw")
-DIRECTORY_FILE = "DICOMDIR"
-# a first element of group 8 or 2, without the preamble that the standard wants before it: its tag, and either the two
-# letters of a type or a length below 256
-BARE_START = re.compile(rb"[\x02\x08]\0[\x00\x01\x05\x08\x12-\x16]\0(?:[A-Z]{2}|.\0\0\0)", re.DOTALL)
-
-PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
-PIXEL_FACTORS = ("NumberOfFrames", "BitsAllocated")
 
 # no other is refused: exports of MR images may say OT, or nothing
 OTHER_MODALITIES = ("CT", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "SEG", "RTDOSE")
@@ -103,50 +87,6 @@ class DicomVolume(NamedTuple):
         return (*self.frames[0].size, len(self.frames))
 
 
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is DICOM, by its suffix or by the mark in its header."""
-    file = Path(path)
-    suffix = file.suffix.lower()
-    if file.name.upper() == DIRECTORY_FILE or suffix in OTHER_SUFFIXES or not file.is_file():
-        return False
-    if suffix in DICOM_SUFFIXES:
-        return True
-    with file.open("rb") as stream:
-        start = stream.read(132)
-    return start[128:] == b"DICM" or bool(BARE_START.match(start))
-
-
-def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The DICOM files that lie in a folder, not those in its subfolders, sorted by name."""
-    return sorted(file for file in Path(folder).iterdir() if not file.name.startswith(".") and is_dicom(file))
-
-
-def dicom_inputs(folder: str | os.PathLike[str]) -> list[Path]:
-    """What to read for the DICOM files that lie in a folder: each multi-frame file, and the folder for single slices.
-
-    A file that cannot be read counts as a slice, so that it is found out; what holds no image does not count.
-    """
-    files = dicom_files(folder)
-    frames = [_number_of_frames(file) for file in files]
-    several = [file for file, number in zip(files, frames, strict=True) if number > 1]
-    return several + ([Path(folder)] if 1 in frames else [])
-
-
-def _number_of_frames(file: Path) -> int:
-    """0 for an object without an image; 1 for a file that cannot be read."""
-    try:
-        header = pydicom.dcmread(file, specific_tags=["NumberOfFrames", "Rows", "SOPClassUID"], force=True)
-        return int(header.get("NumberOfFrames") or 1) if "Rows" in header or not _is_no_image(header) else 0
-    except Exception:  # whatever a broken file provokes
-        return 1
-
-
-def _is_no_image(header: Dataset) -> bool:
-    """Whether the object is of a class that holds no image, such as a report or a presentation state."""
-    kind = header.get("SOPClassUID")
-    return kind is not None and kind.name != kind and "Image Storage" not in kind.name
-
-
 class DicomReader(ImageReader):
     """MONAI's interface to :func:`read_geometry`: a folder with one series, or a multi-frame file.
 
@@ -196,7 +136,7 @@ def read_geometry(path: str | os.PathLike[str]) -> DicomVolume:
     files = dicom_files(source) if source.is_dir() else [source]
     if not files:
         raise ValueError(f"{source}: expected a folder with the files of a DICOM series; found none. Correct the path.")
-    headers = [(file, header) for file in files if (header := _read_header(file)) is not None]
+    headers = [(file, header) for file in files if (header := read_header(file)) is not None]
     _check_not_mixed(source, headers)
     _check_one_series(source, headers)
     frames = [frame for file, header in headers for frame in _frames(file, header)]
@@ -217,34 +157,6 @@ def read_geometry(path: str | os.PathLike[str]) -> DicomVolume:
     affine[:3, 3] = first.position
     affine[:2] *= -1  # LPS to RAS
     return DicomVolume(source, tuple(ordered), affine)
-
-
-def _read_header(file: Path) -> Dataset | None:
-    """None for objects of a study that hold no image, such as reports and presentation states."""
-    lengths: list[int] = []
-
-    def at_pixels(tag: BaseTag, _: str | None, length: int) -> bool:
-        lengths.extend([length] if tag == PIXEL_DATA else [])
-        return tag in (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA)
-
-    try:
-        with pydicom.config.disable_value_validation(), file.open("rb") as stream:
-            header = read_partial(stream, at_pixels, force=True)
-            if "Rows" not in header and _is_no_image(header):
-                return None
-            bits = math.prod(int(header.get(key) or 1) for key in ("Rows", "Columns", *PIXEL_FACTORS))
-    except Exception as error:
-        raise ValueError(_unreadable(file, error)) from error
-    if "Rows" not in header:
-        raise ValueError(_unreadable(file, "the header of an image is not there or cut off"))
-    if lengths and lengths[0] < bits // 8:  # compressed pixels have no defined length, which is the largest number
-        raise ValueError(_unreadable(file, f"{lengths[0]} bytes of pixels; {bits // 8} are needed"))
-    return header
-
-
-def _unreadable(file: Path, detail: object) -> str:
-    first = (str(detail).strip() or "no detail").splitlines()[0].rstrip(".")
-    return f"{file}: expected a readable DICOM slice; found a damaged file ({first}). Fetch it again."
 
 
 def _check_not_mixed(source: Path, headers: Sequence[tuple[Path, Dataset]]) -> None:
@@ -299,7 +211,7 @@ def _frames(file: Path, header: Dataset) -> Iterable[Frame]:
         return [_frame(file, 0, header, [header])]
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
     if len(per_frame) != number:
-        raise ValueError(_unreadable(file, f"{number} frames with {len(per_frame)} positions"))
+        raise ValueError(unreadable(file, f"{number} frames with {len(per_frame)} positions"))
     return [_frame(file, i, header, [groups, *shared]) for i, groups in enumerate(per_frame)]
 
 
@@ -429,11 +341,11 @@ def _fill(values: np.ndarray, file: Path, slices: Sequence[tuple[int, Frame]]) -
         reader.Update()
         pixels = itk.array_view_from_image(reader.GetOutput())
     except Exception as error:
-        raise ValueError(_unreadable(file, f"{type(error).__name__} while its pixels were decoded")) from error
+        raise ValueError(unreadable(file, f"{type(error).__name__} while its pixels were decoded")) from error
     slope, intercept = io.GetRescaleSlope() or 1.0, io.GetRescaleIntercept()
     for index, frame in slices:
         if frame.number >= len(pixels) or pixels[frame.number].T.shape != values.shape[:2]:
-            raise ValueError(_unreadable(file, f"pixels of shape {pixels.shape}"))
+            raise ValueError(unreadable(file, f"pixels of shape {pixels.shape}"))
         plane = pixels[frame.number].T
         if (frame.slope, frame.intercept) != (slope, intercept):  # ITK takes those of the first frame for all
             plane = (plane.astype(np.float64) - intercept) / slope * frame.slope + frame.intercept

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from custom.data.dicom import DICOM_SUFFIXES
+from custom.data.dicom_files import DICOM_SUFFIXES
 from custom.data.names import image_stem
 from custom.data.problems import Problem
 from custom.data.readers import IMAGE_SUFFIXES

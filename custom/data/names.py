@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from custom.data.dicom import DICOM_SUFFIXES
+from custom.data.dicom_files import DICOM_SUFFIXES
 from custom.data.readers import IMAGE_SUFFIXES
 
 __all__ = [

@@ -118,6 +118,8 @@ def _layout(file: Path) -> _Layout:
     if not (sizes > 0).all() and ("sform_code" not in header or header["sform_code"] <= 0):
         raise ValueError(f"{file}: expected voxel sizes in mm; found {sizes.tolist()}. Correct its header.")
     offset = int(header.get_data_offset())
+    if offset < (kind.header_class.single_vox_offset if single else 0):
+        raise damaged(file, IMAGE, f"voxels that begin in the header, at byte {offset}")
     return _Layout(parts, kind, offset, offset + voxels * header.get_data_dtype().itemsize)
 
 

@@ -87,7 +87,7 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
         return _volume(reader, image, str(file), assumed=getattr(reader, "lacks_orientation", False))
     except Exception as error:
         known = find_user_error(error)
-        if known is not None:
+        if known is not None and ": expected " in str(known):  # not what a library's C code raised in a frame of ours
             raise known from None
         detail = (str(error).strip() or "no detail").splitlines()[0]
         raise ValueError(

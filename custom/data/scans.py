@@ -19,7 +19,7 @@ import torch
 from nibabel.filebasedimages import ImageFileError
 from pydicom.errors import InvalidDicomError
 
-from custom.data.dicom import DICOM_SUFFIXES, dicom_files, is_dicom
+from custom.data.dicom_files import DICOM_SUFFIXES, dicom_files, is_dicom
 from custom.data.names import SYNTHETIC_SUFFIX, image_stem
 from custom.data.readers import IMAGE_SUFFIXES
 

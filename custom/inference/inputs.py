@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from custom.data.datalist import load_datalist
-from custom.data.dicom import dicom_inputs
+from custom.data.dicom_files import dicom_inputs
 from custom.data.names import NAME_KEY, image_stem
 from custom.data.readers import IMAGE_SUFFIXES
 from custom.data.scans import LINK, SYNTHETIC, PassedOver, check_named_scan, is_synthetic, kinds, no_scan, walk

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from nibabel.filebasedimages import ImageFileError
 from torch import nn
 
-from custom.data.dicom import dicom_files
+from custom.data.dicom_files import dicom_files
 from custom.data.names import NAME_KEY, image_stem, sidecar_of, translation_name
 from custom.data.tolerant import FAULT_KEY
 from custom.inference.inputs import check_output_format

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from custom.data.damage import DamagedFileError
-from custom.data.dicom import is_dicom
+from custom.data.dicom_files import is_dicom
 from custom.data.foreground import foreground, solid
 from custom.data.intensities import has_wrapped
 from custom.data.nifti import is_nifti, lacks_orientation, load_numbers

@@ -1,4 +1,4 @@
-"""Tests of custom.data.readers and custom.data.dicom: grids and intensities of every format, and what is refused."""
+"""Tests of the readers and of DICOM: grids and intensities of every format, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from pydicom.uid import generate_uid
 
-from custom.data.dicom import is_dicom, read_geometry
+from custom.data.dicom import read_geometry
+from custom.data.dicom_files import is_dicom
 from custom.data.readers import read_volume, volume_of_client
 from custom.data.transforms import LoadVolumed
 
