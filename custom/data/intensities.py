@@ -116,14 +116,17 @@ JUMP, STEP = 0.75, 0.5  # of the range: by which neighbours differ
 # have 0.003 or more, and 0.4 of the steps or more but for T1ce, whose few bright vessels overflow (from 0.27 on)
 WRAPPED_SHARE = 5e-4
 WRAPPED_RATIO = 0.36
+END = 0.97  # of a type's range: what is further out is its end
+NOISE_SHARE = 0.5  # of jumps and steps, of the voxels: such noise has 0.75, overflowed scans up to 0.4
 
 
 def has_wrapped(values: np.ndarray) -> bool:
     """Whether intensities have overflowed: from the highest to the lowest between neighbours, with nothing between.
 
-    In an image, steps become rarer the higher they are. Where integers have overflowed, neighbours differ by nearly the
-    whole range of their type, about as often as by a half to three quarters of it. Pairs with a voxel of the
-    background's constant value do not count, nor do those with one that is not finite.
+    The values must fill the range of an integer type, both ends included. In an image, steps become rarer the higher
+    they are; where integers have overflowed, neighbours differ by nearly the whole range, about as often as by a half
+    to three quarters of it. Pairs with a voxel of the background's constant value do not count, nor do those with one
+    that is not finite.
 
     Args:
         values: a volume (H, W, D).
@@ -136,6 +139,8 @@ def has_wrapped(values: np.ndarray) -> bool:
     # one voxel of a jump is in the upper quarter of the range, and none is in more than six
     if 6 * np.count_nonzero(finite & (values > low + JUMP * span)) <= fewest:
         return False
+    if not _fills_a_type(values[finite], values[valid]):
+        return False
     values = np.where(finite, values, background)
     steps = jumps = 0
     for axis in range(values.ndim):
@@ -145,4 +150,17 @@ def has_wrapped(values: np.ndarray) -> bool:
         both = counted[1:][places] & counted[:-1][places]
         jumping = int(np.count_nonzero(difference[places][both] > JUMP * span))
         jumps, steps = jumps + jumping, steps + int(both.sum()) - jumping
-    return bool(jumps > max(WRAPPED_RATIO * steps, fewest))
+    smooth = jumps + steps < NOISE_SHARE * np.count_nonzero(valid)
+    return bool(smooth and jumps > max(WRAPPED_RATIO * steps, fewest))
+
+
+def _fills_a_type(values: np.ndarray, counted: np.ndarray) -> bool:
+    """Whether whole multiples of one step reach from end to end of 8, 12 or 16 bits, and often come near either end."""
+    found = np.unique(values)
+    levels = (float(found[-1]) - float(found[0])) / float(np.diff(found).min()) + 1
+    if not any(END < levels / 2**bits < 1.01 for bits in (8, 12, 16)):
+        return False
+    margin = (1 - END) * (found[-1] - found[0])
+    top = (counted > found[-1] - margin) & (counted < found[-1])
+    bottom = (counted < found[0] + margin) & (counted > found[0])
+    return bool(min(top.sum(), bottom.sum()) > WRAPPED_SHARE * counted.size)

@@ -120,11 +120,20 @@ def test_integers_that_overflowed_are_found(kind: type, top: int) -> None:
 def test_what_jumps_otherwise_has_not_overflowed(kind: str) -> None:
     draw, values = np.random.default_rng(0), scan()
     values = {
-        "noise": draw.uniform(0, 255, values.shape),
+        "noise": draw.integers(0, 256, values.shape),
         "checks": np.where(values > 0, values + 400 * (np.indices(values.shape).sum(axis=0) % 2), 0),
         "spikes": np.where(draw.random(values.shape) < 1e-5, 30000, values),
     }[kind].astype(np.float32)
     assert not has_wrapped(values)
+
+
+@pytest.mark.parametrize("modality", ["t1", "t1ce", "t2", "flair"])
+def test_sharp_borders_are_no_overflow(brain, modality: str) -> None:
+    """Of dark fluid and bright matter, which differ by most of the range."""
+    for seed in range(4):
+        values = brain(modality, seed).astype(np.float32)
+        assert not has_wrapped(values)
+        assert not has_wrapped(np.rint(values * (255 / values.max())))
 
 
 def test_an_overflow_names_the_file(write_volume) -> None:
