@@ -30,7 +30,7 @@ _option("seed", "many")
 _option("seed", -1)
 _option("num_samples", 0)
 _option("num_samples", 1.5)
-_option("num_inference_steps", 0)
+_option("num_inference_steps", -1)  # 0 stands for the network's own
 _option("num_inference_steps", 100000)
 _option("volume_size", "huge", "brats")
 _option("volume_size", "[1,2]")
