@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
 STAGES = {
     "train_autoencoder": {"autoencoder"},
     "train_spade": {"style_transfer"},
-    "train": {"unet", "detail", "latent_scale"},
+    "train": {"unet", "detail", "latent_scale", "training_range"},
 }
 BY_CHANCE = {"fusion"}  # where a step of stage 2 has drawn several sources
 FOLDERS = {"train_autoencoder": "autoencoder", "train_spade": "spade", "train": "diffusion"}
