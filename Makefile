@@ -41,7 +41,7 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LOWEST)
 	{ grep '^torch==' constraints.txt; sed -nE 's/^ *"([A-Za-z0-9-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml; \
 		cat constraints.txt; } | awk -F == '!seen[$$1]++' > $(LOWEST)/constraints.txt
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(LOWEST)/constraints.txt
 	@touch $@
 
 clients: $(INSTALLED)  ## run every real client on the packaged zip (ARGS="--only label"); several GB

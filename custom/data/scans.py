@@ -12,15 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pydicom
 import torch
-from nibabel.filebasedimages import ImageFileError
 from pydicom.errors import InvalidDicomError
 
 from custom.data.dicom_files import DICOM_SUFFIXES, dicom_files, is_dicom
 from custom.data.names import SYNTHETIC_SUFFIX, image_stem
+from custom.data.nifti import load_header
 from custom.data.readers import IMAGE_SUFFIXES
 
 __all__ = [
@@ -86,9 +85,9 @@ def is_synthetic(path: str | os.PathLike[str]) -> bool:
     if file.is_dir() or not file.name.lower().endswith((".nii", ".nii.gz")):
         return _is_synthetic_series(file)
     try:
-        return says_synthetic(nib.load(file).header["descrip"])
-    except (OSError, ImageFileError, KeyError, ValueError, EOFError):
-        return False  # what is wrong with it is said where it is read
+        return says_synthetic(load_header(file).header["descrip"])
+    except Exception:  # whatever a broken file provokes is said where it is read
+        return False
 
 
 def says_synthetic(description: Any) -> bool:

@@ -14,11 +14,11 @@ import nibabel as nib
 import pydicom
 import torch
 import torch.distributed as dist
-from nibabel.filebasedimages import ImageFileError
 from torch import nn
 
 from custom.data.dicom_files import dicom_files
 from custom.data.names import NAME_KEY, image_stem, sidecar_of, translation_name
+from custom.data.nifti import load_header
 from custom.data.tolerant import FAULT_KEY
 from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
@@ -161,8 +161,8 @@ def write_provenance(header: nib.Nifti1Header, record: Mapping[str, Any]) -> Non
 def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
     """The record in a file's header; None without one, or where there is no such file."""
     try:
-        extensions = nib.load(path).header.extensions
-    except (OSError, ImageFileError, AttributeError, ValueError):
+        extensions = load_header(path).header.extensions
+    except Exception:  # of a damaged translation nothing is known: it is made anew
         return None
     found = [e for e in extensions if _is_record(e)]
     try:

@@ -19,7 +19,7 @@ from rooms import Base, Room
 
 __all__ = ["Found", "run"]
 
-HANG_SECONDS = 60.0
+HANG_SECONDS = 120.0  # by the clock, on a machine that may be busy
 MOST_MEGABYTES = 3000.0  # with the libraries', which are about 700
 ERROR = re.compile(r"^error: .*", re.IGNORECASE | re.MULTILINE)
 

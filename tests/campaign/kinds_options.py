@@ -30,7 +30,7 @@ _option("seed", "many")
 _option("seed", -1)
 _option("num_samples", 0)
 _option("num_samples", 1.5)
-_option("num_inference_steps", 0)
+_option("num_inference_steps", -1)  # 0 stands for the network's own
 _option("num_inference_steps", 100000)
 _option("volume_size", "huge", "brats")
 _option("volume_size", "[1,2]")
@@ -95,6 +95,10 @@ _training("learning_rate", "fast")
 _training("resume", "yes")
 _training("accumulation_steps", 0)
 _training("dataset_dir", "absent", "absent")
-_training("pretrained", "absent.pt", "absent")
 _training("val_interval", 0)
 _training("seed", "x")
+
+
+@kind("options", "train_autoencoder: no such weights to start from", r"absent\.pt", "found no file")
+def _(room: Room) -> list[object]:
+    return room.training(pretrained="absent.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import shutil
@@ -65,10 +66,7 @@ class Base:
         header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         found = []
         for index in range(values.shape[2]):
-            one = Dataset()
-            one.update(header)
-            one.file_meta = FileMetaDataset()
-            one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            one = copy.deepcopy(header)
             one.SOPInstanceUID, one.InstanceNumber = generate_uid(), index + 1
             one.ImagePositionPatient = [0, 0, 4.0 * index]
             one.PixelData = np.ascontiguousarray(values[..., index].T).astype("<u2").tobytes()
@@ -127,10 +125,7 @@ class Room:
         for index, healthy in enumerate(self.base.slices):
             if keep is not None and not keep(index):
                 continue
-            one = Dataset()
-            one.update(healthy)
-            one.file_meta = FileMetaDataset()
-            one.file_meta.update(healthy.file_meta)
+            one = copy.deepcopy(healthy)
             if change is not None:
                 change(one, index)
             one.save_as(folder / f"i{index:03d}.dcm", enforce_file_format=True)

@@ -96,7 +96,7 @@ def test_the_ends_bring_the_brain_scale_to_the_percentiles() -> None:
 @pytest.mark.parametrize("scale", INTENSITY_SCALES)
 def test_a_few_bright_voxels_are_refused(scale: str, write_volume) -> None:
     values = np.zeros((40, 40, 40), np.float32)
-    values[2, 2, 2], values[37, 37, 37], values[20, 20, 20:22] = 5, 7, 6
+    values[2, 2, 2:32], values[37, 37, 37] = np.linspace(4.5, 9.25, 30), 7.3
     path = write_volume("sparse.nii.gz", values)
     with pytest.raises(RuntimeError) as caught:
         preprocessing("image", intensity_scale=scale)({"image": str(path)})

@@ -12,6 +12,7 @@ import pytest
 from custom.data.datalist import load_datalist
 from custom.data.names import image_stem
 from custom.inference.inputs import inference_inputs
+from custom.inference.provenance import read_provenance
 
 
 def found(*args: object, **kwargs: object) -> dict[str, Path]:
@@ -171,3 +172,13 @@ def test_nothing_to_translate(write_volume: Callable, tmp_path: Path, names: tup
 def test_dicom_output_of_another_format(write_volume: Callable) -> None:
     with pytest.raises(ValueError, match=r"a\.nii\.gz: expected a DICOM series"):
         inference_inputs(write_volume("a.nii.gz"), output_format="dicom")
+
+
+def test_damaged_beginning_is_left_to_the_reader(write_volume: Callable) -> None:
+    """Whether it is a translation cannot be told from a header that cannot be decompressed; that is no fault here."""
+    file = write_volume("folder/scan.nii.gz")
+    content = bytearray(file.read_bytes())
+    content[20:60] = b"\xff" * 40
+    file.write_bytes(content)
+    assert [item["image"] for item in inference_inputs(file.parent)] == [str(file)]
+    assert read_provenance(file) is None

@@ -128,6 +128,15 @@ def test_the_inferer_takes_a_rival(make: Callable[..., Rival]) -> None:
         TranslationInferer("t2", ["t1", "t2"])(brain(16, 16, 8), make("pix2pix_2d"))
 
 
+def test_a_client_of_monai_label_is_told_what_a_rival_refuses(
+    make: Callable[..., Rival], label_server: type[Exception]
+) -> None:
+    with pytest.raises(label_server) as raised:
+        TranslationInferer("flair", MODALITIES)(brain(16, 16, 8), make("pix2pix_2d"))
+    assert raised.value.status_code == 400  # type: ignore[attr-defined]
+    assert "target: expected t2, the only one" in raised.value.detail  # type: ignore[attr-defined]
+
+
 def test_pairs() -> None:
     assert as_pair("T1n, t2w", MODALITIES) == ("t1", "t2")
     assert as_pair(None, MODALITIES) is as_pair("ALL", MODALITIES) is None
