@@ -241,7 +241,7 @@ def empty_batch(parser: ConfigParser, objective: Any, size: Sequence[int]) -> di
     value = parser.get_parsed_content
     dims = objective.rival.spatial_dims
     count = value("subjects_per_batch") * (value("slices_per_subject") if dims == 2 else 1)
-    crop = value("crop_size") or size[:dims]
+    crop = value("sample_crop") or size[:dims]
     shape = [max(min(a, b), value("smallest_slice")) for a, b in zip(crop, size, strict=False)]
     images = {key: torch.zeros(count, 1, *shape) for key in ("image", "label")}
     modality = torch.zeros(count, dtype=torch.long)

@@ -47,7 +47,7 @@ PATHS = (
     "bundle_root", "dataset_dir", "output_dir", "cache_dir", "stage_dir", "ckpt_path", "autoencoder_path", "spade_path",
 )  # fmt: skip
 PATHS_OR_NONE = ("image", "pretrained", "segmenter")
-SWITCHES = ("resume", "skip_done", "flip", "cache_target_like", "gradient_checkpointing", "joint", "debug")
+SWITCHES = ("resume", "skip_done", "flip", "cache_target_like", "gradient_checkpointing", "joint", "debug", "paired")
 LARGEST = 2**31 - 1
 WHOLE = {
     "seed": (0, 2**32 - 1),
@@ -57,16 +57,20 @@ WHOLE = {
     **dict.fromkeys(("warmup_steps", "num_inference_steps"), (0, LARGEST)),
     **dict.fromkeys(("max_epochs", "val_interval", "checkpoint_interval", "accumulation_steps"), (1, LARGEST)),
     **dict.fromkeys(("batch_size", "crops_per_subject", "subjects_per_batch", "pairs_per_subject"), (1, LARGEST)),
+    **dict.fromkeys(("slices_per_subject", "smallest_slice"), (1, LARGEST)),
     **dict.fromkeys(("part_size", "lookup_subjects", "num_samples", "spatial_divisor"), (1, LARGEST)),
 }
 WHOLE_OR_NONE = {"max_subjects": (1, LARGEST)}
 SIZES = ("crop_size", "image_crop", "latent_crop")
+SIZES_OR_NONE = ("sample_crop",)  # of slices or volumes
 NUMBERS = {
     "learning_rate": (0.0, 1.0),
     "final_learning_rate": (0.0, 1.0),
     "cache_rate": (0.0, 1.0),
     "pure_noise_share": (0.0, 1.0),
     "phantom_share": (0.0, 1.0),
+    "decay_share": (0.0, 1.0),
+    "weight_decay": (0.0, 1.0),
     "ema_momentum": (0.0, 1.0),
     "clip_norm": (0.0, float("inf")),
     "image_weight": (0.0, float("inf")),
@@ -204,8 +208,9 @@ def _check_values(config: Mapping[str, Any]) -> None:
         elif key in WHOLE or (key in WHOLE_OR_NONE and value is not None):
             smallest, largest = {**WHOLE, **WHOLE_OR_NONE}[key]
             whole_number(key, value, smallest=smallest, largest=largest)
-        elif key in SIZES:
-            for size in value if isinstance(value, list | tuple) and len(value) == SPATIAL_DIMS else [value]:
+        elif key in SIZES or (key in SIZES_OR_NONE and value is not None):
+            dims = (SPATIAL_DIMS,) if key in SIZES else (SPATIAL_DIMS - 1, SPATIAL_DIMS)
+            for size in value if isinstance(value, list | tuple) and len(value) in dims else [value]:
                 whole_number(key, size, smallest=1, largest=LARGEST)
         elif key in NUMBERS:
             _check_number(key, value, *NUMBERS[key])
