@@ -108,6 +108,8 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
         found = LINK if path.is_symlink() else "nothing there"
         raise FileNotFoundError(f"{path}: expected an image or a folder; found {found}. Correct the path.")
     if not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a file or a folder; found a pipe or a device. Save the scan as a file.")
         check_named_scan(path)
         return [(path, Path(path.name))]
     passed: PassedOver = {}

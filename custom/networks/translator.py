@@ -93,7 +93,10 @@ class LatentTranslator(nn.Module):
         if not 0.0 < strength <= 1.0:
             raise ValueError(f"strength: expected a number in (0, 1], found {strength}.")
         if not 0 <= default_target < num_modalities:
-            raise ValueError(f"default_target: expected an index below {num_modalities}, found {default_target}.")
+            raise ValueError(
+                f"default_target: expected an index below {num_modalities}, the number of modalities; found "
+                f"{default_target}. Name the modalities that the weights know."
+            )
         self.num_modalities = num_modalities
         self.autoencoder = autoencoder
         self.style_transfer = style_transfer

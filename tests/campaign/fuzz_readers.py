@@ -17,6 +17,7 @@ import json
 import random
 import resource
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 SHAPE = (9, 8, 6)
-HANG_SECONDS = 60  # on a busy machine, too
+HANG_SECONDS = 20  # of the processor's time, so that a busy machine does not count
+LONGEST_WAIT = 900  # for whatever waits without computing
 MOST_MIB = 512  # that a reader may take beyond what it has after its valid file
 BAD = ("wrong", "other error", "hang", "crash", "memory")
 COLUMNS = ("equal", "refused", "unknowable", *BAD)
@@ -157,18 +159,24 @@ class Worker:
         assert process.stdin
         assert process.stdout
         print(json.dumps([reader, str(path)]), file=process.stdin, flush=True)
-        ready, _, _ = select.select([process.stdout], [], [], HANG_SECONDS)
+        ready, _, _ = select.select([process.stdout], [], [], LONGEST_WAIT)
         answer = process.stdout.readline() if ready else ""
         if answer:
             return json.loads(answer)
         self.stop()
-        return {"outcome": "crash" if ready else "hang", "error": f"exit status {process.returncode}" if ready else ""}
+        hung = not ready or process.returncode == -signal.SIGPROF
+        return {"outcome": "hang" if hung else "crash", "error": f"exit status {process.returncode}"}
 
     def stop(self) -> None:
         """End the process, if there is one."""
-        if self._process:
-            self._process.kill()
-            self._process.communicate()
+        if self._process and self._process.stdin and self._process.stdout:
+            self._process.stdin.close()  # it ends by itself, if it can
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process.stdout.close()
         self._process = None
 
     @staticmethod
@@ -203,6 +211,7 @@ def serve() -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         name, path = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)  # ends the process, whatever it is in
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             found = {"outcome": "read", "digest": hashlib.sha256(readers[name](path)).hexdigest()}
@@ -210,6 +219,7 @@ def serve() -> None:
             known = find_user_error(error)
             plain = known is error and "\n" not in str(error)
             found = {"outcome": "refused" if plain else "other error", "error": f"{type(error).__name__}: {error}"}
+        signal.setitimer(signal.ITIMER_PROF, 0)
         taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         print(json.dumps({**found, "mib": taken}), file=answers, flush=True)
 

@@ -83,7 +83,7 @@ def _(room: Room) -> list[object]:
     return series(room, lambda one, index: one.__delattr__("PixelSpacing"))
 
 
-@kind("dicom", "no pixels", "series", "[Pp]ixel")
+@kind("dicom", "no pixels", "series", "pixel|image is not there")
 def _(room: Room) -> list[object]:
     return series(room, lambda one, index: one.__delattr__("PixelData"))
 

@@ -11,6 +11,8 @@ import numpy as np
 from kinds import kind
 from rooms import Room
 
+ITK_SECONDS = 6.0  # it loads its own modules when it is first asked for a format
+
 
 @kind("files", "no such file", r"absent\.nii\.gz", "found no")
 def _(room: Room) -> list[object]:
@@ -194,12 +196,12 @@ def _(room: Room) -> list[object]:
     return room.inference(room.save(np.zeros((40, 40, 40), np.float32) - np.arange(40, dtype=np.float32) * 0))
 
 
-@kind("files", "an unknown suffix", r"scan\.xyz")
+@kind("files", "an unknown suffix", r"scan\.xyz", seconds=ITK_SECONDS)
 def _(room: Room) -> list[object]:
     return room.inference(room.copy(room.base.scan, "scan.xyz"))
 
 
-@kind("files", "a picture", r"scan\.png")
+@kind("files", "a picture", r"scan\.png", seconds=ITK_SECONDS)
 def _(room: Room) -> list[object]:
     return room.inference(room.write("scan.png", b"\x89PNG\r\n\x1a\n" + bytes(200)))
 
@@ -245,13 +247,13 @@ def _(room: Room) -> list[object]:
     return room.inference(room.folder / "scan.hdr")
 
 
-@kind("files", "NRRD cut short", r"scan\.nrrd")
+@kind("files", "NRRD cut short", r"scan\.nrrd", seconds=ITK_SECONDS)
 def _(room: Room) -> list[object]:
     header = "NRRD0004\ntype: short\ndimension: 3\nsizes: 40 40 40\nencoding: raw\nendian: little\n\n"
     return room.inference(room.write("scan.nrrd", header.encode() + bytes(1000)))
 
 
-@kind("files", "MetaImage whose data are elsewhere", r"scan\.mhd")
+@kind("files", "MetaImage whose data are elsewhere", r"scan\.mhd", seconds=ITK_SECONDS)
 def _(room: Room) -> list[object]:
     header = "ObjectType = Image\nNDims = 3\nDimSize = 40 40 40\nElementType = MET_SHORT\nElementDataFile = gone.raw\n"
     return room.inference(room.write("scan.mhd", header))

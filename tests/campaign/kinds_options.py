@@ -95,6 +95,10 @@ _training("learning_rate", "fast")
 _training("resume", "yes")
 _training("accumulation_steps", 0)
 _training("dataset_dir", "absent", "absent")
-_training("pretrained", "absent.pt", "absent")
 _training("val_interval", 0)
 _training("seed", "x")
+
+
+@kind("options", "train_autoencoder: no such weights to start from", r"absent\.pt", "found no file")
+def _(room: Room) -> list[object]:
+    return room.training(pretrained="absent.pt")

@@ -212,7 +212,7 @@ class TestMONAI:
         moved = train("train_spade", done.training, **common, **SPADE)
         assert moved == {"style_transfer"}
         moved = train("train", done.training, **common, ckpt_path=str(model))
-        assert moved == {"unet", "detail", "latent_scale"}
+        assert moved == {"unet", "detail", "latent_scale", "training_range"}
         imported, final = read_weights(done.weights), read_weights(model)
         for name, tensor in imported.items():
             if name.startswith("autoencoder."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,3 +183,9 @@ def test_damaged_beginning_is_left_to_the_reader(write_volume: Callable) -> None
     file.write_bytes(content)
     assert [item["image"] for item in inference_inputs(file.parent)] == [str(file)]
     assert read_provenance(file) is None
+
+
+def test_a_pipe_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan.nii")
+    with pytest.raises(ValueError, match=r"scan.nii: expected a file or a folder; found a pipe"):
+        inference_inputs(tmp_path / "scan.nii")

@@ -327,8 +327,8 @@ def test_every_trained_parameter_gets_a_gradient(trained) -> None:
         ({"strength": 0.0}, r"strength: expected a number in \(0, 1\], found 0.0"),
         ({"strength": 1.5}, r"strength: expected a number in \(0, 1\], found 1.5"),
         ({"num_inference_steps": -1}, "num_inference_steps: expected 0 or more, found -1"),
-        ({"default_target": M}, "default_target: expected an index below 3, found 3"),
-        ({"default_target": -1}, "default_target: expected an index below 3, found -1"),
+        ({"default_target": M}, "default_target: expected an index below 3, .* found 3"),
+        ({"default_target": -1}, "default_target: expected an index below 3, .* found -1"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
