@@ -114,7 +114,7 @@ def test_what_is_not_finite_may_be_background(write, brain) -> None:
 
 def overflowed(data: np.ndarray) -> np.ndarray:
     """A smooth gradient across the brain that a byte does not hold."""
-    across = np.linspace(40, 340, data.shape[0])[:, None, None] + np.linspace(0, 40, data.shape[1])[:, None]
+    across = np.linspace(40, 320, data.shape[0])[:, None, None] + np.linspace(0, 60, data.shape[2])
     return np.where(data > 0, across, 0).astype(np.int64).astype(np.uint8)
 
 
