@@ -87,7 +87,7 @@ def train(
 
 
 def applicable(values: Mapping[str, Any], overlays: Sequence[str]) -> dict[str, Any]:
-    """``values`` without those of a component that an overlay replaces or leaves out, such as an absent MS-SPADE's width."""
+    """``values`` without those of a component that an overlay replaces or drops, such as an absent MS-SPADE's."""
     folder, replaced = config_folder(), []
     for overlay in overlays:
         config = json.loads((folder / f"{overlay}.json").read_text(encoding="utf-8"))
