@@ -24,6 +24,7 @@ from custom.networks import LatentTranslator
 from custom.networks.fast import accelerate
 from custom.training.latents.pairs import latent_pairs
 from custom.training.objectives import DiffusionObjective
+from custom.training.trainer import prepare_tensors
 from custom.utils.bundle import config_folder
 from custom.utils.precision import uses_bfloat16
 
@@ -62,7 +63,7 @@ class Step:
     def __call__(self, fetch: Any) -> tuple[float, float]:
         """Seconds to fetch the batch, and of the whole step."""
         start = time.perf_counter()
-        batch = {key: value.to(self.device) for key, value in fetch().items()}
+        batch = prepare_tensors(fetch(), self.device, non_blocking=False)
         self.wait()
         fetched = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
@@ -102,9 +103,9 @@ def main() -> None:
             with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
                 latents = [network.encode(images[name].unsqueeze(0).to(device)).float() for name in NAMES]
             crop = tuple(slice(0, n) for n in parser["latent_crop"])
-            latents = [latent[(..., *crop)] for latent in latents]
-            keys = ("source", "target", "source_modality", "target_modality")
-            return dict(zip(keys, [*latents, *modality.unsqueeze(1)], strict=True))
+            source, target = (latent[(..., *crop)] for latent in latents)
+            sets = {"source": source.unsqueeze(1), "source_modality": modality[None, :1]}  # of one source
+            return {**sets, "target": target, "target_modality": modality[1:]}
 
         step = Step(network, device, amp)
         step(lambda: pairs[0])

@@ -137,6 +137,7 @@ def _parameters(network: LatentTranslator) -> list[Row]:
         "codebook": (autoencoder.bottleneck,),
         "decoder": (autoencoder.decoder, autoencoder.post_quant_conv),
         "MS-SPADE": (network.style_transfer,),
+        "fusion of sources": (network.fusion,),
         "UNet": (network.unet,),
         "detail transfer": () if network.detail is None else (network.detail,),
         "all": (network,),

@@ -87,9 +87,9 @@ def train(
 
 
 def applicable(values: Mapping[str, Any], overlays: Sequence[str]) -> dict[str, Any]:
-    """``values`` without those of a component that an overlay replaces, such as the width of an absent MS-SPADE."""
+    """``values`` without those of a component that an overlay replaces or drops, such as an absent MS-SPADE's."""
     folder, replaced = config_folder(), []
     for overlay in overlays:
         config = json.loads((folder / f"{overlay}.json").read_text(encoding="utf-8"))
-        replaced += [f"{key}#" for key, value in config.items() if isinstance(value, dict)]
+        replaced += [f"{key}#" for key, value in config.items() if value is None or isinstance(value, dict)]
     return {key: value for key, value in values.items() if not key.startswith(tuple(replaced))}

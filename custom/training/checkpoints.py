@@ -105,7 +105,7 @@ def load_stage(
     _load_shipped(network, stand_in, weighty, tuple(map(canonical, modalities)), f"{path}: expected {STAGE_BEFORE}")
     logger.warning(
         "%s: expected %s; found no file. Until the training of %s has been run, or another file is named, the network "
-        "takes its %s from %s.", path, STAGE_BEFORE, trained_by, " and ".join(weighty), shipped,
+        "takes its %s from %s.", path, STAGE_BEFORE, trained_by, ", ".join(weighty), shipped,
     )  # fmt: skip
     return network
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import filecmp
 import itertools
 import json
 import os
@@ -75,7 +74,7 @@ def free_name(path: Path) -> Path:
 
 def keep_former(path: Path, new: Path) -> Path | None:
     """Copy what is at ``path`` to a :func:`free_name`, unless ``new``, which takes its place, has the same content."""
-    if not path.is_file() or filecmp.cmp(path, new, shallow=False):
+    if not path.is_file() or path.read_bytes() == new.read_bytes():
         return None
     return Path(shutil.copy2(path, free_name(path)))
 

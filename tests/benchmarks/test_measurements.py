@@ -78,7 +78,8 @@ def test_parts_and_their_stock_twins(network, quick, tmp_path: Path) -> None:
     assert tuple(kept["image"].shape) == (1, 1, *SIZE)
     assert all(part.seconds > 0 for part in parts)
     assert all((part.tflop > 0) == (part.name in NETWORK_PARTS) for part in parts)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["head_t2_synthetic.nii.gz"]
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert written == {"head_t2_synthetic.nii.gz", "head_t2_synthetic.json"}  # the image and where it comes from
     stock = measure_stock(config, network, kept, CPU, amp=False)
     assert [row.name for row in stock] == ["encode", "quantise", "step", "step", "loop step", "decode"]
 
@@ -132,6 +133,9 @@ class Nearer(nn.Module):
 
     def transfer(self, latent: Tensor, target: Tensor) -> Tensor:
         return latent
+
+    def fuse(self, latent: Tensor, target_like: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return latent, target_like
 
     def sample(self, latent: Tensor, target_like: Tensor, target: Tensor, noise: Tensor, num_steps: int) -> Tensor:
         return latent - 0.1 * latent.sign() / num_steps

@@ -210,7 +210,7 @@ class TestMONAI:
         common = {**QUICK, **SMALL_STYLE, **SMALL_UNET, "dataset_dir": str(phantoms), "output_dir": str(tmp_path / "o")}
         model = tmp_path / "o" / "model.pt"
         moved = train("train_spade", done.training, **common, **SPADE)
-        assert moved == {"style_transfer"}
+        assert {"style_transfer"} <= moved <= {"style_transfer", "fusion"}  # fusion where several sources are drawn
         moved = train("train", done.training, **common, ckpt_path=str(model))
         assert moved == {"unet", "detail", "latent_scale", "training_range"}
         imported, final = read_weights(done.weights), read_weights(model)

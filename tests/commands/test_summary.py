@@ -39,7 +39,7 @@ def test_flops_of_attention() -> None:
 
 def test_parts_add_up(small) -> None:
     network = preset_network("small")
-    parts = ("encoder", "codebook", "decoder", "MS-SPADE", "UNet", "detail transfer")
+    parts = ("encoder", "codebook", "decoder", "MS-SPADE", "fusion of sources", "UNet", "detail transfer")
     assert sum(small["parameters", part].value for part in parts) == small["parameters", "all"].value
     assert small["parameters", "all"].value == sum(p.numel() for p in network.parameters())
     assert small["parameters", "codebook"].value == network.autoencoder.bottleneck.embedding.weight.numel()

@@ -37,6 +37,10 @@ class CountingNetwork(torch.nn.Module):
         self.calls.append("transfer")
         return latent
 
+    def fuse(self, latent, target_like, target):
+        self.calls.append("fuse")
+        return latent, target_like
+
     def sample(self, latent, target_like, target, noise, num_steps=0):
         self.calls.append("sample")
         self.steps.append(num_steps)

@@ -88,8 +88,8 @@ def rounds(bundle: Path, data: Path, elsewhere: Callable, tmp_path_factory: pyte
 
 def test_a_bundle_as_downloaded_starts_with_a_warning(rounds: dict) -> None:
     assert re.search(
-        r"output/spade/best.pt: expected the weights of the stage before; found no file.*takes its autoencoder and "
-        r"style_transfer from .+/models/model.pt",
+        r"output/spade/best.pt: expected the weights of the stage before; found no file.*takes its autoencoder, "
+        r"style_transfer, fusion from .+/models/model.pt",
         rounds["said"],
     )
 

@@ -238,7 +238,9 @@ def test_each_subject_is_encoded_once_for_both_stages(ranks: Ranks) -> None:
 def test_latent_scale_is_that_of_one_process(ranks: Ranks, data: Path, tmp_path: Path, one_thread: None) -> None:
     spade = str(ranks.output / "spade" / "best.pt")
     workflow = one_process("train", data, tmp_path, spade_path=spade)
-    workflow.parser.get_parsed_content("run#2")
+    steps = [step.get("_target_") if isinstance(step, dict) else None for step in workflow.parser["run"]]
+    measuring = steps.index("custom.training.latents.pairs.measure_latent_scale")
+    workflow.parser.get_parsed_content(f"run#{measuring}")
     expected = workflow.parser.get_parsed_content("network").latent_scale
     for state in ranks.states["train"]:
         # the sums are in double precision, in another order
