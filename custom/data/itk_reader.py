@@ -9,10 +9,12 @@ Source: https://teem.sourceforge.net/nrrd/format.html; https://itk.org/Wiki/Meta
 
 from __future__ import annotations
 
+import locale
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -48,6 +50,17 @@ class TextHeader(NamedTuple):
     has_orientation: bool
 
 
+@contextmanager
+def _same_locale() -> Iterator[None]:
+    """ITK 5.4 leaves the process in the locale "C" where it reads VTK: text would be taken for ASCII from then on."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        if locale.setlocale(locale.LC_ALL) != before:
+            locale.setlocale(locale.LC_ALL, before)
+
+
 class ItkReader(ITKReader):
     """MONAI's for one whole file.
 
@@ -57,6 +70,7 @@ class ItkReader(ITKReader):
 
     lacks_orientation = False
 
+    @_same_locale()
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
         import itk  # takes seconds to load: only where its formats are read
 
@@ -75,6 +89,7 @@ class ItkReader(ITKReader):
         return image
 
 
+@_same_locale()
 def read_information(file: Path) -> Any:
     """ITK's ``ImageIO`` of a file, its header read.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import random
 from pathlib import Path
 
@@ -116,3 +117,12 @@ class TestOrientation:
         write(tmp_path / "scan.vtk")
         assert read_volume(tmp_path / "scan.vtk").meta[ASSUMED_KEY] is True
         assert "scan.vtk: it does not say" in caplog.text
+
+    def test_vtk_leaves_the_locale(self, tmp_path: Path) -> None:
+        write(tmp_path / "scan.vtk")
+        before = locale.setlocale(locale.LC_ALL)
+        try:
+            read_volume(tmp_path / "scan.vtk")
+            assert locale.setlocale(locale.LC_ALL) == before
+        finally:
+            locale.setlocale(locale.LC_ALL, before)
