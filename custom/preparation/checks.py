@@ -108,6 +108,8 @@ def check_file(path: str | Path, *, label: bool = False) -> Checked:
     except Exception as error:  # whatever a broken file provokes concerns this file alone
         code = "dicom" if Path(path).is_dir() or is_dicom(path) else "unreadable"
         fault = (code, user_message(error, default="an error"))
+    if fault is not None:  # the file is named by whoever shows the fault
+        fault = (fault[0], fault[1].removeprefix(f"{path}: "))
     return Checked(str(path), fault, **known)
 
 
