@@ -24,7 +24,8 @@ writes: list[str] = []
 
 def record_writes(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "open" and isinstance(arguments[0], str) and arguments[2] & WRITING:
-        writes.append(arguments[0])
+        # a folder is opened for a file without a name, by which every process finds out whether it can write there
+        writes.extend([] if os.path.isdir(arguments[0]) else [arguments[0]])
     elif event in ("os.mkdir", "os.rename"):
         writes.append(str(arguments[1 if event == "os.rename" else 0]))
 
