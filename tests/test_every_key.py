@@ -114,7 +114,7 @@ CHANGES: dict[str, Change] = {
     "crop_size": {"crop_size": [16, 16, 32]},
     "crops_per_subject": {"crops_per_subject": 2},
     "image_crop": {"image_crop": [16, 16, 32]},
-    "latent_crop": {"latent_crop": [4, 4, 8]},
+    "latent_crop": {"latent_crop": [8, 8, 12]},
     "subjects_per_batch": {"subjects_per_batch": 2},
     "pairs_per_subject": {"pairs_per_subject": 2},
     "max_sources": {"max_sources": 1},
