@@ -33,7 +33,8 @@ SLOWER = {"num_inference_steps": 2, "num_samples": 2}
 BAD_SCANS = {
     "4d": "expected one 3D volume with one channel; found 2 volumes",
     "tiny": "expected at least 16×16×16 voxels",
-    "mask": "expected an MRI contrast; found only the values 0 and 1",
+    "mask": "expected a scan; found a segmentation or mask by its name",
+    "binary": "expected an MRI contrast; found only the values 0 and 1",
     "nan": "expected finite intensities in the brain; found",
     "truncated": "expected a readable 3D image",
     "text": "expected a readable 3D image",

@@ -48,13 +48,14 @@ def make_scans(phantom: Path, folder: Path) -> Scans:
 
 
 def make_bad_scans(scan: Path, folder: Path) -> None:
-    """Write ``4d``, ``tiny``, ``mask``, ``nan``, ``truncated`` and ``text``, each ``.nii.gz``: what is no scan."""
+    """Write what is no scan, as ``4d``, ``tiny``, ``mask``, ``binary``, ``nan``, ``truncated``, ``text`` (``.nii.gz``)."""
     image = nib.load(scan)
     values = image.get_fdata(dtype=np.float32)
     spoilt = {
         "4d": np.stack([values, values], axis=-1),
         "tiny": values[:8],
         "mask": (values > 0).astype(np.float32),
+        "binary": (values > 0).astype(np.float32),
         "nan": np.where(values > np.median(values[values > 0]), np.nan, values),
     }
     for name, content in spoilt.items():
