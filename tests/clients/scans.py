@@ -48,7 +48,7 @@ def make_scans(phantom: Path, folder: Path) -> Scans:
 
 
 def make_bad_scans(scan: Path, folder: Path) -> None:
-    """Write what is no scan: ``4d``, ``tiny``, ``mask``, ``binary``, ``nan``, ``truncated``, ``text``, all ``.nii.gz``."""
+    """Write ``.nii.gz`` that are no scan: ``4d``, ``tiny``, ``mask``, ``binary``, ``nan``, ``truncated``, ``text``."""
     image = nib.load(scan)
     values = image.get_fdata(dtype=np.float32)
     spoilt = {
