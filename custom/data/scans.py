@@ -21,6 +21,7 @@ from custom.data.dicom_files import DICOM_SUFFIXES, dicom_files, is_dicom
 from custom.data.names import SYNTHETIC_SUFFIX, image_stem
 from custom.data.nifti import load_header
 from custom.data.readers import IMAGE_SUFFIXES
+from custom.utils.errors import first_of
 
 __all__ = [
     "PassedOver",
@@ -148,7 +149,7 @@ def kinds(passed: Mapping[Path, str]) -> Iterator[str]:
     for path, why in passed.items():
         reasons.setdefault(why, []).append(path.name)
     for why, names in reasons.items():
-        yield f"{len(names)} passed over ({why}): {', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''}"
+        yield f"{len(names)} passed over ({why}): {first_of(names, NAMED)}"
 
 
 def labels_in(values: torch.Tensor) -> list[float] | None:

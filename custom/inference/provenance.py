@@ -23,6 +23,7 @@ from custom.data.tolerant import FAULT_KEY
 from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, rank, world_size
+from custom.utils.errors import first_of
 from custom.utils.files import atomic_write, require_writable
 from custom.utils.identity import FileDigests, content_digest, describe, differences, digest, identity
 from custom.utils.modalities import canonical
@@ -44,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 PLACE, PLACE_DIGITS = "place", 8
 COMMENT_CODE = 6  # of a NIfTI header extension
-NAMED = 3  # files in a message
 NAME = "brain_mri_modality_translation"
 IDENTITY = "Identity"
 TWICE = "SourceSynthetic"
@@ -276,10 +276,9 @@ _SAME_NAME = (
 
 def _say(done: Sequence[str], stale: Mapping[str, int], total: int, folder: Path) -> None:
     if done:
-        named = ", ".join(done[:NAMED]) + (", …" if len(done) > NAMED else "")
         logger.warning(
             "%d of %d files are translated already, in %s: %s. --skip_done false translates them anew.",
-            len(done), total, folder, named,
+            len(done), total, folder, first_of(done),
         )  # fmt: skip
     for parts, count in stale.items():
         logger.warning("%d of %d files are translated anew: made with another %s", count, total, parts)

@@ -16,6 +16,7 @@ from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
 from custom.networks.translator import RANGE
+from custom.utils.errors import first_of
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
 __all__ = [
@@ -132,8 +133,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise ValueError(
-            f"{file}: expected finite weights; found NaN or infinite values in {', '.join(broken[:NAMED])}"
-            f"{_more(broken)}. Replace the file."
+            f"{file}: expected finite weights; found NaN or infinite values in {first_of(broken)}. Replace the file."
         )
     return dict(state)
 
@@ -244,14 +244,14 @@ def _differences(
     if vocabulary := _other_vocabulary(network, state):
         found.append(vocabulary)
     if shapes:
-        shown = ", ".join(f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}" for k in shapes[:NAMED])
-        found.append(f"{len(shapes)} tensors of another shape ({shown}{_more(shapes)})")
+        shown = first_of(f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}" for k in shapes)
+        found.append(f"{len(shapes)} tensors of another shape ({shown})")
     for label, names in (
         ("missing", [k for k in expected if k not in state]),
         ("unknown", [k for k in state if k not in expected]),
     ):
         if names:
-            found.append(f"{len(names)} {label} tensors ({', '.join(names[:NAMED])}{_more(names)})")
+            found.append(f"{len(names)} {label} tensors ({first_of(names)})")
     return found
 
 
@@ -262,7 +262,3 @@ def _other_vocabulary(network: nn.Module, state: Mapping[str, torch.Tensor]) -> 
         if isinstance(module, SwitchableConv3d) and kernels is not None and len(kernels) != len(module.weight):
             return f"{len(kernels)} modalities instead of {len(module.weight)}"
     return ""
-
-
-def _more(names: list[str]) -> str:
-    return ", …" if len(names) > NAMED else ""

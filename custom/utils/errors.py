@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -13,9 +13,18 @@ from typing import Any
 from custom.compat import in_label_server, label_error, on_uncaught
 from custom.utils.arguments import as_bool
 
-__all__ = ["causes", "find_user_error", "report_plainly", "telling_label_clients", "user_errors", "user_message"]
+__all__ = [
+    "causes",
+    "find_user_error",
+    "first_of",
+    "report_plainly",
+    "telling_label_clients",
+    "user_errors",
+    "user_message",
+]
 
 USER_ERRORS = (ValueError, OSError)
+NAMED = 3  # files, tensors or entries named in a message
 DETAIL = 400  # characters of another's message
 # what others raise → what there is to do about it
 REMEDIES = {
@@ -112,6 +121,12 @@ def _print_line(error: BaseException) -> bool:
         where = "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in place) or "unknown place"
         print(f"error: {user_message(error, default=where)} (--debug true prints where it was raised)", file=sys.stderr)
     return isinstance(error, Exception)
+
+
+def first_of(names: Iterable[object], most: int = NAMED) -> str:
+    """The first ``most`` names for a message: ``"a, b, c, …"``."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

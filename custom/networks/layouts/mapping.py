@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from custom.networks.layouts.reader import Tensors
+from custom.utils.errors import first_of
 
 __all__ = ["Mapped", "Part", "Rule", "build", "copied", "map_tensors", "tensors_of"]
 
@@ -103,7 +104,7 @@ def map_tensors(part: Part, *, strict: bool = True) -> Mapped:
     unknown = [name for name in weights if name not in set(names) and name not in part.known]
     if strict and (missing or unknown):
         kinds = {"missing": missing, "unknown": unknown}
-        found = [f"{len(n)} {kind} tensors ({_shown(n)})" for kind, n in kinds.items() if n]
+        found = [f"{len(n)} {kind} tensors ({first_of(n)})" for kind, n in kinds.items() if n]
         raise ValueError(
             f"{file}: expected every tensor of the layout and no other; found {' and '.join(found)}. "
             "Give the whole file, or --strict false to go on with what fits."
@@ -111,7 +112,7 @@ def map_tensors(part: Part, *, strict: bool = True) -> Mapped:
     broken = [name for name in names if name in weights and not weights[name].isfinite().all()]
     if broken:
         raise ValueError(
-            f"{file}: expected finite weights; found NaN or infinity in {len(broken)} tensors ({_shown(broken)}). "
+            f"{file}: expected finite weights; found NaN or infinity in {len(broken)} tensors ({first_of(broken)}). "
             "Take an earlier checkpoint of that training."
         )
     used: list[str] = []
@@ -136,8 +137,3 @@ def _made(rule: Rule, weights: dict[str, Tensor], like: Tensor, file: Path) -> T
 
 
 SIZES = "Give weights of one network; sizes that differ from part to part are not of this layout."
-
-
-def _shown(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from custom.networks.weights import check_archive
+from custom.utils.errors import first_of
 
 __all__ = ["Tensors", "find_tensors", "read_checkpoint"]
 
 DEPTH = 3  # of mappings in mappings that may hold a state dict
-NAMED = 3  # entries named in a message
 # where a name of a first tensor stands for a layout, for the hint of a message
 LAYOUTS = {
     "encoder.conv_in.weight": "an autoencoder of the release (--source release)",
@@ -140,8 +140,7 @@ def _candidates(
 
 def _entries(content: Any) -> str:
     if isinstance(content, Mapping):
-        shown = [str(name) for name in content][: NAMED + 1]
-        return f"entries {', '.join(shown[:NAMED])}{', …' if len(shown) > NAMED else ''}" if shown else "no entries"
+        return f"entries {first_of(content)}" if content else "no entries"
     return f"a {type(content).__name__}"
 
 
