@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
-from monai.engines.utils import engine_apply_transform
+from monai.engines.utils import default_prepare_batch, engine_apply_transform
 from monai.utils import ImageMetaKey
 from monai.utils.enums import CommonKeys
 from tqdm import tqdm
 
+from custom.data.names import TARGETS_KEY
 from custom.data.tolerant import FAULT_KEY
 from custom.utils.distributed import is_main, world_size
 from custom.utils.errors import causes, user_message
 from custom.utils.files import OutputError
 
-__all__ = ["FileEvaluator", "FileProgress", "ReadAhead"]
+__all__ = ["FileEvaluator", "FileProgress", "ReadAhead", "prepare_sources"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,16 @@ class ReadAhead:
             yield batch
 
 
+def prepare_sources(
+    batchdata: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> Any:
+    """``prepare_batch`` of the evaluator: the sources on ``device``, and the targets of an item that has its own."""
+    given = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+    if TARGETS_KEY not in batchdata:
+        return given
+    return *given, (), {"targets": batchdata[TARGETS_KEY][0].split(",")}
+
+
 class FileEvaluator(SupervisedEvaluator):
     """A ``SupervisedEvaluator`` for which a faulty file costs its own result alone.
 
@@ -86,9 +98,9 @@ class FileEvaluator(SupervisedEvaluator):
         faults: messages of the files that could not be translated.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, prepare_batch: Callable[..., Any] = prepare_sources, **kwargs: Any) -> None:
         self.finish: Callable[[dict], dict] | None = None
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, prepare_batch=prepare_batch, **kwargs)
         self.faults: list[str] = []
         self.unwritten: tuple[str, Future] | None = None
         self.thread: ThreadPoolExecutor | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def measure_scans(
     bounds = torch.full((2, len(FEATURES)), torch.inf)  # of the numbers and of their negatives
     for image in tqdm(chosen[rank() :: world_size()], "measuring scans", unit="scan", disable=not is_main()):
         try:
-            found = read({"image": image})["image"].meta[FEATURES_KEY]
+            [found] = read({"image": image})["image"].meta[FEATURES_KEY]
         except Exception as error:
             logger.warning("%s; not measured.", user_message(error, default=image))
             continue
@@ -99,29 +100,49 @@ def unlike_training(features: Tensor, training_range: Tensor) -> list[tuple[str,
     return found
 
 
-def doubts(source: str | None, features: Tensor | None, network: Any) -> list[str]:
-    """What makes a translation doubtful, logged in one line: a source unlike the training scans, or itself synthetic.
+def doubts(
+    sources: Sequence[str], features: Tensor | None, network: Any, *, disagreement: str | None = None
+) -> list[str]:
+    """What makes a translation doubtful, logged in one line for each source: unlike the training scans, or synthetic.
 
     Args:
-        source: file that is translated, None for an image in memory.
-        features: of it, None where it was not measured.
+        sources: files that are translated together; none of an image in memory.
+        features: (S, F) of them, None where they were not measured.
         network: that translates; one whose weights tell no range is said once, and nothing is checked.
+        disagreement: of the sources, as ``custom.data.sets`` tells it.
     """
+    known = getattr(network, "training_range", None)
+    if features is not None and (known is None or not known.any()):
+        _say_once(NOTHING_KNOWN)
+        features = None
+    number = max(len(sources), 0 if features is None else len(features))
+    warnings = []
+    for i in range(number):
+        source = sources[i] if i < len(sources) else None
+        told = _doubts_of(source, None if features is None else features[i], known)
+        told_of = f" {Path(source).name}" if source and number > 1 else ""
+        warnings += [f"source{told_of} unlike the scans of the training: {what}" for what in told]
+    if disagreement:
+        logger.warning(
+            "%s: %s, so the translation may be wrong. Look at them side by side: take the skull off all of them, and "
+            "register what was moved.", ", ".join(sources) or "image", disagreement,
+        )  # fmt: skip
+        warnings.append(disagreement)
+    return warnings
+
+
+def _doubts_of(source: str | None, features: Tensor | None, known: Tensor | None) -> list[str]:
     found = []
     if source and is_synthetic(source):
         found.append(("synthetic itself", "Translate the scan that it was made from"))
-    known = getattr(network, "training_range", None)
-    if features is not None and known is not None and known.any():
+    if features is not None and known is not None:
         found += unlike_training(features, known)
-    elif features is not None:
-        _say_once(NOTHING_KNOWN)
-    warnings = [f"source unlike the scans of the training: {what}" for what, _ in found]
     if found:
         advice = ". ".join(dict.fromkeys(remedy for _, remedy in found))
         told = "; ".join(what for what, _ in found)
         logger.warning("%s: unlike the scans of the training, so its translation may be wrong: %s. %s.",
                        source or "image", told, advice)  # fmt: skip
-    return warnings
+    return [what for what, _ in found]
 
 
 def _told(value: Tensor) -> str:

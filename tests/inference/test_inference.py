@@ -129,12 +129,12 @@ def test_output_lies_on_the_sources_grid(workflow, write_volume, head, tmp_path,
 def test_other_formats(workflow, write_volume, tmp_path: Path, suffix: str) -> None:
     import itk
 
-    same = write_volume("same.nii.gz", affine=LPS)
-    source = tmp_path / f"scan.{suffix}"
+    same = write_volume("in/same.nii.gz", affine=LPS)
+    source = tmp_path / "in" / f"scan.{suffix}"
     image = itk.image_from_array(itk.array_from_image(itk.imread(str(same))))
     image.CopyInformation(itk.imread(str(same)))
     itk.imwrite(image, str(source))
-    workflow(image=[str(same), str(source)], targets="t2").run()
+    workflow(image=str(source.parent), targets="t2").run()
     expected, result = (nib.load(tmp_path / "out" / f"{name}_t2_synthetic.nii.gz") for name in ("same", "scan"))
     np.testing.assert_allclose(result.affine, expected.affine, atol=1e-6)
     np.testing.assert_array_equal(result.get_fdata(), expected.get_fdata())

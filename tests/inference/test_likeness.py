@@ -57,24 +57,26 @@ def test_unlike() -> None:
 
 def test_a_subject_like_the_others_is_not_warned_about(trained, cohort, caplog) -> None:
     for file in sorted((cohort() / "s05").glob("*.nii.gz")):
-        assert doubts(str(file), features_of(file), trained) == []
+        assert doubts([str(file)], features_of(file), trained) == []
     assert caplog.text == ""
 
 
 def test_another_kind_of_scan_is_named_with_what_to_do(trained, brain, write_volume, caplog) -> None:
     small = write_volume("small.nii.gz", brain("t1"), affine=np.diag([1.5, 1.5, 1.5, 1.0]))
-    [*said] = doubts(str(small), features_of(small), trained)
+    [*said] = doubts([str(small)], features_of(small), trained)
     assert any("volume of the foreground" in line for line in said)
     [line] = caplog.messages
     assert line.startswith(f"{small}: unlike the scans of the training")
     assert "in training" in line
     assert "Check that the file holds one whole brain" in line
     thick = write_volume("thick.nii.gz", brain("t1", shape=(24, 28, 44))[:, :, ::2], affine=np.diag([4, 4, 8, 1.0]))
-    assert any("slice distance 8 mm, in training 4 to 4" in s for s in doubts(str(thick), features_of(thick), trained))
+    assert any(
+        "slice distance 8 mm, in training 4 to 4" in s for s in doubts([str(thick)], features_of(thick), trained)
+    )
 
 
 def test_a_synthetic_source(tiny_translator, caplog) -> None:
-    assert doubts("a_t2_synthetic.nii.gz", None, tiny_translator) == [
+    assert doubts(["a_t2_synthetic.nii.gz"], None, tiny_translator) == [
         "source unlike the scans of the training: synthetic itself"
     ]
     assert "Translate the scan that it was made from" in caplog.text
@@ -85,8 +87,8 @@ def test_weights_that_know_nothing_are_said_once(tiny_translator, monkeypatch, c
 
     likeness._say_once.cache_clear()
     for _ in range(2):
-        assert doubts("a.nii.gz", torch.zeros(len(FEATURES)), tiny_translator) == []
-        assert doubts("a.nii.gz", torch.zeros(len(FEATURES)), lambda image, target: image) == []
+        assert doubts(["a.nii.gz"], torch.zeros(1, len(FEATURES)), tiny_translator) == []
+        assert doubts(["a.nii.gz"], torch.zeros(1, len(FEATURES)), lambda image, target: image) == []
     [line] = caplog.messages
     assert "python -m custom measure-range" in line
 
