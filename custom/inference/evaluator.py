@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class ReadAhead:
 
 
 def prepare_sources(
-    batchdata: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+    batchdata: dict[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
 ) -> Any:
     """``prepare_batch`` of the evaluator: the sources on ``device``, and the targets of an item that has its own."""
     given = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
@@ -98,9 +98,9 @@ class FileEvaluator(SupervisedEvaluator):
         faults: messages of the files that could not be translated.
     """
 
-    def __init__(self, *args: Any, prepare_batch: Callable[..., Any] = prepare_sources, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.finish: Callable[[dict], dict] | None = None
-        super().__init__(*args, prepare_batch=prepare_batch, **kwargs)
+        super().__init__(*args, **{"prepare_batch": prepare_sources, **kwargs})
         self.faults: list[str] = []
         self.unwritten: tuple[str, Future] | None = None
         self.thread: ThreadPoolExecutor | None = None

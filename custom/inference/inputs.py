@@ -39,7 +39,7 @@ def check_output_format(name: str) -> str:
 
 
 def inference_inputs(
-    image: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    image: str | os.PathLike | list[str | os.PathLike] | None = None,
     *,
     dataset_dir: str | os.PathLike | None = None,
     phantom_dir: str | os.PathLike | None = None,
@@ -93,7 +93,7 @@ def inference_inputs(
             "with --layout, or a list of files. Name the targets."
         )
     else:
-        items = _by_themselves(image if image is not None else _held_out(dataset_dir, phantom_dir, modalities))
+        items = _by_themselves(_held_out(dataset_dir, phantom_dir, modalities) if image is None else Path(image))
     if check_output_format(output_format) == "dicom":
         for item in items:
             for file in [item["image"]] if isinstance(item["image"], str) else item["image"]:

@@ -69,32 +69,30 @@ class Provenance:
         self.identity = {**computed, "preprocessing": digest(computed["preprocessing"])}
         self._digests = FileDigests()
 
-    def of(self, source: Source | Sequence[Source]) -> str:
+    def of(self, source: Source | list[Source]) -> str:
         """What decides translations of ``source``, in JSON: a file, a folder with a DICOM series, or an image.
 
         Of several sources of one subject the order does not count, nor do their names. Of files the place is told too,
         which decides nothing.
         """
-        if not isinstance(source, list | tuple):
-            decides = {"source": self._content(source)}
-        else:
-            contents = sorted(self._content(member) for member in source)
-            decides = {"source": contents if len(contents) > 1 else contents[0]}
-        return json.dumps({**decides, **_place(source), **self.identity}, sort_keys=True)
+        contents = sorted(map(self.content, source if isinstance(source, list | tuple) else [source]))
+        content = contents if len(contents) > 1 else contents[0]
+        return json.dumps({"source": content, **_place(source), **self.identity}, sort_keys=True)
 
-    def _content(self, source: Source) -> str:
+    def content(self, source: Source) -> str:
+        """Digest of a file, a folder with a DICOM series, or an image."""
         if isinstance(source, torch.Tensor):
             return digest(describe([source.as_subclass(torch.Tensor), getattr(source, "affine", None)]))
         [[content]] = self._digests.of([[str(source)]])
         return content
 
 
-def _place(source: Source | Sequence[Source]) -> dict[str, str]:
+def _place(source: Source | list[Source]) -> dict[str, str]:
     """Tells one path from another without telling the path, which may name a patient; of images in memory nothing.
 
     The place of a set is the folder that all its files lie in or below: a source more or less does not change it.
     """
-    members = list(source) if isinstance(source, list | tuple) else [source]
+    members = source if isinstance(source, list | tuple) else [source]
     paths = [os.path.abspath(os.path.expanduser(m)) for m in members if not isinstance(m, torch.Tensor)]
     if not paths:
         return {}
