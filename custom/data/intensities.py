@@ -157,7 +157,7 @@ def has_wrapped(values: np.ndarray) -> bool:
 
 
 def _step(values: np.ndarray) -> float:
-    """What sorted ``values`` are whole multiples of, but for a constant; of whole numbers it may be less than any gap."""
+    """What sorted ``values`` are whole multiples of, but for a constant; less than any gap of whole numbers, maybe."""
     gaps = np.diff(values.astype(np.float64))
     return float(np.gcd.reduce(gaps.astype(np.int64)) if (gaps == np.rint(gaps)).all() else gaps.min())
 

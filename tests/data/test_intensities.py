@@ -117,7 +117,7 @@ def test_integers_that_overflowed_are_found(kind: type, top: int) -> None:
 
 
 def test_an_overflow_is_found_where_few_of_the_values_of_a_type_occur() -> None:
-    """An image of few whole numbers, as phantoms are, stretched to a wider type: no two of its values are neighbours."""
+    """An image of few whole numbers, as phantoms are, stretched to a wider type: no two values are neighbours."""
     values = np.rint(scan() / 9) * 600.5
     assert np.diff(np.unique(values)).min() > 1
     assert not has_wrapped(values)
