@@ -80,7 +80,7 @@ class ItkReader(ITKReader):
         check_number(file, math.prod(io.GetDimensions(axis) for axis in range(io.GetNumberOfDimensions())))
         if header:
             _check_length(header, io.GetImageSizeInBytes())
-        image = itk.imread(str(file), **kwargs)
+        image = itk.imread(str(file), imageio=io, **kwargs)
         if header and header.encoding == "compressed" and io.GetNumberOfComponents() == 1:
             values = np.ascontiguousarray(itk.array_view_from_image(image))
             is_big_endian = io.GetByteOrder() == itk.CommonEnums.IOByteOrder_BigEndian
