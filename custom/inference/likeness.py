@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from custom.utils.distributed import is_main, rank, smallest, world_size
 from custom.utils.errors import user_message
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE
 
-__all__ = ["doubts", "measure_scans", "measure_training_range", "unlike_training"]
+__all__ = ["Doubt", "doubts", "measure_scans", "measure_training_range", "unlike_training"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,23 @@ MOST_SCANS = 256  # that are measured of a large data set, evenly chosen: each t
 # scans do not show how wide the range is, and none of equal voxels how much another size matters.
 SPARE_OF_WIDTH = 0.5
 SPARE_OF_BOUND = 0.15
+
+
+class Doubt(NamedTuple):
+    """In what a scan is unlike those of the training.
+
+    Attributes:
+        what: name of the number, or what the scan is.
+        numbers: its own and the training's; empty where it is none.
+        remedy: what to do about it.
+    """
+
+    what: str
+    numbers: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.numbers}".rstrip()
 
 
 def measure_scans(
@@ -80,8 +97,8 @@ def measure_training_range(
     network.training_range.copy_(measure_scans(data, modalities, scale))
 
 
-def unlike_training(features: Tensor, training_range: Tensor) -> list[tuple[str, str]]:
-    """In what a scan is unlike the training scans, each with what to do about it.
+def unlike_training(features: Tensor, training_range: Tensor) -> list[Doubt]:
+    """In what a scan is unlike the training scans.
 
     Args:
         features: (F,) of ``custom.data.features``.
@@ -95,11 +112,11 @@ def unlike_training(features: Tensor, training_range: Tensor) -> list[tuple[str,
         remedy = feature.low if value < lowest[number] else feature.high if value > highest[number] else ""
         if remedy:
             numbers = f"{_told(value)} {feature.unit}, in training {_told(least)} to {_told(most)}"
-            found.append((f"{feature.name} {numbers}", remedy))
+            found.append(Doubt(feature.name, numbers, remedy))
     return found
 
 
-def doubts(source: str | None, features: Tensor | None, network: Any) -> list[str]:
+def doubts(source: str | None, features: Tensor | None, network: Any) -> list[Doubt]:
     """What makes a translation doubtful, logged in one line: a source unlike the training scans, or itself synthetic.
 
     Args:
@@ -109,19 +126,17 @@ def doubts(source: str | None, features: Tensor | None, network: Any) -> list[st
     """
     found = []
     if source and is_synthetic(source):
-        found.append(("synthetic itself", "Translate the scan that it was made from"))
+        found.append(Doubt("synthetic itself", "", "Translate the scan that it was made from"))
     known = getattr(network, "training_range", None)
     if features is not None and known is not None and known.any():
         found += unlike_training(features, known)
     elif features is not None:
         _say_once(NOTHING_KNOWN)
-    warnings = [f"source unlike the scans of the training: {what}" for what, _ in found]
     if found:
-        advice = ". ".join(dict.fromkeys(remedy for _, remedy in found))
-        told = "; ".join(what for what, _ in found)
+        advice = ". ".join(dict.fromkeys(doubt.remedy for doubt in found))
         logger.warning("%s: unlike the scans of the training, so its translation may be wrong: %s. %s.",
-                       source or "image", told, advice)  # fmt: skip
-    return warnings
+                       source or "image", "; ".join(map(str, found)), advice)  # fmt: skip
+    return found
 
 
 def _told(value: Tensor) -> str:

@@ -101,7 +101,8 @@ class DeclareSyntheticd(MapTransform):
         source = os.fspath(source) if isinstance(source, str | os.PathLike) and os.fspath(source) else None
         given: dict[str, Any] = {"version": self.version, "source": source, "provenance": meta.get(PROVENANCE_KEY)}
         given["twice"] = says_synthetic(meta.get("descrip")) or (source is not None and is_synthetic(source))
-        given["warnings"] = doubts(source, meta.get(FEATURES_KEY), self.inferer.network)
+        found = doubts(source, meta.get(FEATURES_KEY), self.inferer.network)
+        given["warnings"] = [f"source unlike the scans of the training: {doubt}" for doubt in found]
         if meta.get(ASSUMED_KEY):
             given["warnings"].append("orientation assumed, since the source does not tell it")
         return {target: translation_record(target, used, **given) for target in self.inferer.targets}
