@@ -20,7 +20,19 @@ from custom.inference.dicom_writer import write_dicom
 from custom.networks import VQGAN, ConditionalUNet, LatentTranslator, NoiseSchedule, StyleTransfer
 from custom.utils.modalities import BRATS_MODALITIES
 
-PLUGINS = ("artifact", "brains", "elsewhere", "foreign", "near", "network", "order", "segmenter", "skips", "toy")
+PLUGINS = (
+    "artifact",
+    "brains",
+    "elsewhere",
+    "foreign",
+    "locales",
+    "near",
+    "network",
+    "order",
+    "segmenter",
+    "skips",
+    "toy",
+)
 pytest_plugins = tuple(f"tests.fixtures.{name}" for name in PLUGINS)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
