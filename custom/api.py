@@ -36,6 +36,7 @@ from custom.inference.saver import save_synthetic
 from custom.utils.bundle import bundle_folder
 from custom.utils.errors import user_errors
 from custom.utils.modalities import canonical
+from custom.utils.options import check_places
 from custom.utils.precision import checked_device
 
 __all__ = ["Translator", "WithUncertainty"]
@@ -225,6 +226,7 @@ def _check_settings(parser: ConfigParser, settings: Mapping[str, Any], known: Se
     if unknown:
         named = known or [k for k, v in parser.get().items() if k[0] != "_" and not isinstance(v, dict | list)]
         raise ValueError(f"{unknown[0]}: expected one of {', '.join(named)}; found another setting. Correct it.")
+    check_places(parser.get(), settings)
 
 
 def _find(bundle: str | os.PathLike[str] | None, folder: Path) -> _Place:

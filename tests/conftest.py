@@ -25,6 +25,7 @@ PLUGINS = (
     "brains",
     "elsewhere",
     "foreign",
+    "locales",
     "near",
     "network",
     "order",

@@ -16,6 +16,8 @@ __all__ = ["RECONSTRUCTION", "as_json", "preset", "training_preset"]
 RECONSTRUCTION = "reconstruction"  # in place of a target's name, so that no file claims to be one
 # of the losses of the presets whose UNet predicts the noise
 EPSILON_TRAINING = {"image_weight": 0.0, "pure_noise_share": 0.0, "cache_target_like": True}
+# latent voxels of a crop along each axis: what the discriminator of train_spade.json needs; they are halved by the UNet
+SMALLEST_CROP, CROP_STEP = 8, 4
 STEPS = 50  # of the sampler, as MONAI's bundles take with DDIM
 
 Definitions = Mapping[str, dict[str, Any]]
@@ -45,7 +47,9 @@ def training_preset(
     overlay: dict[str, Any] = {}
     if release:
         overlay = json.loads((config_folder() / "preset_release.json").read_text(encoding="utf-8"))
-        overlay["latent_crop"] = [max(4, n // downsampling // 4 * 4) for n in overlay["image_crop"]]
+        overlay["latent_crop"] = [
+            max(SMALLEST_CROP, n // downsampling // CROP_STEP * CROP_STEP) for n in overlay["image_crop"]
+        ]
         overlay["network_def#style_transfer"]["latent_channels"] = latent
         overlay["network_def#unet"] |= {"in_channels": 3 * latent, "out_channels": latent}
     elif schedule is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from custom.utils.bundle import config_folder
-from custom.utils.options import check_options
+from custom.utils.options import check_options, check_places
 
 __all__ = ["bundle_workflow"]
 
@@ -30,13 +30,11 @@ def bundle_workflow(name: str, overrides: Mapping[str, Any], *, overlays: Sequen
     if missing:
         raise ValueError(f"overlay: expected a file {missing[0]}.json in {folder}; found none. Correct the name.")
     files = [str(folder / f"{config}.json") for config in (name, *overlays)]
-    try:
-        workflow = ConfigWorkflow(
-            config_file=files if overlays else files[0],
-            workflow_type="train" if name.startswith("train") else "evaluation" if name == "evaluate" else name,
-            **{"bundle_root": str(folder.parent), **overrides},
-        )
-    except KeyError as error:  # of an id whose parts before the last are not there
-        raise ValueError(f"overrides: expected ids of {name}.json; found none such ({error.args[0]}).") from error
+    check_places(ConfigParser.load_config_files(files), overrides)
+    workflow = ConfigWorkflow(
+        config_file=files if overlays else files[0],
+        workflow_type="train" if name.startswith("train") else "evaluation" if name == "evaluate" else name,
+        **{"bundle_root": str(folder.parent), **overrides},
+    )
     check_options([workflow])  # now, and not when it is initialised: a command may have much to do before
     return workflow

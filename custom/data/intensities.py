@@ -120,7 +120,9 @@ JUMP, STEP = 0.75, 0.5  # of the range: by which neighbours differ
 WRAPPED_SHARE = 5e-4
 WRAPPED_RATIO = 0.36
 END = 0.97  # of a type's range: what is further out is its end
-NOISE_SHARE = 0.5  # of jumps and steps, of the voxels: such noise has 0.75, overflowed scans up to 0.4
+# of jumps and steps, of the voxels: such noise has 0.75, overflowed scans up to 0.4, and coarse phantoms up to 0.6, of
+# which most are jumps
+NOISE_SHARE = 0.5
 
 
 def has_wrapped(values: np.ndarray) -> bool:
@@ -153,14 +155,20 @@ def has_wrapped(values: np.ndarray) -> bool:
         both = counted[1:][places] & counted[:-1][places]
         jumping = int(np.count_nonzero(difference[places][both] > JUMP * span))
         jumps, steps = jumps + jumping, steps + int(both.sum()) - jumping
-    smooth = jumps + steps < NOISE_SHARE * np.count_nonzero(valid)
-    return bool(smooth and jumps > max(WRAPPED_RATIO * steps, fewest))
+    noise = jumps + steps >= NOISE_SHARE * np.count_nonzero(valid) and jumps <= steps
+    return bool(not noise and jumps > max(WRAPPED_RATIO * steps, fewest))
+
+
+def _step(values: np.ndarray) -> float:
+    """What sorted ``values`` are whole multiples of, but for a constant; less than any gap of whole numbers, maybe."""
+    gaps = np.diff(values.astype(np.float64))
+    return float(np.gcd.reduce(gaps.astype(np.int64)) if (gaps == np.rint(gaps)).all() else gaps.min())
 
 
 def _fills_a_type(values: np.ndarray, counted: np.ndarray) -> bool:
     """Whether whole multiples of one step reach from end to end of 8, 12 or 16 bits, and often come near either end."""
     found = np.unique(values)
-    levels = (float(found[-1]) - float(found[0])) / float(np.diff(found).min()) + 1
+    levels = (float(found[-1]) - float(found[0])) / _step(found) + 1
     if not any(END < levels / 2**bits < 1.01 for bits in (8, 12, 16)):
         return False
     margin = (1 - END) * (found[-1] - found[0])

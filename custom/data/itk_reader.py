@@ -51,9 +51,14 @@ class TextHeader(NamedTuple):
 
 
 @contextmanager
-def _same_locale() -> Iterator[None]:
-    """ITK 5.4 leaves the process in the locale "C" where it reads VTK: text would be taken for ASCII from then on."""
+def _plain_numbers() -> Iterator[None]:
+    """Within it numbers have a decimal point: where a program has asked for a comma, ITK 5.4 finds no spacing in NRRD.
+
+    ITK itself leaves the process in the locale "C" where it reads VTK: text would be taken for ASCII from then on.
+    """
     before = locale.setlocale(locale.LC_ALL)
+    if locale.localeconv()["decimal_point"] != ".":
+        locale.setlocale(locale.LC_NUMERIC, "C")
     try:
         yield
     finally:
@@ -70,7 +75,7 @@ class ItkReader(ITKReader):
 
     lacks_orientation = False
 
-    @_same_locale()
+    @_plain_numbers()
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
         import itk  # takes seconds to load: only where its formats are read
 
@@ -80,7 +85,7 @@ class ItkReader(ITKReader):
         check_number(file, math.prod(io.GetDimensions(axis) for axis in range(io.GetNumberOfDimensions())))
         if header:
             _check_length(header, io.GetImageSizeInBytes())
-        image = itk.imread(str(file), **kwargs)
+        image = itk.imread(str(file), imageio=io, **kwargs)
         if header and header.encoding == "compressed" and io.GetNumberOfComponents() == 1:
             values = np.ascontiguousarray(itk.array_view_from_image(image))
             is_big_endian = io.GetByteOrder() == itk.CommonEnums.IOByteOrder_BigEndian
@@ -89,7 +94,7 @@ class ItkReader(ITKReader):
         return image
 
 
-@_same_locale()
+@_plain_numbers()
 def read_information(file: Path) -> Any:
     """ITK's ``ImageIO`` of a file, its header read.
 

@@ -96,9 +96,12 @@ def with_whole_file(image: SpatialImage) -> SpatialImage:
 
 
 class _Layout(NamedTuple):
-    """Files of an image, the class of nibabel for them, where the voxels begin, and where their file must end."""
+    """Files of an image, the first bytes of the one that holds its header, the class of nibabel for them, where the
+    voxels begin, and where their file must end.
+    """
 
     parts: dict[str, Path]
+    start: bytes
     kind: Any
     offset: int
     bytes: int
@@ -120,15 +123,16 @@ def _layout(file: Path) -> _Layout:
     offset = int(header.get_data_offset())
     if offset < (kind.header_class.single_vox_offset if single else 0):
         raise damaged(file, IMAGE, f"voxels that begin in the header, at byte {offset}")
-    return _Layout(parts, kind, offset, offset + voxels * header.get_data_dtype().itemsize)
+    return _Layout(parts, start, kind, offset, offset + voxels * header.get_data_dtype().itemsize)
 
 
 def _header(path: str | os.PathLike[str], layout: _Layout) -> SpatialImage:
     places = layout.kind.filespec_to_file_map(str(path))
-    for part, file in layout.parts.items():
-        if part == "header" or "header" not in layout.parts:
-            start = _start(file, min(layout.offset, LARGEST_HEADER) if part == "image" else LARGEST_HEADER)
-            places[part] = nib.FileHolder(filename=str(file), fileobj=BytesIO(start))
+    part = "header" if "header" in layout.parts else "image"
+    most, start = min(layout.offset, LARGEST_HEADER) if part == "image" else LARGEST_HEADER, layout.start
+    if len(start) == HEADER_BYTES < most:  # extensions follow
+        start = _start(layout.parts[part], most)
+    places[part] = nib.FileHolder(filename=str(layout.parts[part]), fileobj=BytesIO(start))
     return layout.kind.from_file_map(places)
 
 

@@ -16,8 +16,10 @@ from ignite.engine import EventEnum, Events
 from monai.data import DataLoader, MetaTensor, decollate_batch
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, Invertd
+from monai.utils import ImageMetaKey
 from torch import Tensor, nn
 
+from custom.data.features import FEATURES_KEY
 from custom.data.foreground import foreground_key
 from custom.data.tolerant import FAULT_KEY, TolerantDataset
 from custom.evaluation import slices
@@ -29,6 +31,7 @@ from custom.evaluation.results import ResultStore, SubjectResult
 from custom.evaluation.rows import CEILING, FULL_MODEL, rows_of
 from custom.evaluation.segmentation import Segmenter, SegmenterCheck
 from custom.evaluation.uncertainty import ErrorMapScores, score_error_map
+from custom.inference.likeness import doubts
 from custom.utils.distributed import share_of_rank
 from custom.utils.errors import user_message
 
@@ -229,7 +232,8 @@ class TranslationEvaluator(SupervisedEvaluator):
         item = decollate_batch({k: v for k, v in batch.items() if torch.is_tensor(v)})[0]
         names = [m for m in engine.inferer.modalities if m in item]
         to_native = NativeGrid(item, engine.preprocessing)
-        result = SubjectResult(str(batch[SUBJECT][0]), notes=_notes(item, names, engine.inferer))
+        notes = [*_notes(item, names, engine.inferer), *_doubts(item, names, engine.network)]
+        result = SubjectResult(str(batch[SUBJECT][0]), notes=notes)
         pictures = _pictures(item, names)
         check = self._check(item, names, to_native)
         reference: Reference | None = None
@@ -282,6 +286,17 @@ def _notes(item: Mapping[str, Tensor], names: Sequence[str], inferer: PairwiseIn
     elif not bool((label > 0).any()):
         notes.append("the label has no voxel above 0: no lesion scores")
     return notes
+
+
+def _doubts(item: Mapping[str, Tensor], names: Sequence[str], network: nn.Module) -> list[str]:
+    """In what scans are unlike those of the training, for the report; the log says the numbers of each."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        meta = getattr(item[name], "meta", {})
+        [features] = meta.get(FEATURES_KEY, [None])
+        for doubt in doubts(meta.get(ImageMetaKey.FILENAME_OR_OBJ), features, network):
+            found.setdefault(doubt.what, []).append(name)
+    return [f"unlike the scans of the training: {what} ({', '.join(scans)})" for what, scans in found.items()]
 
 
 def _pictures(item: Mapping[str, Tensor], names: Sequence[str]) -> Pictures:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from custom.utils.distributed import is_main, rank, smallest, world_size
 from custom.utils.errors import user_message
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE
 
-__all__ = ["doubts", "measure_scans", "measure_training_range", "unlike_training"]
+__all__ = ["Doubt", "doubts", "measure_scans", "measure_training_range", "unlike_training"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +37,23 @@ MOST_SCANS = 256  # that are measured of a large data set, evenly chosen: each t
 # scans do not show how wide the range is, and none of equal voxels how much another size matters.
 SPARE_OF_WIDTH = 0.5
 SPARE_OF_BOUND = 0.15
+
+
+class Doubt(NamedTuple):
+    """In what a scan is unlike those of the training.
+
+    Attributes:
+        what: name of the number, or what the scan is.
+        numbers: its own and the training's; empty where it is none.
+        remedy: what to do about it.
+    """
+
+    what: str
+    numbers: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.numbers}".rstrip()
 
 
 def measure_scans(
@@ -81,8 +97,8 @@ def measure_training_range(
     network.training_range.copy_(measure_scans(data, modalities, scale))
 
 
-def unlike_training(features: Tensor, training_range: Tensor) -> list[tuple[str, str]]:
-    """In what a scan is unlike the training scans, each with what to do about it.
+def unlike_training(features: Tensor, training_range: Tensor) -> list[Doubt]:
+    """In what a scan is unlike the training scans.
 
     Args:
         features: (F,) of ``custom.data.features``.
@@ -96,53 +112,31 @@ def unlike_training(features: Tensor, training_range: Tensor) -> list[tuple[str,
         remedy = feature.low if value < lowest[number] else feature.high if value > highest[number] else ""
         if remedy:
             numbers = f"{_told(value)} {feature.unit}, in training {_told(least)} to {_told(most)}"
-            found.append((f"{feature.name} {numbers}", remedy))
+            found.append(Doubt(feature.name, numbers, remedy))
     return found
 
 
-def doubts(
-    sources: Sequence[str], features: Tensor | None, network: Any, *, disagreement: str | None = None
-) -> list[str]:
-    """What makes a translation doubtful, logged in one line for each source: unlike the training scans, or synthetic.
+def doubts(source: str | None, features: Tensor | None, network: Any) -> list[Doubt]:
+    """What makes a translation doubtful, logged in one line: a source unlike the training scans, or itself synthetic.
 
     Args:
-        sources: files that are translated together; none of an image in memory.
-        features: (S, F) of them, None where they were not measured.
+        source: file that is translated, None for an image in memory.
+        features: of it, None where it was not measured.
         network: that translates; one whose weights tell no range is said once, and nothing is checked.
-        disagreement: of the sources, as ``custom.data.sets`` tells it.
     """
-    known = getattr(network, "training_range", None)
-    if features is not None and (known is None or not known.any()):
-        _say_once(NOTHING_KNOWN)
-        features = None
-    number = max(len(sources), 0 if features is None else len(features))
-    warnings = []
-    for i in range(number):
-        source = sources[i] if i < len(sources) else None
-        told = _doubts_of(source, None if features is None else features[i], known)
-        told_of = f" {Path(source).name}" if source and number > 1 else ""
-        warnings += [f"source{told_of} unlike the scans of the training: {what}" for what in told]
-    if disagreement:
-        logger.warning(
-            "%s: %s, so the translation may be wrong. Look at them side by side: take the skull off all of them, and "
-            "register what was moved.", ", ".join(sources) or "image", disagreement,
-        )  # fmt: skip
-        warnings.append(disagreement)
-    return warnings
-
-
-def _doubts_of(source: str | None, features: Tensor | None, known: Tensor | None) -> list[str]:
     found = []
     if source and is_synthetic(source):
-        found.append(("synthetic itself", "Translate the scan that it was made from"))
-    if features is not None and known is not None:
+        found.append(Doubt("synthetic itself", "", "Translate the scan that it was made from"))
+    known = getattr(network, "training_range", None)
+    if features is not None and known is not None and known.any():
         found += unlike_training(features, known)
+    elif features is not None:
+        _say_once(NOTHING_KNOWN)
     if found:
-        advice = ". ".join(dict.fromkeys(remedy for _, remedy in found))
-        told = "; ".join(what for what, _ in found)
+        advice = ". ".join(dict.fromkeys(doubt.remedy for doubt in found))
         logger.warning("%s: unlike the scans of the training, so its translation may be wrong: %s. %s.",
-                       source or "image", told, advice)  # fmt: skip
-    return [what for what, _ in found]
+                       source or "image", "; ".join(map(str, found)), advice)  # fmt: skip
+    return found
 
 
 def _told(value: Tensor) -> str:

@@ -113,12 +113,27 @@ class DeclareSyntheticd(MapTransform):
         used, sources = self.inferer.used(), [name for name in sources_of(meta) if name]
         given: dict[str, Any] = {"version": self.version, "sources": sources, "provenance": meta.get(PROVENANCE_KEY)}
         given["twice"] = says_synthetic(meta.get("descrip")) or any(map(is_synthetic, sources))
-        given["warnings"] = doubts(
-            sources, meta.get(FEATURES_KEY), self.inferer.network, disagreement=meta.get(DISAGREEMENT_KEY)
-        )
+        given["warnings"] = self._warnings(sources, meta)
         if meta.get(ASSUMED_KEY):
             given["warnings"].append("orientation assumed, since the source does not tell it")
         return {target: translation_record(target, used, **given) for target in targets}
+
+    def _warnings(self, sources: Sequence[str], meta: Mapping[str, Any]) -> list[str]:
+        features = meta.get(FEATURES_KEY)
+        number = max(len(sources), 0 if features is None else len(features))
+        warnings = []
+        for i in range(number):
+            source = sources[i] if i < len(sources) else None
+            named = f" {Path(source).name}" if source and number > 1 else ""
+            found = doubts(source, None if features is None else features[i], self.inferer.network)
+            warnings += [f"source{named} unlike the scans of the training: {doubt}" for doubt in found]
+        if meta.get(DISAGREEMENT_KEY):
+            warnings.append(meta[DISAGREEMENT_KEY])
+            logger.warning(
+                "%s: %s, so the translation may be wrong. Look at them side by side: take the skull off all of "
+                "them, and register what was moved.", ", ".join(sources) or "image", meta[DISAGREEMENT_KEY],
+            )  # fmt: skip
+        return warnings
 
 
 def targets_of(item: Mapping[Hashable, Any], default: Sequence[str]) -> list[str]:

@@ -271,18 +271,13 @@ class Checkpoints:
 
     def _stop(self, engine: Engine) -> None:
         """End the program where a signal asks for it, after saving the last complete epoch."""
-        asked = _asked(engine)
-        if asked is None:
+        if _asked(engine) is None:
             return
         if self.unsaved is not None:
             self._write(engine, self.unsaved)
         saved = getattr(engine.state, "checkpoint", None)
-        if is_main():
-            logger.warning(
-                "stopped by %s in epoch %d of %d. %s", asked.name, engine.state.epoch, engine.state.max_epochs,
-                f"Saved: {saved}. Go on with --resume true." if saved else "No epoch was complete: start again.",
-            )  # fmt: skip
-        raise SystemExit(128 + asked)
+        way_on = f"Saved: {saved}. Go on with --resume true." if saved else "No epoch was complete: start again."
+        engine.interruption.stop(f"in epoch {engine.state.epoch} of {engine.state.max_epochs}. {way_on}")
 
     def _finish(self, engine: Engine) -> None:
         best = self.save_dir / BEST

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from custom.utils.distributed import is_main
+
 __all__ = ["Interruption"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+logger = logging.getLogger(__name__)
 
 
 class Interruption:
@@ -35,6 +40,18 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+
+    def stop(self, place: str) -> None:
+        """End the program, as by the signal that came: status 143 or 130. Without one nothing happens.
+
+        Args:
+            place: for the one line that says so: where it stops, what is kept, how to go on.
+        """
+        if self.asked is None:
+            return
+        if is_main():
+            logger.warning("stopped by %s %s", self.asked.name, place)
+        raise SystemExit(128 + self.asked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = signal.Signals(number)

@@ -111,16 +111,18 @@ def _print_traceback(error: BaseException) -> bool:
 
 
 def _print_line(error: BaseException) -> bool:
-    """One line of an error; not of an interrupt."""
+    """One line of an error, and of an interrupt."""
     known = find_user_error(error)
-    if known is not None:
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped by Ctrl-C; what was complete by then is kept.", file=sys.stderr)
+    elif known is not None:
         print(f"error: {known}", file=sys.stderr)
     elif isinstance(error, Exception):
         *_, cause = causes(error)
         place = traceback.extract_tb(cause.__traceback__)[-1:]
         where = "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in place) or "unknown place"
         print(f"error: {user_message(error, default=where)} (--debug true prints where it was raised)", file=sys.stderr)
-    return isinstance(error, Exception)
+    return isinstance(error, Exception | KeyboardInterrupt)
 
 
 def first_of(names: Iterable[object], most: int = NAMED) -> str:

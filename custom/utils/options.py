@@ -25,7 +25,7 @@ from custom.utils.arguments import as_bool, check_path, nearest, whole_number
 from custom.utils.errors import report_plainly
 from custom.utils.precision import amp_choice, checked_device
 
-__all__ = ["check_options", "unread_options"]
+__all__ = ["check_options", "check_places", "unread_options"]
 
 # Entries that no other entry refers to, and who reads them all the same.
 READ_BY_NAME = {
@@ -106,6 +106,26 @@ def check_options(workflows: Iterable[ConfigWorkflow]) -> None:
             # a config asks for it when it is run, which now it will not be
             report_plainly(debug=str(config.get("debug")).lower() == "true")
             raise
+
+
+def check_places(config: Mapping[str, Any], ids: Iterable[str]) -> None:
+    """Refuse values for a part of an entry that is not there, such as ``inferrer#seed``.
+
+    ``python -m monai.bundle`` finds them before it evaluates a config, and says so itself.
+
+    Raises:
+        ValueError: naming the entry, and the one that is nearest to it.
+    """
+    for name in ids:
+        parts = ReferenceResolver.split_id(name)
+        node: Any = config
+        for depth, part in enumerate(parts[:-1], 1):
+            inner = node.items() if isinstance(node, Mapping) else enumerate(node)
+            held = {str(key): child for key, child in inner if isinstance(child, Mapping | list)}
+            if part not in held:
+                known = ["#".join([*parts[: depth - 1], key]) for key in held]
+                raise _unknown("#".join(parts[:depth]), f"an entry that holds others, for --{name}", "none", known)
+            node = held[part]
 
 
 def _check_names(workflow: ConfigWorkflow) -> None:

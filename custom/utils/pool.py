@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -58,14 +59,19 @@ def in_processes(
 
 
 def _together(task: Callable, jobs: Sequence[Any], workers: int, chunk: int) -> Iterator[Any]:
-    # a new interpreter takes seconds to load the libraries; torch, the only one with threads, gets one thread
+    # a new interpreter takes seconds to load the libraries
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
         try:
             yield from pool.map(task, jobs, chunksize=chunk)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)  # the only library here with threads
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the one that waits says it
 
 
 def _one_by_one(task: Callable, jobs: Sequence[Any], done: Sequence[Any], lost: Callable) -> Iterator[Any]:

@@ -45,6 +45,11 @@ def _(room: Room) -> list[object]:
     return config(room, {"seed": "$nothing_of_that_name"})
 
 
+@kind("configs", "crops that the discriminator cannot judge", "crop_size", "12 voxels", "larger crops")
+def _(room: Room) -> list[object]:
+    return room.training(crop_size=[8, 8, 8], discriminator_def__num_layers_d=2, max_epochs=2)
+
+
 @kind("configs", "export-weights: no such config", r"absent\.json")
 def _(room: Room) -> list[object]:
     return ["custom", "export_weights", "unet", str(room.out / "w.pt"), "--config", "absent.json"]

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from custom import __main__ as command_line
 from custom.commands.import_weights import Imported, import_weights
+from custom.commands.imported_presets import training_preset
 from custom.commands.summary import config_folder
 from custom.data.datalist import ensure_phantom
 from custom.networks.weights import load_weights, read_weights
+from custom.training.discriminators import check_crop
 from custom.utils.errors import find_user_error
 from tests.fixtures.foreign import PACKAGES, Foreign
 from tests.fixtures.near import near
@@ -177,6 +179,20 @@ class TestRelease:
         run.run()
         assert [p.name for p in (tmp_path / "out").rglob("*.nii.gz")] == ["scan_reconstruction_synthetic.nii.gz"]
         assert "spade_path" not in json.loads(done.training.read_text())
+
+    @pytest.mark.parametrize(
+        ("levels", "crop"), [(3, [36, 48, 36]), (4, [16, 24, 16]), (5, [8, 12, 8]), (6, [8, 8, 8])]
+    )
+    def test_a_deep_autoencoder_leaves_crops_that_the_discriminator_can_judge(
+        self, levels: int, crop: list[int], tmp_path: Path
+    ) -> None:
+        definitions = {"autoencoder": {"embedding_dim": 4, "channels": [8] * levels}}
+        overlay = training_preset(tmp_path / "deep.pt", MODALITIES, definitions, None, None, release=True)
+        assert overlay["latent_crop"] == crop
+        parser = ConfigParser()
+        parser.read_config(str(config_folder() / "train_spade.json"))
+        parser["network_def#autoencoder#embedding_dim"] = 4
+        check_crop(parser.get_parsed_content("discriminator_def"), "latent_crop", overlay["latent_crop"])
 
     def test_same_network_in_every_training(self, tmp_path: Path, check_shapes) -> None:
         done = import_release(tmp_path)

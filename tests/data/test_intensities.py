@@ -116,6 +116,14 @@ def test_integers_that_overflowed_are_found(kind: type, top: int) -> None:
     assert has_wrapped(np.rint(values).astype(np.int64).astype(kind).astype(np.float32))
 
 
+def test_an_overflow_is_found_where_few_of_the_values_of_a_type_occur() -> None:
+    """An image of few whole numbers, as phantoms are, stretched to a wider type: no two values are neighbours."""
+    values = np.rint(scan() / 9) * 600.5
+    assert np.diff(np.unique(values)).min() > 1
+    assert not has_wrapped(values)
+    assert has_wrapped(values.astype(np.uint16).astype(np.int16).astype(np.float32))
+
+
 @pytest.mark.parametrize("kind", ["noise", "checks", "spikes"])
 def test_what_jumps_otherwise_has_not_overflowed(kind: str) -> None:
     draw, values = np.random.default_rng(0), scan()

@@ -10,6 +10,7 @@ import itk
 import numpy as np
 import pytest
 
+from custom.data.itk_reader import _plain_numbers
 from custom.data.readers import ASSUMED_KEY, read_shape, read_volume
 
 DATA = np.random.default_rng(0).integers(0, 900, (16, 14, 12)).astype(np.int16)
@@ -117,6 +118,21 @@ class TestOrientation:
         write(tmp_path / "scan.vtk")
         assert read_volume(tmp_path / "scan.vtk").meta[ASSUMED_KEY] is True
         assert "scan.vtk: it does not say" in caplog.text
+
+    @pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".vtk"])
+    def test_decimal_commas_of_the_locale_change_nothing(
+        self, tmp_path: Path, suffix: str, decimal_comma: None
+    ) -> None:
+        image, path = itk.image_from_array(DATA), tmp_path / f"scan{suffix}"
+        image.SetSpacing([0.9375, 1.25, 1.5])
+        image.SetOrigin([-10.5, 20.25, 3.125])
+        with _plain_numbers():
+            itk.imwrite(image, str(path))
+        affine = read_volume(path).affine.numpy()
+        np.testing.assert_array_equal(np.abs(np.diag(affine)), [0.9375, 1.25, 1.5, 1])
+        np.testing.assert_array_equal(affine[:3, 3], [10.5, -20.25, 3.125])
+        assert read_shape(path) == DATA.shape[::-1]
+        assert locale.localeconv()["decimal_point"] == ","
 
     def test_vtk_leaves_the_locale(self, tmp_path: Path) -> None:
         write(tmp_path / "scan.vtk")

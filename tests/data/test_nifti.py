@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from custom.data import nifti
 from custom.data.damage import DamagedFileError
 from custom.data.nifti import load_header, load_nifti
 from custom.data.readers import ASSUMED_KEY, read_shape, read_volume, volume_of_image
@@ -123,6 +124,22 @@ class TestSize:
         header = gzip.decompress(scan.read_bytes())[:352]
         said = refused(scan, gzip.compress(header + bytes(2**24), compresslevel=1))
         assert said.endswith("found more. Fetch the file again, or write it anew.")
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_a_header_is_read_once(write_volume, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened, start = write_volume(name, DATA, AFFINE), [], nifti._start
+    monkeypatch.setattr(nifti, "_start", lambda file, most: opened.append(file) or start(file, most))
+    np.testing.assert_array_equal(load_header(path).affine, AFFINE)
+    assert opened == [path]
+
+
+def test_extensions_of_a_header_are_read(write_volume) -> None:
+    path = write_volume("scan.nii.gz", DATA, AFFINE)
+    image, text = nib.load(path), b"x" * 5000
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", text))
+    nib.save(image, path.with_name("long.nii.gz"))
+    assert load_header(path.with_name("long.nii.gz")).header.extensions[0].get_content() == text
 
 
 def test_voxel_size_of_nothing(write_volume) -> None:

@@ -104,6 +104,12 @@ class TestFormats:
         expected = volume() * np.arange(1, 6, dtype=np.float32) - 10
         same_image(read_volume(write_series("series", volume(), OBLIQUE, rescale)), expected, OBLIQUE)
 
+    def test_decimal_commas_of_the_locale_change_no_dicom(self, write_series, decimal_comma: None) -> None:
+        def rescale(dataset: pydicom.Dataset, index: int) -> None:
+            dataset.RescaleSlope, dataset.RescaleIntercept = "0.25", "-1.5"
+
+        same_image(read_volume(write_series("series", volume(), OBLIQUE, rescale)), volume() * 0.25 - 1.5, OBLIQUE)
+
     def test_big_endian_goes_through_a_loader(self, tmp_path: Path) -> None:
         header = nib.Nifti1Header(endianness=">")
         nib.save(nib.Nifti1Image(volume().astype(">f4"), OBLIQUE, header), tmp_path / "big.nii")

@@ -16,6 +16,7 @@ from monai.transforms import Compose
 from torch import nn
 
 from custom.data.datalist import write_datalist
+from custom.data.features import FEATURES, FEATURES_KEY
 from custom.data.preprocessing import preprocessing
 from custom.evaluation.evaluator import (
     NativeGrid,
@@ -38,8 +39,8 @@ MODALITIES = ("t1", "t2", "flair")
 SHAPE = (26, 30, 22)
 
 
-def transforms() -> Compose:
-    return preprocessing(MODALITIES, labels="seg", divisor=8)
+def transforms(**settings: object) -> Compose:
+    return preprocessing(MODALITIES, labels="seg", divisor=8, **settings)
 
 
 def write_subject(folder: Path, subject: str, modalities: tuple[str, ...] = MODALITIES, *, lesion: bool = True) -> dict:
@@ -156,6 +157,32 @@ def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, 
     assert "three: no label: no lesion scores." in printed
     assert "equal the truth in a region" in printed  # ToyTranslator reconstructs exactly
     assert network.training  # its mode is as it was before
+
+
+def test_scans_unlike_those_of_the_training_are_in_the_report(tmp_path, capsys, caplog, toy):
+    entries, network, transform = (
+        [write_subject(tmp_path, name) for name in ("one", "two")],
+        toy(),
+        transforms(measure=True),
+    )
+    [seen] = transform(entries[0])["t1"].meta[FEATURES_KEY]
+    edges = next(n for n, feature in enumerate(FEATURES) if feature.name == "shortest voxel edge")
+    network.training_range = torch.stack([seen, seen]).clone()
+    network.training_range[:, edges] = 3.0
+    network.training_range[:, edges + 1 :] = torch.tensor([[-1e6], [1e6]])
+    handler = ReportHandler(tmp_path / "out", modalities=MODALITIES, num_figures=0, viewer_megabytes=0)
+    loader = DataLoader(SubjectDataset(entries, transform), batch_size=1)
+    inferer = PairwiseInferer(MODALITIES, methods=[FULL_MODEL])
+    engine = TranslationEvaluator(
+        "cpu", loader, network, inferer=inferer, preprocessing=transform, val_handlers=[handler]
+    )
+    engine.run()
+    said = "one, two: unlike the scans of the training: shortest voxel edge (t1, t2, flair)."
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in " ".join((tmp_path / "out" / "report.txt").read_text().split())
+    assert "shortest voxel edge" in (tmp_path / "out" / "report.html").read_text()
+    assert "one_t1.nii.gz: unlike the scans of the training" in caplog.text
+    assert "shortest voxel edge 1 mm, in training 3 to 3" in caplog.text
 
 
 @pytest.mark.slow

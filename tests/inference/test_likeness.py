@@ -18,7 +18,7 @@ from custom.data.datalist import load_datalist
 from custom.data.features import FEATURES, FEATURES_KEY
 from custom.data.preprocessing import preprocessing
 from custom.inference.inferer import TranslationInferer
-from custom.inference.likeness import doubts, measure_scans, measure_training_range, unlike_training
+from custom.inference.likeness import Doubt, doubts, measure_scans, measure_training_range, unlike_training
 from custom.inference.saver import DeclareSyntheticd
 from custom.networks import LatentTranslator
 from custom.networks.translator import RANGE
@@ -38,7 +38,7 @@ def trained(cohort: Callable[..., Path], tiny_translator: LatentTranslator) -> L
 
 
 def features_of(path: Path | str) -> torch.Tensor:
-    return preprocessing("image", measure=True)({"image": str(path)})["image"].meta[FEATURES_KEY]
+    return preprocessing("image", measure=True)({"image": str(path)})["image"].meta[FEATURES_KEY][0]
 
 
 def test_unlike() -> None:
@@ -50,35 +50,31 @@ def test_unlike() -> None:
         for value, remedy in ((10.0, feature.low), (300.0, feature.high)):
             scan = usual.clone()
             scan[number] = value
-            found = unlike_training(scan, bounds)
-            assert found == ([(f"{feature.name} {value:.0f} {feature.unit}, in training 90 to 110", remedy)]
-                             if remedy else [])  # fmt: skip
+            numbers = f"{value:.0f} {feature.unit}, in training 90 to 110"
+            assert unlike_training(scan, bounds) == ([Doubt(feature.name, numbers, remedy)] if remedy else [])
 
 
 def test_a_subject_like_the_others_is_not_warned_about(trained, cohort, caplog) -> None:
     for file in sorted((cohort() / "s05").glob("*.nii.gz")):
-        assert doubts([str(file)], features_of(file), trained) == []
+        assert doubts(str(file), features_of(file), trained) == []
     assert caplog.text == ""
 
 
 def test_another_kind_of_scan_is_named_with_what_to_do(trained, brain, write_volume, caplog) -> None:
     small = write_volume("small.nii.gz", brain("t1"), affine=np.diag([1.5, 1.5, 1.5, 1.0]))
-    [*said] = doubts([str(small)], features_of(small), trained)
-    assert any("volume of the foreground" in line for line in said)
+    [*said] = doubts(str(small), features_of(small), trained)
+    assert any(doubt.what == "volume of the foreground" for doubt in said)
     [line] = caplog.messages
     assert line.startswith(f"{small}: unlike the scans of the training")
     assert "in training" in line
     assert "Check that the file holds one whole brain" in line
     thick = write_volume("thick.nii.gz", brain("t1", shape=(24, 28, 44))[:, :, ::2], affine=np.diag([4, 4, 8, 1.0]))
-    assert any(
-        "slice distance 8 mm, in training 4 to 4" in s for s in doubts([str(thick)], features_of(thick), trained)
-    )
+    said = [str(doubt) for doubt in doubts(str(thick), features_of(thick), trained)]
+    assert any("slice distance 8 mm, in training 4 to 4" in line for line in said)
 
 
 def test_a_synthetic_source(tiny_translator, caplog) -> None:
-    assert doubts(["a_t2_synthetic.nii.gz"], None, tiny_translator) == [
-        "source unlike the scans of the training: synthetic itself"
-    ]
+    assert [str(doubt) for doubt in doubts("a_t2_synthetic.nii.gz", None, tiny_translator)] == ["synthetic itself"]
     assert "Translate the scan that it was made from" in caplog.text
 
 
@@ -87,8 +83,8 @@ def test_weights_that_know_nothing_are_said_once(tiny_translator, monkeypatch, c
 
     likeness._say_once.cache_clear()
     for _ in range(2):
-        assert doubts(["a.nii.gz"], torch.zeros(1, len(FEATURES)), tiny_translator) == []
-        assert doubts(["a.nii.gz"], torch.zeros(1, len(FEATURES)), lambda image, target: image) == []
+        assert doubts("a.nii.gz", torch.zeros(len(FEATURES)), tiny_translator) == []
+        assert doubts("a.nii.gz", torch.zeros(len(FEATURES)), lambda image, target: image) == []
     [line] = caplog.messages
     assert "python -m custom measure-range" in line
 
@@ -97,7 +93,7 @@ def test_the_record_says_it(trained, brain, write_volume) -> None:
     path = str(write_volume("small.nii.gz", brain("t1"), affine=np.diag([1.5, 1.5, 1.5, 1.0])))
     inferer = TranslationInferer("t2")
     inferer(torch.zeros(1, 1, 16, 16, 16), trained)
-    meta = {"filename_or_obj": path, FEATURES_KEY: features_of(path)}
+    meta = {"filename_or_obj": path, FEATURES_KEY: features_of(path)[None]}
     item = DeclareSyntheticd("pred", inferer)({"pred": MetaTensor(torch.zeros(1, 4, 4, 4), meta=meta)})
     warnings = item["pred"].meta["translations"]["t2"]["Warnings"]
     assert warnings

@@ -11,6 +11,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from custom.__main__ import COMMANDS, _without_debug, check_words
+from custom.commands.workflows import bundle_workflow
 from custom.utils import options
 from custom.utils.errors import find_user_error
 from custom.utils.options import unread_options
@@ -186,6 +187,22 @@ def test_what_fire_takes_is_let_pass(words: list[str]) -> None:
             check_words(words)
     else:
         check_words(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "advice"),
+    [
+        ("inferrer#seed", "inferrer", "Did you mean --inferer?"),
+        ("network_def#unett#num_heads", "network_def#unett", "Did you mean --network_def#unet?"),
+        ("train#handlers#99#interval", "train#handlers#99", "Did you mean --train#handlers#"),
+        ("seed#first", "seed", ""),
+    ],
+)
+def test_a_misspelt_part_of_a_nested_key_is_refused(name: str, part: str, advice: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"--{part}: expected an entry that holds others, for --{name}; found none. {advice}"
+    ):
+        bundle_workflow("train" if name.startswith("train") else "inference", {name: 3})
 
 
 def test_debug_belongs_to_every_command() -> None:

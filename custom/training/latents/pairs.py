@@ -22,6 +22,7 @@ from custom.data.datalist import choose_phantoms, with_phantoms
 from custom.data.layouts import SUBJECT_KEY
 from custom.networks import LatentTranslator
 from custom.networks.fast import accelerate
+from custom.training.interruption import Interruption
 from custom.training.latents.cache import LatentCache
 from custom.training.latents.sampling import RandModalityPaird, check_pairable
 from custom.training.latents.target_like import pair_number, translate_subjects
@@ -63,7 +64,7 @@ def encode_subjects(
 
     They carry no sampling noise, so they are exact. What is computed is stored subject by subject: an interrupted run,
     or one that a faulty file ended, goes on where it stopped. No random number is drawn, so a training does not depend
-    on what was found.
+    on what was found. SIGTERM and SIGINT end the program after a subject, see ``custom.training.interruption``.
 
     Args:
         data: datalist entries, paths by modality.
@@ -109,16 +110,19 @@ def encode_subjects(
         generator=torch.Generator(),  # its own, as iterating draws from it
     )  # fmt: skip
     bar = tqdm(loader, "encoding subjects", len(missing), unit="subject", disable=not (missing and is_main()))
-    for i, subject in zip(missing, bar, strict=True):
-        whole = {m: torch.as_tensor(subject[m]).as_subclass(Tensor) for m in modalities if m in subject}
-        for file, make in zip(copies[i], made.values(), strict=True):
-            if not lacking(file):
-                continue
-            volumes = torch.stack([*make(whole, copies[i][0].stem).values()])
-            if cache.find(file) is None:
-                cache.write(file, _encode(network, volumes, device, amp))
-            if images and cache.find_images(file) is None:
-                cache.write_images(file, volumes)
+    with Interruption() as interruption:
+        for done, (i, subject) in enumerate(zip(missing, bar, strict=True)):
+            interruption.stop(_kept(done, len(missing), cache.folder))
+            whole = {m: torch.as_tensor(subject[m]).as_subclass(Tensor) for m in modalities if m in subject}
+            for file, make in zip(copies[i], made.values(), strict=True):
+                if not lacking(file):
+                    continue
+                volumes = torch.stack([*make(whole, copies[i][0].stem).values()])
+                if cache.find(file) is None:
+                    cache.write(file, _encode(network, volumes, device, amp))
+                if images and cache.find_images(file) is None:
+                    cache.write_images(file, volumes)
+            interruption.stop(_kept(done + 1, len(missing), cache.folder))
     present = [torch.tensor([k for k, m in enumerate(modalities) if m in entry]) for entry in data]
     stored = [(i, file) for i in range(len(data)) for file in copies[i]]
     subjects: list[dict[str, Any]] = [
@@ -128,6 +132,12 @@ def encode_subjects(
     if images:
         subjects = [{**s, "images": cache.find_images(f)} for s, (_, f) in zip(subjects, stored, strict=True)]
     return subjects
+
+
+def _kept(done: int, count: int, folder: Path) -> str:
+    return (
+        f"while subjects were encoded. {done} of {count} are done and kept in {folder}: start again as before to go on."
+    )
 
 
 def _copies(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from custom.networks import LatentTranslator
 from custom.networks.fast import accelerate
+from custom.training.interruption import Interruption
 from custom.training.latents.cache import StoredLatents, check_room, find_stored, store_array
 from custom.utils.distributed import is_main, world_size
 from custom.utils.identity import digest, identity
@@ -58,11 +59,15 @@ def translate_subjects(
     missing = [(s, f) for s, f in zip(subjects, files, strict=True) if _stored(f) is None]
     if missing:
         _check_room([s for s, _ in missing], files[0].parent)
-    for subject, file in tqdm(
-        missing, "translating latents", unit="subject", disable=not (missing and is_main())
-    ):  # fmt: skip
-        with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
-            store_array(file, _translated(subject, network, device).numpy())
+    bar = tqdm(missing, "translating latents", unit="subject", disable=not (missing and is_main()))
+    with Interruption() as interruption:
+        for done, (subject, file) in enumerate(bar, 1):
+            with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
+                store_array(file, _translated(subject, network, device).numpy())
+            interruption.stop(
+                f"while latents were translated. {done} of {len(missing)} subjects are done and kept in {file.parent}: "
+                "start again as before to go on."
+            )
     return [{**s, "target_like": _stored(f)} for s, f in zip(subjects, files, strict=True)]
 
 

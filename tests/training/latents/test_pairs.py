@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import re
+import signal
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor
 from custom.data.augmentation import AugmentSubjectd
 from custom.data.transforms import LoadVolumed
 from custom.networks import LatentTranslator
-from custom.training.latents.cache import StoredLatents
+from custom.training.latents.cache import LatentCache, StoredLatents
 from custom.training.latents.pairs import (
     CONTEXT_VOXELS,
     LatentPairs,
@@ -320,6 +322,38 @@ def test_interrupted_writing_leaves_nothing_that_is_taken_for_whole(
         Path(encoded["latents"].path).write_bytes(cut)
         (again,) = encode(subjects)
         assert Path(again["latents"].path).read_bytes() == whole_file
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_signal_ends_it_after_a_subject_which_is_kept(
+    number: signal.Signals, num_workers: int, make_subject: Make, encode: Callable,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    data = [make_subject("t1", "t2", seed=seed) for seed in range(3)]
+    former, write = signal.getsignal(number), LatentCache.write
+
+    def signalled(*args: Any) -> None:
+        write(*args)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(LatentCache, "write", signalled)
+    with pytest.raises(SystemExit) as ended:
+        encode(data, num_workers=num_workers)
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) is former
+    (folder,) = (path for path in (tmp_path / "latents").iterdir() if path.is_dir())
+    said = f"stopped by {number.name} while subjects were encoded. 1 of 3 are done and kept in {folder}: start again"
+    assert said in caplog.text
+    assert len([*folder.glob("*.npy")]) == 1
+    assert not [*tmp_path.rglob("*.part*")]
+
+    written: list[Path] = []
+    monkeypatch.setattr(
+        LatentCache, "write", lambda self, file, values: written.append(file) or write(self, file, values)
+    )
+    assert len(encode(data)) == 3
+    assert len(written) == 2
 
 
 def test_size_is_said_before_it_starts(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from custom.networks import LatentTranslator
-from custom.training.latents.cache import StoredLatents
+from custom.training.latents.cache import StoredLatents, store_array
 from custom.training.latents.pairs import LatentPairs
 from custom.training.latents.target_like import pair_number, translate_subjects
 
@@ -78,6 +80,24 @@ def test_pairs_of_a_training_read_them(tiny_translator: LatentTranslator, tmp_pa
     cropped = LatentPairs([kept], pairs_per_subject=2, crop_size=(4, 4, 4))[0]
     assert cropped["target_like"].shape == cropped["source"].shape == (2, 2, 4, 4, 4, 4)
     assert "source_context" not in cropped
+
+
+def test_a_signal_ends_it_after_a_subject_which_is_kept(
+    tiny_translator: LatentTranslator, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [subject(tmp_path, name=name) for name in ("a", "b", "c")]
+
+    def signalled(*args: Any) -> None:
+        store_array(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("custom.training.latents.target_like.store_array", signalled)
+    with pytest.raises(SystemExit) as ended:
+        translate_subjects(data, tiny_translator, device=CPU)
+    assert ended.value.code == 143
+    assert "stopped by SIGTERM while latents were translated. 1 of 3 subjects are done and kept in" in caplog.text
+    assert len([*tmp_path.glob("a*_to_*.npy")]) == 1
+    assert not [*tmp_path.glob("b*_to_*.npy")]
 
 
 def test_too_little_room(tiny_translator: LatentTranslator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
