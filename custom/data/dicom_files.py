@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import data_element_generator, read_partial
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+from pydicom.valuerep import STANDARD_VR
 
 __all__ = ["DICOM_SUFFIXES", "dicom_files", "dicom_inputs", "is_dicom", "read_header", "unreadable"]
 
@@ -30,6 +31,8 @@ DIRECTORY_FILE = "DICOMDIR"
 # letters of a type or a length below 256
 BARE_START = re.compile(rb"[\x02\x08]\0[\x00\x01\x05\x08\x12-\x16]\0(?:[A-Z]{2}|.\0\0\0)", re.DOTALL)
 
+PREAMBLE, PREFIX = 128, b"DICM"
+META_GROUP = 2
 PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # whole numbers; floating-point numbers of two sizes
 UNDEFINED = 0xFFFFFFFF  # length
 PIXEL_FACTORS = ("NumberOfFrames", "BitsAllocated")
@@ -44,8 +47,8 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
     if suffix in DICOM_SUFFIXES:
         return True
     with file.open("rb") as stream:
-        start = stream.read(132)
-    return start[128:] == b"DICM" or bool(BARE_START.match(start))
+        start = stream.read(PREAMBLE + len(PREFIX))
+    return start[PREAMBLE:] == PREFIX or bool(BARE_START.match(start))
 
 
 def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -96,6 +99,7 @@ def read_header(file: Path) -> Dataset | None:
 
     try:
         with pydicom.config.disable_value_validation(), file.open("rb") as stream:
+            _check_meta(stream)
             header = read_partial(stream, at_pixels, force=True)
             if "Rows" not in header and _is_no_image(header):
                 return None
@@ -109,6 +113,26 @@ def read_header(file: Path) -> Dataset | None:
     if pixels[0][0] == PIXELS[0] and pixels[0][2] < bits // 8:  # of compressed pixels it is the largest number
         raise ValueError(unreadable(file, f"{pixels[0][2]} bytes of pixels; {bits // 8} are needed"))
     return header
+
+
+def _check_meta(stream: BinaryIO) -> None:
+    """Raise an error if an element before the data set has a type that DICOM does not know, and rewind.
+
+    GDCM takes the bytes after the type for a length then, and memory for what it asks for: 740 MiB for a UID.
+    """
+    strange: list[str] = []
+
+    def at_end(tag: BaseTag, representation: str | None, length: int) -> bool:
+        if tag.group == META_GROUP and representation is not None and representation not in STANDARD_VR:
+            strange.append(representation)
+        return tag.group != META_GROUP or bool(strange)
+
+    start = stream.read(PREAMBLE + len(PREFIX))
+    if start[PREAMBLE:] == PREFIX:  # what comes before the data set is explicit and little-endian
+        list(data_element_generator(stream, False, True, stop_when=at_end))
+    if strange:
+        raise ValueError("a value before its data set is of a type that DICOM does not know")
+    stream.seek(0)
 
 
 def _check_end(stream: BinaryIO, file: Path, header: Dataset, representation: str | None, length: int) -> None:

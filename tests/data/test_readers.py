@@ -327,6 +327,16 @@ class TestRefusedSeries:
         with pytest.raises(ValueError, match=r"007_1\.dcm: .* a damaged file \(102 bytes of pixels; 112 are needed\)"):
             read_volume(folder)
 
+    @pytest.mark.parametrize("kind", [b"TI", b"Ui", b"U@"])
+    def test_a_type_before_the_data_set_that_asks_for_memory(self, write_series, kind: bytes) -> None:
+        """GDCM takes the text of the UID for a length, and 740 MiB for it."""
+        file = sorted(write_series("series", volume(), OBLIQUE).iterdir())[1]
+        content, tag = file.read_bytes(), bytes([2, 0, 3, 0])
+        assert content.count(tag + b"UI") == 1
+        file.write_bytes(content.replace(tag + b"UI", tag + kind))
+        with pytest.raises(ValueError, match=rf"{file.name}: expected a readable DICOM slice; found .* does not know"):
+            read_volume(file.parent)
+
     def test_sheared_grid(self, write_series) -> None:
         sheared = np.diag([1.0, 1.0, 2.0, 1.0])
         sheared[1, 2] = 0.3
