@@ -124,11 +124,13 @@ class Clone:
         (self.bundle / "data").mkdir()
         (self.bundle / "data" / "phantom").symlink_to(phantoms)
         for place in (self.root, self.bundle):
-            (place / "scans").mkdir()
+            for name in ("scans", "cohort/scan"):
+                (place / name).mkdir(parents=True)
             for name in ("DIR", "BraTS2021"):
                 (place / name).symlink_to(phantoms)
-            for name, modality in (("scan_t1", "t1"), ("scans/other", "flair"), ("IXI002-Guys-0828-T1", "t1"),
-                                   ("IXI002-Guys-0828-T2", "t2")):  # fmt: skip
+            for name, modality in (("scan_t1", "t1"), ("scan_flair", "flair"), ("scans/other", "flair"),
+                                   ("cohort/scan/scan_t1", "t1"), ("cohort/scan/scan_t2", "t2"),
+                                   ("IXI002-Guys-0828-T1", "t1"), ("IXI002-Guys-0828-T2", "t2")):  # fmt: skip
                 shutil.copy(phantoms / "scan" / f"scan_{modality}.nii.gz", place / f"{name}.nii.gz")
 
     def place(self, block: Block) -> Path:
@@ -174,7 +176,8 @@ class Clone:
         line = " ".join(argv).replace("bundle/configs", "configs")
         if "run inference" in line:
             suffix = "/0001.dcm" if given.get("output_format") == "dicom" else ".nii.gz"
-            for target in ast.literal_eval(given.get("targets", "['t2']")):
+            asked = given.get("targets", "['t2']")
+            for target in ("flair", "t1ce") if asked == "missing" else ast.literal_eval(asked):
                 yield f"{given['output_dir']}/*_{target}_synthetic{suffix}"
         for words, result in RESULTS.items():
             if words in line:

@@ -160,6 +160,7 @@ OF_CONFIG: dict[str, dict[str, Change]] = {
         "sources": {"sources": ["t1"]},
         "scored_pairs": {"scored_pairs": [["t1", "t2"]]},
         "methods": {"methods": ["copy-source"]},
+        "set_sizes": {"set_sizes": []},
         "section": {"section": "training"},
         "max_subjects": {"max_subjects": 1},
         "lookup_subjects": {"lookup_subjects": 1},

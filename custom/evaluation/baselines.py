@@ -21,6 +21,7 @@ from tqdm import tqdm
 from custom.data.foreground import BACKGROUND, foreground_key
 from custom.data.tolerant import FAULT_KEY, TolerantDataset
 from custom.evaluation.metrics import bounding_box
+from custom.evaluation.paired_lookup import PairedLookup
 from custom.evaluation.protocols import ContrastEnds
 from custom.utils.distributed import main_first
 from custom.utils.files import atomic_write
@@ -196,12 +197,13 @@ class TrainingMean:
 
 
 class TrainedBaselines(NamedTuple):
-    """Baselines learned from the training split: the intensity lookup, the mean image, and their subjects.
+    """Baselines learned from the training split: the intensity lookups, the mean image, and their subjects.
 
     ``ends`` bring predictions of each contrast to the scale of the percentiles.
     """
 
     lookup: IntensityLookup
+    paired: PairedLookup
     mean: TrainingMean
     ends: ContrastEnds
     subjects: list[str]
@@ -216,6 +218,7 @@ class TrainedBaselines(NamedTuple):
                 subjects=np.array(self.subjects, dtype=np.str_),
                 fingerprint=np.array(fingerprint, dtype=np.str_),
                 **self.lookup.arrays(),
+                **self.paired.arrays(),
                 **self.mean.arrays(),
                 **self.ends.arrays(),
             )
@@ -235,6 +238,7 @@ class TrainedBaselines(NamedTuple):
             modalities, subjects = arrays["modalities"].tolist(), arrays["subjects"].tolist()
             found = cls(
                 IntensityLookup.of_arrays(modalities, arrays),
+                PairedLookup.of_arrays(modalities, arrays),
                 TrainingMean.of_arrays(modalities, arrays),
                 ContrastEnds.of_arrays(modalities, arrays),
                 subjects,
@@ -266,7 +270,9 @@ def fit_or_load(
         ValueError: if no subject can be read.
     """
     chosen = list(entries)[:max_subjects]
-    fitted = TrainedBaselines(IntensityLookup(modalities), TrainingMean(modalities), ContrastEnds(modalities), [])
+    fitted = TrainedBaselines(
+        IntensityLookup(modalities), PairedLookup(modalities), TrainingMean(modalities), ContrastEnds(modalities), []
+    )
     contents = file_contents(chosen, FileDigests(Path(path).with_name(DIGESTS_NAME)))
     fingerprint = digest([identity(None, transform, fitted), contents])
     known = TrainedBaselines.load(path, fingerprint)
@@ -278,6 +284,7 @@ def fit_or_load(
             logger.warning("baselines: %s is left out: %s", entry["subject"], images[FAULT_KEY])
             continue
         fitted.lookup.update(images, subject=str(entry["subject"]))
+        fitted.paired.update(images)
         fitted.mean.update(images)
         fitted.ends.update(images)
         fitted.subjects.append(str(entry["subject"]))

@@ -28,7 +28,7 @@ from custom.evaluation.pairwise import PairwiseInferer, Prediction, plain
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp
 from custom.evaluation.protocols import ContrastEnds, ends_of, on_percentiles
 from custom.evaluation.results import ResultStore, SubjectResult
-from custom.evaluation.rows import CEILING, FULL_MODEL, rows_of
+from custom.evaluation.rows import CEILING, EXPECTED_ERROR, FULL_MODEL, number_of_sources, rows_of
 from custom.evaluation.segmentation import Segmenter, SegmenterCheck
 from custom.evaluation.uncertainty import ErrorMapScores, score_error_map
 from custom.inference.likeness import doubts
@@ -247,13 +247,18 @@ class TranslationEvaluator(SupervisedEvaluator):
             ends = ends_of(item[target]) if method == CEILING else self.ends_for(target)
             comparable = on_percentiles(native, ends)
             result.rows += rows_of(result.subject, source, target, method, reference.score_rescaled(comparable))
-            if prediction.cost is not None:
+            alone = number_of_sources(source) == 1
+            if prediction.cost is not None and alone:
                 result.costs.append([method, source, target, *prediction.cost])
             if prediction.uncertainty is not None:
-                result.uncertainty.append([source, target, _error_map_scores(prediction, item).correlation])
-            if check is not None and method == FULL_MODEL:
+                result.uncertainty.append([source, target, *_error_map_scores(prediction, item)])
+            if check is not None and method == FULL_MODEL and alone:
                 result.dice += check.replaced(source, target, native)
-            pictures.add((method, source, target), slices.volume(unit(prediction.image)), scroll=method in SCROLLED)
+            scroll = method in SCROLLED and (alone or number_of_sources(source) == len(names) - 1)
+            pictures.add((method, source, target), slices.volume(unit(prediction.image)), scroll=scroll)
+            if prediction.uncertainty is not None:
+                error = slices.volume(prediction.uncertainty / 2)
+                pictures.add((EXPECTED_ERROR, source, target), error, scroll=False)
             engine.state.prediction = prediction
             engine.fire_event(EvaluationEvents.PREDICTION_COMPLETED)
         return result, pictures

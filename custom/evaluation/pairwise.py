@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
+import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
 from custom.data.foreground import foreground_key
 from custom.evaluation.baselines import IntensityLookup, TrainingMean, copy_source
-from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, METHODS, SPADE_ONLY, TRAINING_MEAN
+from custom.evaluation.paired_lookup import PairedLookup
+from custom.evaluation.rows import (
+    CEILING,
+    COPY_SOURCE,
+    FULL_MODEL,
+    LOOKUP,
+    METHODS,
+    PAIRED_LOOKUP,
+    SPADE_ONLY,
+    TOGETHER,
+    TRAINING_MEAN,
+)
 from custom.inference.cost import Cost
 from custom.inference.inferer import MAX_SAMPLES, MAX_STEPS
 from custom.inference.translation import Sampling, Translated, Translation, knows_errors
@@ -22,10 +35,14 @@ from custom.utils.precision import amp_choice
 __all__ = ["PairwiseInferer", "Prediction", "plain"]
 
 
+LARGEST_SET = 16
+
+
 class Prediction(NamedTuple):
     """One prediction for a subject: ``image`` (1, 1, H, W, D) in [-1, 1], background exactly -1.
 
-    ``source == target`` is the autoencoder's reconstruction. ``cost`` is that of this translation alone, its source's
+    ``source == target`` is the autoencoder's reconstruction; of several sources together it is their names with ``+``
+    between them. ``cost`` is that of this translation alone, its source's
     encoding included; None for the trivial ones. ``uncertainty`` is the expected absolute error, of the image's
     shape and range, where the network knows it.
     """
@@ -44,10 +61,13 @@ class PairwiseInferer(Inferer):
     Args:
         modalities: the network's vocabulary, in its order.
         lookup: the fitted intensity lookup; without it, or for pairs it has not seen, that row is left out.
+        paired: the fitted lookup over two sources; likewise.
         mean: the training subjects' mean image; without it, or for targets it has not seen, that row is left out.
         methods: the rows wanted, of :data:`custom.evaluation.rows.METHODS`.
         sources: the modalities to translate from; default all.
         pairs: (source, target) to translate, for a network that was trained for these alone; default all.
+        set_sizes: numbers of sources that are also translated together: every set of so many that a subject has beside
+            the target. Not where ``pairs`` are given, nor of a network that takes one source alone.
         seed: of the noise, the same for every pair and subject.
         num_steps: sampler steps; 0 for the network's default.
         num_samples: noise draws of the full model whose images are averaged, as in ``TranslationInferer``.
@@ -62,10 +82,12 @@ class PairwiseInferer(Inferer):
         modalities: Sequence[str],
         *,
         lookup: IntensityLookup | None = None,
+        paired: PairedLookup | None = None,
         mean: TrainingMean | None = None,
         methods: Sequence[str] = METHODS,
         sources: Sequence[str] | None = None,
         pairs: Sequence[Sequence[str]] | None = None,
+        set_sizes: Sequence[int] = (),
         seed: int = 0,
         num_steps: int = 0,
         num_samples: int = 1,
@@ -76,10 +98,12 @@ class PairwiseInferer(Inferer):
             raise ValueError(f"methods: expected some of {', '.join(METHODS)}; found {', '.join(unknown)}.")
         self.modalities = tuple(modalities)
         self.lookup = lookup
+        self.paired = paired
         self.mean = mean
         self.methods = tuple(methods)
         self.sources = tuple(self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities))
         self.pairs = None if pairs is None else [self._pair(pair) for pair in pairs]
+        self.set_sizes = [whole_number("set_sizes", size, smallest=2, largest=LARGEST_SET) for size in set_sizes]
         self.seed = seed
         self.num_steps = whole_number("num_steps", num_steps, smallest=0, largest=MAX_STEPS)
         self.num_samples = whole_number("num_samples", num_samples, smallest=1, largest=MAX_SAMPLES)
@@ -102,9 +126,25 @@ class PairwiseInferer(Inferer):
             LOOKUP: [pair in self._looked_up for pair in pairs],
             TRAINING_MEAN: [target in self._averaged for _, target in pairs],
         }
-        methods = [m for m in self.methods if m != CEILING]
+        methods = [m for m in self.methods if m not in (CEILING, PAIRED_LOOKUP)]
         counts = [sum(of_pair[m]) if m in of_pair else len(pairs) for m in methods]
-        return (CEILING in self.methods) * len(names) + sum(counts)
+        together = sum(len(self._of_set(group, target)) for target in names for group in self._sets(names, target))
+        return (CEILING in self.methods) * len(names) + sum(counts) + together
+
+    def _sets(self, names: Sequence[str], target: str) -> Iterator[tuple[str, ...]]:
+        """Sets of sources that a subject with the modalities ``names`` has for a target."""
+        others = [m for m in self.sources if m in names and m != target]
+        for size in self.set_sizes if self.pairs is None else ():
+            yield from combinations(others, size)
+
+    def _of_set(self, group: Sequence[str], target: str) -> list[str]:
+        """Methods that translate a set of sources."""
+        known = {
+            LOOKUP: all((source, target) in self._looked_up for source in group),
+            PAIRED_LOOKUP: self.paired is not None and len(group) == 2 and self.paired.knows(group, target),
+            FULL_MODEL: True,
+        }
+        return [method for method in self.methods if known.get(method, False)]
 
     # MONAI's takes one tensor and gives one; a subject has several
     def __call__(  # type: ignore[override]
@@ -123,6 +163,25 @@ class PairwiseInferer(Inferer):
             for source in (m for m in self.sources if m in sources and self._wanted(m, target)):
                 yield from self._trivial(sources[source], source, target)
                 yield from self._translate(sources[source], source, target)
+            for group in self._sets([*sources], target) if hasattr(network, "fuse") else ():
+                yield from self._translate_set(inputs, group, target, network)
+
+    def _translate_set(
+        self, inputs: Mapping[str, Tensor], group: Sequence[str], target: str, network: Any
+    ) -> Iterator[Prediction]:
+        images = [plain(inputs[name]) for name in group]
+        brain = torch.stack([plain(inputs[foreground_key(name)]) > 0 for name in group]).any(dim=0)
+        methods, name = self._of_set(group, target), TOGETHER.join(group)
+        if LOOKUP in methods:
+            assert self.lookup is not None
+            alone = [self.lookup.predict(i, s, target, brain=brain) for i, s in zip(images, group, strict=True)]
+            yield Prediction(LOOKUP, name, target, torch.stack(alone).mean(dim=0))
+        if PAIRED_LOOKUP in methods:
+            assert self.paired is not None
+            yield Prediction(PAIRED_LOOKUP, name, target, self.paired.predict(images, group, target, brain=brain))
+        if FULL_MODEL in methods:
+            given = Translation(network, torch.cat(images, dim=1), mask=brain, amp=self.amp, measured=True)
+            yield self._full_model(given, name, target)
 
     def _translation(self, inputs: Mapping[str, Tensor], name: str, network: Any) -> Translation:
         image, brain = plain(inputs[name]), plain(inputs[foreground_key(name)])
@@ -143,14 +202,17 @@ class PairwiseInferer(Inferer):
         if SPADE_ONLY in self.methods:
             yield _prediction(SPADE_ONLY, source, target, given.spade_only(index))
         if FULL_MODEL in self.methods:
-            found = given.translate(
-                index,
-                Sampling(self.num_steps),
-                seed=self.seed,
-                num_samples=self.num_samples,
-                uncertainty=knows_errors(given.network),
-            )
-            yield _prediction(FULL_MODEL, source, target, found)
+            yield self._full_model(given, source, target)
+
+    def _full_model(self, given: Translation, source: str, target: str) -> Prediction:
+        found = given.translate(
+            self.modalities.index(target),
+            Sampling(self.num_steps),
+            seed=self.seed,
+            num_samples=self.num_samples,
+            uncertainty=knows_errors(given.network),
+        )
+        return _prediction(FULL_MODEL, source, target, found)
 
 
 def _prediction(method: str, source: str, target: str, found: Translated) -> Prediction:

@@ -42,7 +42,7 @@ class SubjectResult:
         subject: its name.
         rows: scores by prediction and region.
         costs: ``[method, source, target, seconds, evaluations, peak MiB]``.
-        uncertainty: ``[source, target, rank correlation of true and expected error in the brain]``.
+        uncertainty: ``[source, target, correlation, bins, lesion share]``, see ``custom.evaluation.uncertainty``.
         dice: ``[source, target, structure, of what, Dice]``, see ``custom.evaluation.segmentation``.
         notes: what a reader must know, such as a missing modality.
     """

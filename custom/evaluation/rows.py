@@ -17,7 +17,10 @@ LOOKUP = "intensity lookup"
 CEILING = "autoencoder ceiling"
 SPADE_ONLY = "MS-SPADE only"
 FULL_MODEL = "full model"
-METHODS: tuple[str, ...] = (COPY_SOURCE, TRAINING_MEAN, LOOKUP, CEILING, SPADE_ONLY, FULL_MODEL)
+PAIRED_LOOKUP = "lookup over two sources"
+METHODS: tuple[str, ...] = (COPY_SOURCE, TRAINING_MEAN, LOOKUP, PAIRED_LOOKUP, CEILING, SPADE_ONLY, FULL_MODEL)
+EXPECTED_ERROR = "expected error"  # of the full model, in pictures
+TOGETHER = "+"  # between the names of sources that are translated together
 
 DISPLAY_NAMES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR", "pd": "PD"}
 
@@ -90,6 +93,13 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     return rows
 
 
+def number_of_sources(source: str) -> int:
+    """Of a row or picture: ``"t1+flair"`` → 2."""
+    return source.count(TOGETHER) + 1
+
+
 def display_name(modality: str) -> str:
-    """How a modality is written in tables and figures: ``t1ce`` → ``T1ce``."""
+    """How a modality, or several together, is written in tables and figures: ``t1ce`` → ``T1ce``."""
+    if TOGETHER in modality:
+        return " + ".join(map(display_name, modality.split(TOGETHER)))
     return DISPLAY_NAMES.get(modality, modality.upper() if len(modality) <= 5 else modality)

@@ -1,10 +1,10 @@
-"""Curves of quality against the cost of sampling: their points, table, figure, and the choice of a default."""
+"""Curves of quality against the cost of sampling: points, table, figure, choice of a default; and of reliability."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from custom.reports.render import Cell, Table
 from custom.utils.files import atomic_write
 
-__all__ = ["SPADE_ONLY", "Point", "choose_default", "curve_table", "draw_curves", "write_points"]
+__all__ = ["SPADE_ONLY", "Point", "choose_default", "curve_table", "draw_curves", "draw_reliability", "write_points"]
 
 SPADE_ONLY = "MS-SPADE only"
 TOLERANCE = 0.05  # dB; far below what can be seen, and below the spread over noise draws
@@ -148,6 +148,35 @@ def draw_curves(path: str | os.PathLike[str], points: Sequence[Point]) -> Path:
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
     pairs = sorted({f"{p.subject}: {p.source} to {p.target}" for p in points})
     figure.suptitle(f"Quality against sampling cost, mean over {len(pairs)} validation volumes", fontsize=11)
+    target = Path(path)
+    with atomic_write(target) as temporary:
+        figure.savefig(temporary, dpi=_DPI, format="png")
+    return target
+
+
+def draw_reliability(path: str | os.PathLike[str], curves: Mapping[int, Sequence[tuple[float, float]]]) -> Path:
+    """Observed against expected error, a line for each number of sources; on the diagonal they are equal. A PNG.
+
+    Args:
+        path: of the file; its folder is made.
+        curves: number of sources → (expected, observed) of each bin.
+
+    Returns:
+        ``path``.
+    """
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    top = 1.05 * max(value for bins in curves.values() for pair in bins for value in pair)
+    axes.plot([0, top], [0, top], color="0.6", linestyle="--", linewidth=1, label="equal")
+    for number, bins in curves.items():
+        expected, observed = zip(*bins, strict=True)
+        axes.plot(expected, observed, marker="o", markersize=4, label=f"{number} source{'s' * (number > 1)}")
+    axes.set_xlabel("Expected absolute error")
+    axes.set_ylabel("Observed absolute error")
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
     target = Path(path)
     with atomic_write(target) as temporary:
         figure.savefig(temporary, dpi=_DPI, format="png")

@@ -128,6 +128,7 @@ def method_panel(
     *,
     lesion: tuple[np.ndarray, np.ndarray] | None = None,
     without_error: Sequence[str] = (),
+    errors: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     title: str = "",
     error_range: float = 0.5,
@@ -142,6 +143,7 @@ def method_panel(
         truth: of the target; the last column.
         lesion: masks of the lesion in both slices.
         without_error: columns such as the source, which is no prediction.
+        errors: heading → what is shown below in the place of the absolute error, such as an expected one.
         spacing: voxel size in mm.
         title: shown above.
         error_range: the error that is shown brightest.
@@ -168,7 +170,8 @@ def method_panel(
             if heading in (*without_error, TRUTH_HEADING):
                 below.set_axis_off()
                 continue
-            error = np.abs(slices[i] - truth[i])[cuts[i]]
+            told = (errors or {}).get(heading)
+            error = (np.abs(slices[i] - truth[i]) if told is None else told[i])[cuts[i]]
             artist = _show(below, error, mm[1] / mm[0], cmap="inferno", vmax=error_range)
     _marker(axes[0][0], "R")
     _marker(axes[2][0], "A")

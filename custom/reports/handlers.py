@@ -14,7 +14,7 @@ from tqdm import tqdm
 from custom.evaluation.evaluator import SUBJECT, EvaluationEvents, TranslationEvaluator
 from custom.evaluation.pairwise import PairwiseInferer
 from custom.evaluation.results import Results, Setup, SubjectResult
-from custom.evaluation.rows import FULL_MODEL
+from custom.evaluation.rows import FULL_MODEL, number_of_sources
 from custom.evaluation.statistics import summarize
 from custom.reports.report import write_report
 from custom.utils.distributed import is_main, rank
@@ -87,7 +87,8 @@ class ReportHandler:
 
 
 def _brain_means(found: Sequence[SubjectResult]) -> dict[str, float]:
-    rows = [r for result in found for r in result.rows if r.method == FULL_MODEL and r.region == "brain"]
+    full = (r for result in found for r in result.rows if r.method == FULL_MODEL and r.region == "brain")
+    rows = [row for row in full if number_of_sources(row.source) == 1]
     names = ("psnr", "ssim", "nmse", "mae") if rows else ()
     return {f"brain_{name}": summarize([getattr(row, name) for row in rows]).mean for name in names}
 

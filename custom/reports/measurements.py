@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 
 from custom.evaluation.results import SubjectResult
-from custom.evaluation.rows import METHODS
+from custom.evaluation.rows import METHODS, number_of_sources
 from custom.evaluation.segmentation import OF_LABEL_REAL, OF_LABEL_SYNTHETIC, OF_REAL
 from custom.evaluation.statistics import Summary, summarize
+from custom.evaluation.uncertainty import ErrorMapScores, ReliabilityBin, reliability
 from custom.reports.render import Table
 from custom.reports.tables import NO_VALUE, task_name
 
-__all__ = ["cost_table", "dice_table", "uncertainty_table"]
+__all__ = ["cost_table", "dice_table", "reliability_of", "reliability_table", "uncertainty_table"]
 
 
 def cost_table(found: Sequence[SubjectResult]) -> Table | None:
@@ -43,22 +44,51 @@ def cost_table(found: Sequence[SubjectResult]) -> Table | None:
 
 
 def uncertainty_table(found: Sequence[SubjectResult]) -> Table | None:
-    """Rank correlation of the error with that of the error map, by pair; None where there is no error map."""
-    groups: dict[tuple[str, str], list[float]] = {}
+    """How well error maps tell the error, by pair; None where there is no error map."""
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for result in found:
-        for source, target, value in result.uncertainty:
-            groups.setdefault((source, target), []).append(value)
+        for source, target, correlation, _, lesion_share in result.uncertainty:
+            groups.setdefault((source, target), []).append((correlation, lesion_share))
     if not groups:
         return None
     body = []
     for pair, values in groups.items():
-        known = [v for v in values if not math.isnan(v)]
-        body.append([task_name(*pair), _shown(summarize(known), 3) if known else NO_VALUE, str(len(known))])
+        columns = [[v for v in column if not math.isnan(v)] for column in zip(*values, strict=True)]
+        cells = [_shown(summarize(known), 3) if known else NO_VALUE for known in columns]
+        body.append([task_name(*pair), *cells, str(len(columns[0]))])
     note = (
         "Spearman's correlation, over the voxels of the brain, of the absolute error with the one that the "
-        "model expects: 1 where it knows how wrong it is, 0 where its error map tells nothing."
+        "model expects: 1 where it knows how wrong it is, 0 where its error map tells nothing. Lesion: share of its "
+        "voxels among the 5 % of the brain that are most uncertain; 0.05 where the map knows nothing of lesions."
     )
-    return Table("Error and uncertainty", ["Pair", "Correlation", "subjects"], body, note=note)
+    columns_ = ["Pair", "Correlation", "Lesion among the 5 %", "subjects"]
+    return Table("Error and uncertainty", columns_, body, note=note)
+
+
+def reliability_of(found: Sequence[SubjectResult]) -> dict[int, tuple[ReliabilityBin, ...]]:
+    """Number of sources → expected and observed error of ten bins, the mean over all error maps of so many sources."""
+    scores: dict[int, list[ErrorMapScores]] = {}
+    for result in found:
+        for source, _, correlation, bins, lesion_share in result.uncertainty:
+            known = ErrorMapScores(correlation, tuple(ReliabilityBin(*pair) for pair in bins), lesion_share)
+            scores.setdefault(number_of_sources(source), []).append(known)
+    return {number: reliability(scores[number]) for number in sorted(scores)}
+
+
+def reliability_table(found: Sequence[SubjectResult]) -> Table | None:
+    """Expected and observed error in ten bins of the expected one; None where there is no error map."""
+    curves = reliability_of(found)
+    if not curves:
+        return None
+    lines = zip(*curves.values(), strict=True)
+    body = [[str(i), *(f"{value:.4f}" for pair in line for value in pair)] for i, line in enumerate(lines, 1)]
+    groups = [("", 1), *((f"{number} source{'s' * (number > 1)}", 2) for number in curves)]
+    note = (
+        "Voxels of the brain in ten equal parts, from the least to the most expected error; mean absolute errors, "
+        "where the image's range is 1. The two are equal of a map that is right about how large errors are."
+    )
+    columns = ["Tenth", *(["Expected", "Observed"] * len(curves))]
+    return Table("Reliability of the error map", columns, body, groups, note)
 
 
 def dice_table(found: Sequence[SubjectResult]) -> Table | None:

@@ -14,10 +14,21 @@ import numpy as np
 from custom.evaluation.metrics import PROTOCOL, REGIONS, RESCALED_REGIONS
 from custom.evaluation.pictures import TRUTH, Pictures
 from custom.evaluation.results import Results, Setup, SubjectResult
-from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, METHODS, Row, display_name, write_rows
+from custom.evaluation.rows import (
+    CEILING,
+    COPY_SOURCE,
+    EXPECTED_ERROR,
+    FULL_MODEL,
+    METHODS,
+    Row,
+    display_name,
+    number_of_sources,
+    write_rows,
+)
 from custom.reports import figures, tables
+from custom.reports.curves import draw_reliability
 from custom.reports.html import write_html
-from custom.reports.measurements import cost_table, dice_table, uncertainty_table
+from custom.reports.measurements import cost_table, dice_table, reliability_of, reliability_table, uncertainty_table
 from custom.reports.render import Table, to_text, write_table
 
 __all__ = ["Figure", "report", "write_report"]
@@ -88,11 +99,13 @@ def write_report(results: Results, setup: Setup, found: Sequence[SubjectResult])
 
 def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult]) -> dict[str, Table]:
     """The tables that have content, by the name of their files."""
+    everything, rows = rows, [row for row in rows if number_of_sources(row.source) == 1]
     translated = [m for m in tables.method_order(rows) if m not in METHODS or m == FULL_MODEL]
     made: dict[str, Table | None] = {}
     for region in (*REGIONS, *RESCALED_REGIONS):
         where = region.replace(" ", "_")
         made[f"methods_{where}"] = tables.method_table(rows, region)
+        made[f"sources_{where}"] = tables.sources_table(everything, region)
         if region.endswith("fitted"):
             continue
         made[f"models_{where}"] = tables.model_table(rows, region, pairs=_pairs(setup))
@@ -104,6 +117,7 @@ def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult
         made[f"tests_{where}"] = tables.comparison_table(rows, region, setup.reference)
     made["cost"] = cost_table(found)
     made["uncertainty"] = uncertainty_table(found)
+    made["reliability"] = reliability_table(found)
     made["segmentation"] = dice_table(found)
     return {name: table for name, table in made.items() if table is not None}
 
@@ -146,8 +160,12 @@ def format_report(made: Mapping[str, Table], remarks: Sequence[str], setup: Setu
 
 
 def draw_figures(results: Results, setup: Setup, found: Sequence[SubjectResult]) -> Iterator[Figure]:
-    """Figures of the first subjects that have pictures: all pairs, and the tasks of ``setup.pairs`` by method."""
+    """Figures: the error map's reliability; of the first subjects that have pictures all pairs, and the tasks of
+    ``setup.pairs`` by method."""
     folder, drawn = results.output_dir / "figures", 0
+    if curves := reliability_of(found):
+        path = draw_reliability(folder / "reliability.png", curves)
+        yield Figure(path, "Expected and observed absolute error, in ten equal parts of the brain's voxels.")
     for result in found:
         if drawn >= setup.num_figures:
             return
@@ -193,7 +211,7 @@ def _grid(path: Path, subject: str, pictures: Pictures, setup: Setup) -> Figure:
 
 def _methods(path: Path, subject: str, pictures: Pictures, source: str, target: str) -> Figure:
     shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    methods = [k[0] for k in pictures.slices if k[0] != TRUTH and k[1:] == (source, target)]
+    methods = [k[0] for k in pictures.slices if k[0] not in (TRUTH, EXPECTED_ERROR) and k[1:] == (source, target)]
     # the copied source is the source: one column shows it, with its error
     copied = COPY_SOURCE in methods
     heading = f"Source {display_name(source)}" + "\n= copy-source" * copied
@@ -203,12 +221,17 @@ def _methods(path: Path, subject: str, pictures: Pictures, source: str, target: 
     shown |= {method: _floats(pictures.slices[method, source, target]) for method in ordered}
     if (CEILING, target, target) in pictures.slices:
         shown[CEILING] = _floats(pictures.slices[CEILING, target, target])
+    errors = {}
+    if (EXPECTED_ERROR, source, target) in pictures.slices:
+        shown["full model,\nerror it expects"] = shown[FULL_MODEL]
+        errors["full model,\nerror it expects"] = _floats(pictures.slices[EXPECTED_ERROR, source, target])
     figures.method_panel(
         path,
         shown,
         _floats(pictures.slices[TRUTH, target, target]),
         lesion=pictures.lesion,
         without_error=() if copied else (heading,),
+        errors=errors,
         spacing=pictures.stamp.spacing,
         title=f"{subject}, {tables.task_name(source, target)}",
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from custom.evaluation.metrics import HIGHER_IS_BETTER, METRICS
-from custom.evaluation.rows import CEILING, FULL_MODEL, METHODS, Row, display_name
+from custom.evaluation.rows import CEILING, FULL_MODEL, METHODS, Row, display_name, number_of_sources
 from custom.evaluation.statistics import LEVEL, Summary, paired_comparisons, summarize
 from custom.reports.render import CHECK, Cell, Table
 
@@ -23,6 +23,7 @@ __all__ = [
     "method_table",
     "model_table",
     "pair_table",
+    "sources_table",
     "summaries",
     "summary_table",
 ]
@@ -99,6 +100,32 @@ def method_table(rows: Sequence[Row], region: str) -> Table | None:
     if any(row.method == CEILING for row in chosen):
         note += " The autoencoder ceiling is the truth itself, encoded and decoded."
     return Table(f"Methods, {region}", columns, body, note=note)
+
+
+def sources_table(rows: Sequence[Row], region: str) -> Table | None:
+    """One line a number of sources and method; None where no sources were translated together there.
+
+    Every method and number has all targets of each subject, so numbers of sources are compared on the same truths.
+    """
+    chosen = [row for row in rows if row.region == region and row.source != row.target]
+    numbers = sorted({number_of_sources(row.source) for row in chosen})
+    if numbers in ([], [1]):
+        return None
+    together = {row.method for row in chosen if number_of_sources(row.source) > 1}
+    body: list[list[Cell | str]] = []
+    for number in numbers:
+        group = [row for row in chosen if number_of_sources(row.source) == number and row.method in together]
+        found = {method: _summarized([r for r in group if r.method == method]) for method in method_order(group)}
+        best = {m: _best({method: summary[m] for method, summary in found.items()}, m) for m in METRICS}
+        for method, summary in found.items():
+            cells = [_cell(summary[m], m, bold=method in best[m]) for m in METRICS]
+            body.append([str(number), method, *cells, str(summary["psnr"].subjects), str(summary["psnr"].n)])
+    columns = ["Sources", region, *(_headed(m) for m in METRICS), "subjects", "volumes"]
+    note = (
+        "Mean ± sd over subjects, targets and sets of so many sources. The intensity lookup of several sources is the "
+        "mean of those of each."
+    )
+    return Table(f"By number of sources, {region}", columns, body, note=note)
 
 
 def pair_table(

@@ -16,6 +16,7 @@ from custom.evaluation.baselines import (
     copy_source,
     fit_or_load,
 )
+from custom.evaluation.paired_lookup import PairedLookup
 from custom.evaluation.protocols import ContrastEnds
 
 MODALITIES = ("t1", "t2", "flair")
@@ -126,7 +127,7 @@ def test_save_and_load(tmp_path):
     path = tmp_path / "deep" / "baselines.npz"
     ends = ContrastEnds(MODALITIES)
     ends.update({"t2": MetaTensor(torch.zeros(1, 2, 2, 2), meta={PERCENTILE_ENDS: np.array([0.1, 0.6])})})
-    TrainedBaselines(lookup, mean, ends, ["case_1"]).save(path, "state")
+    TrainedBaselines(lookup, PairedLookup(MODALITIES), mean, ends, ["case_1"]).save(path, "state")
     again = TrainedBaselines.load(path, "state")
     assert again.ends.of("t2") == (0.1, 0.6)
     assert (again.lookup.modalities, again.subjects, again.lookup.bins) == (MODALITIES, ["case_1"], 16)

@@ -30,7 +30,7 @@ from custom.evaluation.metrics import Reference
 from custom.evaluation.pairwise import PairwiseInferer
 from custom.evaluation.protocols import ContrastEnds, ends_of
 from custom.evaluation.results import ResultStore
-from custom.evaluation.rows import CEILING, FULL_MODEL, METHODS, read_rows
+from custom.evaluation.rows import CEILING, FULL_MODEL, LOOKUP, METHODS, PAIRED_LOOKUP, read_rows
 from custom.evaluation.segmentation import OF_LABEL_REAL
 from custom.reports.handlers import ProgressHandler, ReportHandler
 from custom.utils.errors import user_message
@@ -147,7 +147,9 @@ def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, 
     assert brain["t1", "t2", FULL_MODEL].psnr > 0
     expected = np.mean([r.psnr for r in rows if r.method == FULL_MODEL and r.region == "brain"])
     assert engine.state.metrics["brain_psnr"] == pytest.approx(expected)
-    assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} == {"one_pairs.png", "one_t1_to_t2.png"}
+    assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} == {
+        "one_pairs.png", "one_t1_to_t2.png", "reliability.png"
+    }  # fmt: skip
     assert {p.name for p in (tmp_path / "out" / "subjects").iterdir()} == {
         "one.json", "one.npz", "three.json", "three.npz",
     }  # fmt: skip
@@ -342,7 +344,15 @@ def test_config_evaluates_every_pair(bundle_data, tmp_path, capsys):
     workflow.run()
     rows = read_rows(tmp_path / "per_subject.csv")
     pairs = {(r.source, r.target) for r in rows if r.method == FULL_MODEL}
-    assert len(pairs) == 12
+    assert len({pair for pair in pairs if "+" not in pair[0]}) == 12
+    # of each target three sets of two others, and one of all three
+    assert sorted(source.count("+") for source, _ in pairs if "+" in source) == [1] * 12 + [2] * 4
+    assert {r.method for r in rows if r.source.count("+") == 1} == {LOOKUP, PAIRED_LOOKUP, FULL_MODEL}
+    assert {r.method for r in rows if r.source.count("+") == 2} == {LOOKUP, FULL_MODEL}
+    [table] = (tmp_path / "tables").glob("sources_brain.csv")
+    numbers = [line.split(",")[:2] for line in table.read_text().splitlines()[1:]]
+    assert [line for line in numbers if line[1] == FULL_MODEL] == [[str(n), FULL_MODEL] for n in (1, 2, 3)]
+    assert all("+" not in file.read_text() for file in (tmp_path / "tables").glob("pairs_*.csv"))
     assert {r.method for r in rows} == set(METHODS)
     assert {r.subject for r in rows} == {"ccc"}
     assert {p.name for p in tmp_path.iterdir()} == {

@@ -6,8 +6,9 @@ from torch import nn
 
 from custom.data.foreground import foreground_key
 from custom.evaluation.baselines import IntensityLookup, TrainingMean
+from custom.evaluation.paired_lookup import PairedLookup
 from custom.evaluation.pairwise import PairwiseInferer
-from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, SPADE_ONLY, TRAINING_MEAN
+from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, PAIRED_LOOKUP, SPADE_ONLY, TRAINING_MEAN
 
 MODALITIES = ("t1", "t2", "flair")
 
@@ -50,6 +51,62 @@ def test_methods_sources_seed_and_steps(toy):
     assert network.calls["encode"] == 1
     assert network.steps == [7, 7]
     assert predictions[0].image.max() == 1.0  # the noise of seed 100 is 10 everywhere; clipped
+
+
+class FusingTranslator(nn.Module):
+    """Latent = image; nothing is changed but that several sources become their mean."""
+
+    def encode(self, image):
+        return image.flatten(0, 1)[:, None]
+
+    def transfer(self, latent, target):
+        return latent
+
+    def fuse(self, latent, target_like, target):
+        fused = latent.unflatten(0, (len(target), -1)).mean(dim=1)
+        return fused, fused
+
+    def sample(self, latent, target_like, target, noise, num_steps=0):
+        return target_like
+
+    def decode(self, latent):
+        return latent
+
+    def render(self, latent, image, target):
+        return latent
+
+
+def test_sets_of_sources():
+    images = inputs() | {"pd": inputs(7)["t1"], foreground_key("pd"): inputs(7)["t1"] > -1}
+    names = (*MODALITIES, "pd")
+    subjects = [{key: value[0] for key, value in images.items() if key.split("_")[0] != "pd"}]
+    lookup, paired = IntensityLookup(names).fit(subjects), PairedLookup(names)
+    paired.update(subjects[0])
+    methods = [LOOKUP, PAIRED_LOOKUP, FULL_MODEL]
+    inferer = PairwiseInferer(names, lookup=lookup, paired=paired, methods=methods, set_sizes=[2, 3])
+    predictions = list(inferer(images, FusingTranslator()))
+    assert len(predictions) == inferer.count(names)
+    found = {(p.method, p.source, p.target): p.image for p in predictions if "+" in p.source}
+    sets = {t: {s for m, s, u in found if u == t and m == FULL_MODEL} for t in names}
+    assert sets["t2"] == {"t1+flair", "t1+pd", "flair+pd", "t1+flair+pd"}
+    assert sum(map(len, sets.values())) == 4 * (3 + 1)
+    brain = images["t1"] > -1
+    both = (images["t1"] + images["flair"]) / 2
+    torch.testing.assert_close(found[FULL_MODEL, "t1+flair", "t2"], torch.where(brain, both, -1.0))
+    alone = [lookup.predict(images[s], s, "t2", brain=brain) for s in ("t1", "flair")]
+    torch.testing.assert_close(found[LOOKUP, "t1+flair", "t2"], (alone[0] + alone[1]) / 2)
+    # no training subject had a PD, and of three sources there is no such lookup
+    assert {k[1:] for k in found if k[0] == PAIRED_LOOKUP} == {
+        ("t1+t2", "flair"),
+        ("t1+flair", "t2"),
+        ("t2+flair", "t1"),
+    }
+
+
+def test_no_sets_of_a_network_for_one_source_or_where_pairs_are_asked_for():
+    for network, pairs in ((lambda image, target: image, None), (FusingTranslator(), [("t1", "t2")])):
+        inferer = PairwiseInferer(MODALITIES, methods=[FULL_MODEL], pairs=pairs, set_sizes=[2])
+        assert all("+" not in p.source for p in inferer(inputs(), network))
 
 
 def test_some_pairs_alone():

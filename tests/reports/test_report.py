@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from custom.evaluation.results import Results, Setup, SubjectResult
 from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, read_rows, rows_of
 from custom.evaluation.segmentation import OF_LABEL_REAL, OF_LABEL_SYNTHETIC, OF_REAL, WHOLE
 from custom.reports.html import sprite
-from custom.reports.measurements import cost_table, dice_table, uncertainty_table
+from custom.reports.measurements import cost_table, dice_table, reliability_table, uncertainty_table
 from custom.reports.render import FORMATS
 from custom.reports.report import report, write_report
 
@@ -55,7 +56,7 @@ def one_subject(results: Results, subject: str, seed: int, *, labelled: bool) ->
             result.rows += rows_of(subject, source, target, method, scores)
             pictures.add((method, source, target), values, scroll=method != COPY_SOURCE)
         result.costs.append([methods[-1], source, target, 1.5, 4, 100.0])
-    result.uncertainty = [["t1", "t2", 0.5]]
+    result.uncertainty = [["t1", "t2", 0.5, [[0.1 * i, 0.08 * i] for i in range(10)], 0.3]]
     result.dice = [["t1", "t2", WHOLE, kind, 0.8] for kind in (OF_REAL, OF_LABEL_REAL, OF_LABEL_SYNTHETIC)]
     if labelled:
         pictures.add_lesion(truths["t1"] > 0.6)
@@ -118,9 +119,13 @@ def test_report_is_written_from_its_folder_alone(folder, capsys):
     assert len(read_rows(folder / "per_subject.csv")) == 2 * 6 * 2
     names = {p.stem for p in (folder / "tables").iterdir()}
     expected = {f"{t}_{r}" for t in ("methods", "models", "pairs", "tests") for r in ("volume", "brain")}
-    assert names == {*expected, "cost", "uncertainty", "segmentation", "summary"}
+    assert names == {*expected, "cost", "uncertainty", "reliability", "segmentation", "summary"}
     assert {p.suffix[1:] for p in (folder / "tables").glob("pairs_brain.*")} == set(FORMATS)
-    assert {p.name for p in (folder / "figures").iterdir()} == {"sub_a_pairs.png", "sub_a_t1_to_t2.png"}
+    assert {p.name for p in (folder / "figures").iterdir()} == {
+        "reliability.png",
+        "sub_a_pairs.png",
+        "sub_a_t1_to_t2.png",
+    }
     assert page == folder / "report.html"
 
 
@@ -188,13 +193,23 @@ def test_measurements():
     results = [
         SubjectResult("a", costs=[[FULL_MODEL, "t1", "t2", 1.0, 2, 50.0], [FULL_MODEL, "t2", "t1", 3.0, 2, 70.0]])
     ]
-    results[0].uncertainty = [["t1", "t2", 0.2], ["t1", "t2", float("nan")]]
+    bins = [[0.01, 0.02]] * 10
+    results[0].uncertainty = [["t1", "t2", 0.2, bins, math.nan], ["t1", "t2", math.nan, bins, 0.5]]
+    results[0].uncertainty += [["t1+pd", "t2", 0.4, [[0.03, 0.01]] * 10, 0.6]]
     results[0].dice = [["t1", "t2", WHOLE, OF_REAL, 0.5]]
     assert cost_table(results).rows == [[FULL_MODEL, "2.00 ± 1.41", "2", "70", "2"]]
-    assert uncertainty_table(results).rows == [["T1 → T2", "0.200", "1"]]
+    assert uncertainty_table(results).rows == [
+        ["T1 → T2", "0.200", "0.500", "1"], ["T1 + PD → T2", "0.400", "0.600", "1"]
+    ]  # fmt: skip
+    table = reliability_table(results)
+    assert table.groups == [("", 1), ("1 source", 2), ("2 sources", 2)]
+    assert table.rows[0] == ["1", "0.0100", "0.0200", "0.0300", "0.0100"]
+    assert len(table.rows) == 10
     assert dice_table(results).rows == [[f"T1 → T2, {WHOLE}", "0.500", "–", "–", "1"]]
     nothing = [SubjectResult("a")]
-    assert cost_table(nothing) is uncertainty_table(nothing) is dice_table(nothing) is None
+    assert (
+        cost_table(nothing) is uncertainty_table(nothing) is reliability_table(nothing) is dice_table(nothing) is None
+    )
 
 
 def test_clear_errors(tmp_path):

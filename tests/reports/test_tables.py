@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from custom.evaluation.metrics import Scores
-from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, SPADE_ONLY, Row, rows_of
+from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, SPADE_ONLY, Row, rows_of
 from custom.reports.render import CHECK, Cell, Table
 from custom.reports.tables import (
     Ablation,
@@ -12,6 +12,7 @@ from custom.reports.tables import (
     method_table,
     model_table,
     pair_table,
+    sources_table,
     summary_table,
 )
 
@@ -38,6 +39,21 @@ def cell(table: Table, line: str, column: str) -> Cell:
     headed = [f"{group} {name}".strip() for group, name in zip(names, table.columns, strict=True)]
     row = next(row for row in table.cells() if row[0].text == line)
     return row[headed.index(column)]
+
+
+def test_numbers_of_sources_side_by_side():
+    assert sources_table(rows(), "brain") is None
+    together = []
+    for subject in ("s0", "s1"):
+        for method, psnr in ((FULL_MODEL, 27.0), (LOOKUP, 20.0)):
+            scores = {"brain": Scores(psnr, 0.9, 0.1, 0.01, 0.8)}
+            together += rows_of(subject, "t1+flair", "t2", method, scores)
+    table = sources_table([*rows(), *together], "brain")
+    lines = [[c.text for c in row] for row in table.cells()]
+    # what translates one source alone, such as copying it, has nothing to be compared with
+    assert [line[:2] for line in lines] == [["1", FULL_MODEL], ["2", LOOKUP], ["2", FULL_MODEL]]
+    assert lines[2][2].startswith("27.00")
+    assert table.cells()[2][2].bold
 
 
 def test_methods_over_subjects_and_pairs():
