@@ -178,7 +178,6 @@ def _evaluate(name: str, output: Path, weights: Path, values: Mapping[str, Any],
         "sources": [TASK[0]],
         "pairs": [TASK],
         "methods": [*trivial, *ceiling, FULL_MODEL],
-        "set_sizes": [],  # the table has one source
         "ckpt_path": str(weights),
         "output_dir": str(folder),
         "baselines#path": str(output / "baselines.npz"),

@@ -264,7 +264,6 @@ def _score(
         "pairs": [list(task) for task in tasks],
         "scored_pairs": [list(task) for task in tasks],
         "methods": [*TRIVIAL, FULL_MODEL],
-        "set_sizes": [],  # the table has one source
         "ckpt_path": str(weights),
         "output_dir": str(folder),
         "baselines#path": str(run.output / "baselines.npz"),
