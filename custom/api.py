@@ -6,6 +6,7 @@
 
     translator = Translator.load()
     t2 = translator("scan_t1.nii.gz", "t2")
+    t2 = translator(["scan_t1.nii.gz", "scan_flair.nii.gz"], "t2")
     translator.save(t2, "scan_t2.nii.gz")
 """
 
@@ -28,7 +29,9 @@ from torch import nn
 
 from custom.data.names import PROVENANCE_KEY, RECORDS_KEY
 from custom.data.readers import volume_of_image
-from custom.inference.provenance import Provenance
+from custom.data.sets import sources_of
+from custom.inference.inputs import inference_inputs
+from custom.inference.provenance import Provenance, uncertainty_record
 from custom.inference.saver import save_synthetic
 from custom.utils.bundle import bundle_folder
 from custom.utils.errors import user_errors
@@ -36,14 +39,25 @@ from custom.utils.modalities import canonical
 from custom.utils.options import check_places
 from custom.utils.precision import checked_device
 
-__all__ = ["Translator"]
+__all__ = ["Translator", "WithUncertainty"]
 
 CONFIG = Path("configs", "inference.json")
 WEIGHTS = Path("models", "model.pt")
 ZIPPED = (str(CONFIG), "configs/metadata.json", str(WEIGHTS))  # of an artifact; its code is not run
 MOST_UNPACKED = 2**33  # bytes: the weights of the paper's preset are a tenth of it
-OF_A_CALL = ("seed", "num_samples", "num_inference_steps", "amp", "volume_size")
+OF_A_CALL = ("seed", "num_samples", "num_inference_steps", "amp", "volume_size", "align", "uncertainty")
 TARGET = "target"
+IS_UNCERTAINTY = "is_uncertainty"
+
+
+class WithUncertainty(NamedTuple):
+    """A translation, and the absolute error that is to be expected at each voxel, in its units; (1, H, W, D) each."""
+
+    image: MetaTensor
+    uncertainty: MetaTensor
+
+
+Result = MetaTensor | WithUncertainty
 
 
 class _Place(NamedTuple):
@@ -81,8 +95,8 @@ class Translator:
                 configs beside this package. By default the bundle beside this package: ``bundle/`` of the repository,
                 or the unpacked bundle that holds the package. An installation of the package alone has no weights.
             device: to compute on; by default a GPU where there is one.
-            settings: keys of ``inference.json``, such as ``seed``, ``num_samples``, ``num_inference_steps``, ``amp``
-                or ``volume_size``.
+            settings: keys of ``inference.json``, such as ``seed``, ``num_samples``, ``num_inference_steps``, ``amp``,
+                ``volume_size``, ``align`` or ``uncertainty``.
 
         Raises:
             FileNotFoundError: where there are no configs or weights.
@@ -99,52 +113,68 @@ class Translator:
             with user_errors():
                 return cls(parser)
 
-    def __call__(self, image: Any, targets: str | Sequence[str], **settings: Any) -> MetaTensor | dict[str, MetaTensor]:
-        """Translate one scan.
+    def __call__(self, image: Any, targets: str | Sequence[str], **settings: Any) -> Result | dict[str, Result]:
+        """Translate one scan, or several of one subject together.
 
         Args:
             image: path of a scan (any format that the command line reads); a nibabel or ITK image; or a ``MetaTensor``
-                (H, W, D) or (1, H, W, D) with its affine, in the scanner's units.
-            targets: a contrast, or several: the scan is encoded once for all of them.
-            settings: for this call: ``seed``, ``num_samples``, ``num_inference_steps``, ``amp``, ``volume_size``.
+                (H, W, D) or (1, H, W, D) with its affine, in the scanner's units. A list of these holds the sources of
+                one subject, in any order.
+            targets: a contrast, or several: the sources are encoded once for all of them.
+            settings: for this call: ``seed``, ``num_samples``, ``num_inference_steps``, ``amp``, ``volume_size``;
+                ``align=True`` registers sources that lie on another grid than the finest of them; ``uncertainty=True``
+                asks for the error that is to be expected.
 
         Returns:
             (1, H, W, D) float32 in [0, 1] on the scan's own grid, with its affine; for several targets a dictionary of
-            them by name. The metadata says that it is synthetic, and of which contrast.
+            them by name. The metadata says that it is synthetic, and of which contrast. With ``uncertainty`` a
+            :class:`WithUncertainty` in place of each image.
 
         Raises:
-            FileNotFoundError, ValueError: for a scan that is missing or cannot be translated, or an unknown target.
+            FileNotFoundError, ValueError: for a scan that is missing or cannot be translated, an unknown target,
+                sources that cannot be one subject's, or ``uncertainty`` of weights whose error map was not trained.
         """
         with user_errors():
             return self._translate(image, targets, settings)
 
     def _translate(
         self, image: Any, targets: str | Sequence[str], settings: dict[str, Any]
-    ) -> MetaTensor | dict[str, MetaTensor]:
+    ) -> Result | dict[str, Result]:
         if not isinstance(targets, str | list | tuple) or not all(isinstance(target, str) for target in targets):
             raise ValueError(f"targets: expected a contrast or a list of contrasts; found {targets!r}. Name them.")
         names = [targets] if isinstance(targets, str) else list(targets)
         preprocessing, inferer, postprocessing = self._parts(names, settings)
-        given = str(image) if isinstance(image, str | os.PathLike) else volume_of_image(image)
+        provenance = Provenance(self.network, preprocessing, inferer=inferer, postprocessing=postprocessing)
+        given = self._given(image, inferer.targets, provenance)
         item = preprocessing({"image": given})
         source = item["image"]
-        provenance = Provenance(self.network, preprocessing, inferer=inferer, postprocessing=postprocessing)
         source.meta[PROVENANCE_KEY] = provenance.of(given)
         parameter = next(self.network.parameters())
         prediction = inferer(source.as_tensor()[None].to(parameter.device), self.network)[0]
         item["pred"] = MetaTensor(prediction, meta=source.meta, applied_operations=source.applied_operations)
         kept = [t for t in postprocessing.transforms if not isinstance(t, SaveImaged)]
         channels = Compose(kept)(item)["pred"]
-        found = {}
-        for channel, target in zip(channels, inferer.targets, strict=True):
-            found[target] = MetaTensor(channel[None], meta={**channels.meta, TARGET: target})
+        found = {target: _result(channels, inferer.targets, target) for target in inferer.targets}
         return found[inferer.targets[0]] if isinstance(targets, str) else found
+
+    def _given(self, image: Any, targets: Sequence[str], provenance: Provenance) -> Any:
+        """What the preprocessing is given: a path or an image, or the sources of one subject in an order of their own.
+
+        Files are in the order that the command line has them in, so that both give the same voxels.
+        """
+        if not isinstance(image, list | tuple):
+            return str(image) if isinstance(image, str | os.PathLike) else volume_of_image(image)
+        if all(isinstance(source, str | os.PathLike) for source in image):
+            [item] = inference_inputs(list(image), modalities=self.modalities, targets=targets)
+            return item["image"]
+        sources = [str(s) if isinstance(s, str | os.PathLike) else volume_of_image(s) for s in image]
+        return sorted(sources, key=provenance.content)
 
     def save(self, image: MetaTensor, path: str | os.PathLike[str]) -> Path:
         """Write a translation as NIfTI, marked as synthetic, with the header of its source where that is NIfTI.
 
         Args:
-            image: of a call.
+            image: of a call, or its uncertainty.
             path: file to write, ``.nii`` or ``.nii.gz``; its folder is made.
 
         Raises:
@@ -158,12 +188,15 @@ class Translator:
                 f"image: expected one translation, as a call gives it; found {type(image).__name__} without the "
                 "mark that it is synthetic. Of several targets save one after the other."
             )
-        source = str(image.meta.get("filename_or_obj", ""))
-        if file.exists() and Path(source).exists() and file.samefile(source):
-            raise ValueError(
-                f"{file}: expected another file than the scan itself; found its path. Choose another name."
-            )
-        save_synthetic(image[0], file, source, image.meta, image.meta[RECORDS_KEY][image.meta[TARGET]])
+        for source in map(Path, sources_of(image.meta)):
+            if file.exists() and source.exists() and file.samefile(source):
+                raise ValueError(
+                    f"{file}: expected another file than the scan itself; found its path. Choose another name."
+                )
+        record = image.meta[RECORDS_KEY][image.meta[TARGET]]
+        if image.meta.get(IS_UNCERTAINTY):
+            record = uncertainty_record(record)
+        save_synthetic(image[0], file, str(image.meta.get("filename_or_obj", "")), image.meta, record)
         return file
 
     def _parts(self, targets: Sequence[str], settings: dict[str, Any]) -> tuple[Compose, Any, Compose]:
@@ -175,6 +208,16 @@ class Translator:
             parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
         )
         return preprocessing, inferer, postprocessing
+
+
+def _result(channels: MetaTensor, targets: Sequence[str], target: str) -> Result:
+    """Of the channels (K or 2 K, H, W, D) of a prediction those of one target."""
+    number, meta = targets.index(target), {**channels.meta, TARGET: target}
+    image = MetaTensor(channels.as_tensor()[number][None], meta=meta)
+    if len(channels) == len(targets):
+        return image
+    error = channels.as_tensor()[len(targets) + number][None]
+    return WithUncertainty(image, MetaTensor(error, meta={**meta, IS_UNCERTAINTY: True}))
 
 
 def _check_settings(parser: ConfigParser, settings: Mapping[str, Any], known: Sequence[str] = ()) -> None:

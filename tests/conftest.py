@@ -32,6 +32,7 @@ PLUGINS = (
     "segmenter",
     "skips",
     "toy",
+    "translation",
 )
 pytest_plugins = tuple(f"tests.fixtures.{name}" for name in PLUGINS)
 

@@ -120,6 +120,71 @@ def test_saving_what_must_not_be_saved(translator, scan, tmp_path):
     np.testing.assert_array_equal(saved.get_fdata(dtype=np.float32), of_memory[0].numpy())
 
 
+@pytest.fixture(scope="module")
+def pair(scan: Path) -> list[Path]:
+    """T1 and FLAIR of the phantom."""
+    return [scan, scan.with_name(scan.name.replace("_t1.", "_flair."))]
+
+
+@pytest.mark.slow
+def test_several_sources_of_one_subject(translator, pair, tmp_path):
+    found = translator(pair, "t2")
+    for image in (pair[::-1], [str(file) for file in pair]):
+        assert torch.equal(translator(image, "t2").as_tensor(), found.as_tensor())
+    assert not torch.allclose(translator(pair[0], "t2").as_tensor(), found.as_tensor(), atol=1e-3)
+    record = read_provenance(translator.save(found, tmp_path / "t2.nii.gz"))
+    assert record["Sources"] == sorted(file.name for file in pair)
+    with pytest.raises(ValueError, match="expected another file than the scan itself"):
+        translator.save(found, pair[1])
+    values = {"image": [str(file) for file in pair], "targets": "t2", "output_dir": str(tmp_path / "out")}
+    workflow = bundle_workflow("inference", {**values, "amp": False, "device": "$torch.device('cpu')"})
+    workflow.initialize()
+    workflow.run()
+    [written] = (tmp_path / "out").glob("*.nii.gz")
+    np.testing.assert_array_equal(nib.load(written).get_fdata(dtype=np.float32), found[0].numpy())
+    assert read_provenance(written) == record
+
+
+@pytest.mark.slow
+def test_several_images_in_memory(translator, pair):
+    """In an order of their own, which another rounding than that of files comes with."""
+    images = [tensor_of(file) for file in pair]
+    found = translator(images, "t2")
+    assert torch.equal(translator(images[::-1], "t2").as_tensor(), found.as_tensor())
+    torch.testing.assert_close(found.as_tensor(), translator(pair, "t2").as_tensor(), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="found the same content"):
+        translator([images[0], pair[0]], "t2")
+
+
+def test_sources_that_cannot_be(translator, pair):
+    with pytest.raises(ValueError, match="expected sources of other contrasts than the targets; found flair"):
+        translator(pair, ["t2", "flair"])
+    with pytest.raises(ValueError, match="expected a file, a list of files or a folder; found none"):
+        translator([], "t2")
+    with pytest.raises(ValueError, match="uncertainty: expected true or false; found 2"):
+        translator(pair, "t2", uncertainty=2)
+
+
+@pytest.mark.slow
+def test_uncertainty(translator, pair, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="uncertainty: expected weights whose error map was trained"):
+        translator(pair, "t2", uncertainty=True)
+    monkeypatch.setattr(translator.network.detail.error, "trained", torch.ones(()))
+    found = translator(pair, ["t2", "t1ce"], uncertainty=True)
+    plain = translator(pair, "t2")
+    assert list(found) == ["t2", "t1ce"]
+    assert torch.equal(found["t2"].image.as_tensor(), plain.as_tensor())
+    # what an untrained head expects: a tenth in a range of 2, where that is possible
+    inside = found["t2"].uncertainty[plain > 0]
+    assert inside.median() == pytest.approx(np.exp(-2.3) / 2, abs=1e-4)
+    single = translator(pair[0], "t2", uncertainty=True)
+    assert single.uncertainty.shape == single.image.shape
+    file = translator.save(single.uncertainty, tmp_path / "error.nii.gz")
+    assert read_provenance(file)["Quantity"] == "expected absolute error"
+    np.testing.assert_array_equal(nib.load(file).get_fdata(dtype=np.float32), single.uncertainty[0].numpy())
+    assert "Quantity" not in read_provenance(translator.save(single.image, tmp_path / "image.nii.gz"))
+
+
 def test_the_artifact_serves_too(translator, scan, tmp_path):
     archive = package(tmp_path)
     of_zip = Translator.load(archive, device="cpu", amp=False)

@@ -65,6 +65,7 @@ EXEMPT = {
     "provenance": "is the identity itself",
     "store": "is the identity itself",
     "resume": "of a training: asks to go on from what is there",
+    **dict.fromkeys(("layout", "pattern"), "which files are a subject's; what is made of files, they do not say"),
     "debug": "whether a traceback is printed",
     "output_format": "of DICOM sources alone; tests/inference/test_inference.py changes it",
 }
@@ -148,6 +149,8 @@ OF_CONFIG: dict[str, dict[str, Change]] = {
         "dataset_dir": {"dataset_dir": "{folder}/moved"},
         "output_dir": {"output_dir": "{folder}/elsewhere"},
         "ckpt_path": {"ckpt_path": "{folder}/other.pt"},
+        "align": {"align": True},
+        "uncertainty": {"uncertainty": True},
         "preprocessing": with_step("preprocessing", {**SMOOTH, "keys": "image"}),
         "postprocessing": with_step("postprocessing", HALVE, first=True),
         "inferer": {"inferer#seed": 5},
@@ -204,7 +207,7 @@ for _name in TRAININGS:
         OF_CONFIG[_name]["train"] = with_step("train#preprocessing", {**SMOOTH, "keys": "@modalities"})
 # for these nothing may be made anew
 KEPT = {
-    "inference": {"version", "num_workers", "device", "handlers", "dataloader", "dataset_dir"},
+    "inference": {"align", "version", "num_workers", "device", "handlers", "dataloader", "dataset_dir"},
     "evaluate": {
         "num_figures",
         "pairs",

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.commands.workflows import bundle_workflow
+from custom.data.grids import describe_grid
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY
 from custom.data.readers import read_volume
 from custom.evaluation import slices
@@ -347,5 +348,4 @@ def _turned(image: MetaTensor, codes: str) -> MetaTensor:
 
 
 def _grid(image: MetaTensor) -> str:
-    size, mm = "×".join(map(str, image.shape[1:])), "×".join(f"{s:.3g}" for s in slices.spacing_of(image))
-    return f"{size} voxels of {mm} mm from ({', '.join(f'{v:.1f}' for v in image.affine[:3, 3].tolist())})"
+    return describe_grid(image.shape[1:], image.affine.numpy())

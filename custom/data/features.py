@@ -61,11 +61,11 @@ FEATURES = (
 
 
 class MeasureFeaturesd(MapTransform):
-    """Put :func:`measure_features` of an image into its metadata, under ``FEATURES_KEY``; its voxels stay as they are.
+    """Put :func:`measure_features` of an image into its metadata, under ``FEATURES_KEY``, (S, F); its voxels stay.
 
     Args:
-        keys: images (1, H, W, D) in RAS order and [-1, 1], cropped to their foreground but not yet padded, with the
-            foreground under ``foreground_key``.
+        keys: images (S, H, W, D) of S sources in RAS order and [-1, 1], cropped to their foreground but not yet padded,
+            with the foreground of each under ``foreground_key``.
         allow_missing_keys: do not raise for an absent key.
     """
 
@@ -73,8 +73,10 @@ class MeasureFeaturesd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
-            mask = d[foreground_key(str(key))]
-            image.meta[FEATURES_KEY] = measure_features(image.as_tensor()[0], mask.as_tensor()[0] > 0, image.affine)
+            masks = d[foreground_key(str(key))].as_tensor() > 0
+            image.meta[FEATURES_KEY] = torch.stack(
+                [measure_features(*pair, image.affine) for pair in zip(image.as_tensor(), masks, strict=True)]
+            )
         return d
 
 

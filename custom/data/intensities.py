@@ -7,6 +7,7 @@ not depend on the value of its background. Neither needs to know the contrast.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
 from custom.data.foreground import BACKGROUND, FAINT, SIGNED_SHARE, foreground_key, levels_of, rim_of
+from custom.data.sets import on_members, source_name
 from custom.utils.errors import telling_label_clients
 from custom.utils.intensity_scales import PERCENTILE, scale_number
 
@@ -45,7 +47,8 @@ class ScaleIntensitiesd(MapTransform):
     9, whatever surrounds it; what does not fit into [-1, 1] then is clipped.
 
     Args:
-        keys: images (1, H, W, D), cropped to their foreground, whose mask lies under ``foreground_key``.
+        keys: images (1, H, W, D), cropped to their foreground, whose mask lies under ``foreground_key``; of a set
+            (S, H, W, D) each source by itself.
         scale: name of the scale.
         allow_missing_keys: do not raise for an absent key.
 
@@ -62,7 +65,8 @@ class ScaleIntensitiesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self._scaled(d[key], d[foreground_key(str(key))], key)
+            scaled = partial(self._scaled, key=key)
+            d[key] = on_members(scaled, d[key], d[foreground_key(str(key))])
         return d
 
     def _scaled(self, image: torch.Tensor, mask: torch.Tensor, key: Hashable) -> torch.Tensor:
@@ -77,11 +81,10 @@ class ScaleIntensitiesd(MapTransform):
             low = middle - MEDIAN / SPREAD * (upper - lower)
             high = low + (upper - lower) / SPREAD
         if not high > low or inside.mean() < 1 - HIGH / 100:
-            name = image.meta.get("filename_or_obj", key) if isinstance(image, MetaTensor) else key
             raise ValueError(
-                f"{name}: expected a brain; found tissue in {inside.mean():.1%} of its bounding box, with intensities "
-                f"from {brain.min(initial=level):g} to {brain.max(initial=level):g}. Check that the image is no map of "
-                "a few structures."
+                f"{source_name(image, key)}: expected a brain; found tissue in {inside.mean():.1%} of its bounding "
+                f"box, with intensities from {brain.min(initial=level):g} to {brain.max(initial=level):g}. Check that "
+                "the image is no map of a few structures."
             )
         scaled = ((signal - low) / (high - low)).clip(0, 1) * -2 * BACKGROUND + BACKGROUND
         scaled[~inside] = BACKGROUND

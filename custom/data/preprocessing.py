@@ -12,7 +12,7 @@ from monai.utils import ensure_tuple
 from custom.data.features import MeasureFeaturesd
 from custom.data.foreground import BACKGROUND, foreground_key
 from custom.data.intensities import ScaleIntensitiesd
-from custom.data.transforms import CropForegroundUniond, LoadVolumed, PadVolumed, ValidateVolumed
+from custom.data.transforms import CropForegroundUniond, LoadVolumed, PadVolumed, UniteForegroundsd, ValidateVolumed
 from custom.utils.intensity_scales import PERCENTILE
 
 __all__ = ["preprocessing"]
@@ -27,6 +27,8 @@ def preprocessing(
     intensity_scale: str = PERCENTILE,
     keep_masks: bool = True,
     measure: bool = False,
+    sets: bool = False,
+    align: bool | str = False,
     tensors_only: bool = False,
     then: Sequence[Callable] = (),
 ) -> Compose:
@@ -44,6 +46,9 @@ def preprocessing(
         intensity_scale: that of the weights, see ``ScaleIntensitiesd``.
         keep_masks: keep the foreground of each image beside it, see ``custom.data.foreground``.
         measure: put ``custom.data.features`` of each image into its metadata.
+        sets: one of the ``keys`` may hold a list of paths, the sources of one subject: its image is then (S, H, W, D),
+            its foreground where any of them shows tissue.
+        align: of such a list, see ``custom.data.sets``.
         tensors_only: give plain tensors, without the metadata that ``Invertd`` needs.
         then: further transforms, such as random ones.
 
@@ -57,12 +62,13 @@ def preprocessing(
     to_tensor = ToTensord((*images, *labels, *masks), track_meta=False, **some)
     return Compose(
         [
-            LoadVolumed((*images, *labels), **some),
+            LoadVolumed((*images, *labels), **some, align=align),
             ValidateVolumed(images, min_size=divisor, **some),
             Orientationd((*images, *labels), axcodes="RAS", labels=None, **some),
             CropForegroundUniond((*images, *labels), images, keep_masks=True, **some),
             ScaleIntensitiesd(images, intensity_scale, **some),
             *([MeasureFeaturesd(images, **some)] if measure else []),
+            *([UniteForegroundsd(images, **some)] if sets else []),
             *([] if keep_masks else [DeleteItemsd(made)]),
             PadVolumed(images, k=divisor, size=volume_size, value=BACKGROUND, **some),
             *([PadVolumed((*labels, *masks), k=divisor, size=volume_size, **some)] if labels or masks else []),

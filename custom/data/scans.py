@@ -18,7 +18,7 @@ import torch
 from pydicom.errors import InvalidDicomError
 
 from custom.data.dicom_files import DICOM_SUFFIXES, dicom_files, is_dicom
-from custom.data.names import SYNTHETIC_SUFFIX, image_stem
+from custom.data.names import SYNTHETIC_SUFFIX, UNCERTAINTY_SUFFIX, image_stem
 from custom.data.nifti import load_header
 from custom.data.readers import IMAGE_SUFFIXES
 from custom.utils.errors import first_of
@@ -41,7 +41,7 @@ LABELS = re.compile(
     r".*gold[^a-z]*standard|.*ground[^a-z]*truth|.*consensus(?:[^a-z]*gt)?|labels?|gt|roi)\d*",
     re.IGNORECASE | re.DOTALL,
 )
-OUTPUTS = (SYNTHETIC_SUFFIX, "_uncertainty")  # of a translation, and of its error map
+OUTPUTS = (SYNTHETIC_SUFFIX, UNCERTAINTY_SUFFIX)  # of a translation, and of its error map
 MARK = b"SYNTHETIC"
 SYNTHETIC_DATA = 0x0008001C  # pydicom 2 does not know its name
 UNFINISHED = (".part", ".former")  # of folders whose writing was interrupted

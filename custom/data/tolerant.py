@@ -24,7 +24,8 @@ class TolerantDataset(Dataset):
     So a faulty file among many costs its own result alone; ``custom.inference.evaluator.FileEvaluator`` reports.
 
     Args:
-        data: items ``{"image": path}``; one that has a fault already is handed on with it.
+        data: items ``{"image": path}``, or of one subject's sources their list; one that has a fault already is handed
+            on with it.
         transform: reads and prepares them.
         provenance: gives what is known of a source as text, which then is in the image's metadata.
     """
@@ -33,7 +34,7 @@ class TolerantDataset(Dataset):
         self,
         data: Sequence[Mapping[str, Any]],
         transform: Callable[..., Any] | None,
-        provenance: Callable[[str], str] | None = None,
+        provenance: Callable[[Any], str] | None = None,
     ) -> None:
         super().__init__(data, transform)
         self.provenance = provenance
@@ -48,4 +49,6 @@ class TolerantDataset(Dataset):
             return item
         except Exception as error:
             logger.debug("reading %s failed", self.data[index], exc_info=True)
-            return {FAULT_KEY: user_message(error, default=str(self.data[index].get("image", self.data[index])))}
+            image = self.data[index].get("image", self.data[index])
+            named = ", ".join(image) if isinstance(image, list) else str(image)
+            return {FAULT_KEY: user_message(error, default=named)}

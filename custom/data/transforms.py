@@ -11,13 +11,24 @@ import torch
 from monai.config import KeysCollection
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd, Transform
-from monai.utils import ImageMetaKey, convert_to_dst_type, ensure_tuple
+from monai.utils import convert_to_dst_type, ensure_tuple
 
 from custom.data.foreground import foreground, foreground_key, solid
 from custom.data.intensities import has_wrapped
 from custom.data.readers import read_volume, volume_of_client
 from custom.data.scans import check_named_scan, labels_in, listed
-from custom.utils.arguments import whole_number
+from custom.data.sets import (
+    DISAGREEMENT_KEY,
+    as_set,
+    check_one_volume,
+    disagreement,
+    members_of,
+    on_members,
+    source_name,
+    sources_of,
+    times,
+)
+from custom.utils.arguments import as_bool, whole_number
 from custom.utils.errors import telling_label_clients
 
 __all__ = [
@@ -25,6 +36,7 @@ __all__ = [
     "CropForegroundUniond",
     "LoadVolumed",
     "PadVolumed",
+    "UniteForegroundsd",
     "ValidateVolumed",
 ]
 
@@ -35,23 +47,26 @@ VOLUME_SIZES = {"brats": (192, 192, 144), "ixi": (160, 256, 224)}
 MAX_SIZE = 4096  # voxels along an axis
 
 
-def source_name(image: Any, key: Hashable) -> str:
-    """The file that an image was read from, or its key."""
-    meta = getattr(image, "meta", {})
-    return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, key))
-
-
 class _VolumeLoader(Transform):
     """:func:`custom.data.readers.read_volume` in the place of MONAI's ``LoadImage``, also of what is read already.
+
+    Args:
+        align: see ``custom.data.sets.as_set``.
 
     Attributes:
         image_only: clients (MONAI Label) set it; it changes nothing, as a ``MetaTensor`` has its metadata with it.
     """
 
-    def __init__(self) -> None:
+    # decides whether sources on several grids are refused; what is made of sources is the same
+    not_in_identity = ("align",)
+
+    def __init__(self, align: bool | str = False) -> None:
         self.image_only = True
+        self.align = as_bool("align", align)
 
     def __call__(self, given: Any) -> MetaTensor:
+        if isinstance(given, list | tuple):
+            return as_set([self(source) for source in given], align=self.align)
         return volume_of_client(given) if isinstance(given, torch.Tensor | np.ndarray) else read_volume(given)
 
 
@@ -59,18 +74,20 @@ class LoadVolumed(LoadImaged):
     """:func:`custom.data.readers.read_volume` as a dictionary transform.
 
     It is a ``LoadImaged``, so that clients know it (MONAI Label). An image that a client hands over in the place of a
-    path (MONAI Deploy) is brought to the same form.
+    path (MONAI Deploy) is brought to the same form. A list of paths or images, the sources of one subject, becomes one
+    image with a channel for each: ``custom.data.sets``.
 
     Args:
         keys: keys of paths.
         allow_missing_keys: do not raise for an absent key.
+        align: register the sources of a list that lie on another grid than the finest.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, *, align: bool | str = False) -> None:
         # LoadImaged's own would set up every reader of MONAI, which warns of decoders that are not installed
         MapTransform.__init__(self, keys, allow_missing_keys)
         # clients set attributes of what is there in MONAI's
-        self._loader: Any = _VolumeLoader()
+        self._loader: Any = _VolumeLoader(align)
 
     @telling_label_clients
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
@@ -104,22 +121,19 @@ class ValidateVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            self._check(d[key], source_name(d[key], key))
+            for image in members_of(d[key]):
+                self._check(image, source_name(image, key))
         return d
 
     def _check(self, image: torch.Tensor, name: str) -> None:
         check_named_scan(name)
-        if image.ndim != 4 or image.shape[0] != 1:
-            raise ValueError(
-                f"{name}: expected one 3D volume with one channel; found {_describe(image)}. "
-                "Save the volume or channel to translate as a file of its own."
-            )
+        check_one_volume(image, name)
         shape = tuple(image.shape[1:])
         smallest = tuple(np.broadcast_to(self.min_size, 3).tolist())
         if any(s < m for s, m in zip(shape, smallest, strict=True)):
             raise ValueError(
-                f"{name}: expected at least {_times(smallest)} voxels, one cell of the coarsest feature map; "
-                f"found {_times(shape)}. Resample the volume to smaller voxels or use a larger field of view."
+                f"{name}: expected at least {times(smallest)} voxels, one cell of the coarsest feature map; "
+                f"found {times(shape)}. Resample the volume to smaller voxels or use a larger field of view."
             )
         values = image.as_tensor() if isinstance(image, MetaTensor) else image
         finite = values[torch.isfinite(values)]
@@ -187,13 +201,16 @@ class CropForegroundUniond(CropForegroundd):
         images: dict[Hashable, torch.Tensor] = {key: d[key] for key in self.source_keys if key in d}
         self._check_grids(images)
         masks: dict[Hashable, torch.Tensor] = {
-            foreground_key(str(key)): _mask_of(image, source_name(image, key)) for key, image in images.items()
+            foreground_key(str(key)): on_members(
+                lambda member, key=key: _mask_of(member, source_name(member, key)), image
+            )
+            for key, image in images.items()
         }
         d[self.source_key] = self._union(images, masks)
         d = super().__call__(d | masks if self.keep_masks else d, lazy)
         del d[self.source_key]
         for key in masks if self.keep_masks else ():
-            d[key] = convert_to_dst_type(solid(d[key]), dst=d[key])[0]
+            d[key] = convert_to_dst_type(torch.cat([solid(mask) for mask in d[key].split(1)]), dst=d[key])[0]
         return d
 
     def _check_grids(self, images: Mapping[Hashable, torch.Tensor]) -> None:
@@ -201,15 +218,34 @@ class CropForegroundUniond(CropForegroundd):
             raise KeyError(f"expected at least one of the keys {', '.join(map(str, self.source_keys))}; found none.")
         names = {source_name(image, key): tuple(image.shape[1:]) for key, image in images.items()}
         if len(set(names.values())) > 1:
-            found = "; ".join(f"{name} {_times(shape)}" for name, shape in names.items())
+            found = "; ".join(f"{name} {times(shape)}" for name, shape in names.items())
             raise ValueError(f"expected a subject's images on one grid; found {found}. Register and resample them.")
 
     def _union(self, images: Mapping[Hashable, torch.Tensor], masks: Mapping[Hashable, torch.Tensor]) -> torch.Tensor:
-        union = reduce(torch.logical_or, masks.values())
+        union = reduce(torch.logical_or, (mask.any(dim=0, keepdim=True) for mask in masks.values()))
         if not union.any():
-            names = ", ".join(source_name(image, key) for key, image in images.items())
+            names = ", ".join(source_name(member, key) for key, image in images.items() for member in members_of(image))
             raise ValueError(f"{names}: expected some foreground; found none. Check the intensities.")
         return union
+
+
+class UniteForegroundsd(MapTransform):
+    """Of the masks of a set one, where any of its sources shows tissue; what does not fit is told in its metadata.
+
+    Args:
+        keys: images (S, H, W, D), whose masks of the same shape lie under ``foreground_key``; those become
+            (1, H, W, D). Sources whose brains do not lie in one place get a text under ``DISAGREEMENT_KEY``.
+        allow_missing_keys: do not raise for an absent key.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            masks = d[foreground_key(str(key))]
+            d[foreground_key(str(key))] = masks.any(dim=0, keepdim=True)
+            if len(masks) > 1:
+                d[key].meta[DISAGREEMENT_KEY] = disagreement(masks.as_tensor() > 0, sources_of(d[key].meta))
+        return d
 
 
 def _mask_of(image: torch.Tensor, name: str) -> torch.Tensor:
@@ -277,13 +313,3 @@ def _volume_size(size: str | Sequence[int] | None) -> tuple[int, ...] | None:
             f"volume_size: expected {', '.join(VOLUME_SIZES)} or three numbers of voxels; found {size!r}. Correct it."
         )
     return tuple(whole_number("volume_size", n, smallest=1, largest=MAX_SIZE) for n in found)
-
-
-def _times(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
-
-
-def _describe(image: torch.Tensor) -> str:
-    if image.ndim == 4:
-        return f"{image.shape[0]} volumes or channels of {_times(image.shape[1:])} voxels"
-    return f"an image with {image.ndim - 1} dimensions ({_times(image.shape[1:])})"

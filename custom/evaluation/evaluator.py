@@ -293,7 +293,8 @@ def _doubts(item: Mapping[str, Tensor], names: Sequence[str], network: nn.Module
     found: dict[str, list[str]] = {}
     for name in names:
         meta = getattr(item[name], "meta", {})
-        for doubt in doubts(meta.get(ImageMetaKey.FILENAME_OR_OBJ), meta.get(FEATURES_KEY), network):
+        [features] = meta.get(FEATURES_KEY, [None])
+        for doubt in doubts(meta.get(ImageMetaKey.FILENAME_OR_OBJ), features, network):
             found.setdefault(doubt.what, []).append(name)
     return [f"unlike the scans of the training: {what} ({', '.join(scans)})" for what, scans in found.items()]
 

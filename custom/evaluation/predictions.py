@@ -9,23 +9,18 @@ lies in a folder with the subject's name. In names of BIDS the entities ``sub``,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from custom.data.datalist import DATALIST_NAME, SECTIONS, read_datalist
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY
-from custom.data.names import SYNTHETIC_SUFFIX, image_stem
+from custom.data.names import KNOWN, SYNTHETIC_SUFFIX, WORDS, bids_words, image_stem, words_of
 from custom.data.readers import IMAGE_SUFFIXES
-from custom.utils.modalities import ALIASES, canonical
+from custom.utils.modalities import canonical
 
 __all__ = ["Matched", "PredictedFile", "find_truths", "match_predictions"]
 
-KNOWN = {alias for aliases in ALIASES.values() for alias in aliases}
-WORDS = re.compile(r"[_\-. ]+")
-ENTITY = re.compile(r"([a-z]+)-([a-z0-9+]+)")  # of BIDS
-OF_SUBJECT = ("sub", "ses", "run")
 FROM, TO = "from", "to"
 
 
@@ -121,36 +116,13 @@ def match_predictions(folder: Path, truths: Mapping[str, Mapping[str, Path]]) ->
 def _true_name(path: Path, known: Container[str]) -> tuple[str, str] | None:
     """Subject and canonical contrast of a true file; None where its name ends in none."""
     stem = image_stem(path)
-    if (bids := _bids(stem)) is not None:
+    if (bids := bids_words(stem)) is not None:
         subject, words = bids
         return (subject, words[-1]) if words and words[-1] in known else None
-    *before, last = _words(stem)
+    *before, last = words_of(stem)
     if last not in known:
         return None
     return stem[: -len(last)].rstrip("_-. ") if before else path.parent.name, canonical(last)
-
-
-def _bids(stem: str) -> tuple[str, list[str]] | None:
-    """Subject and words of a name of BIDS, contrasts canonical; None for other names."""
-    if not stem.startswith("sub-"):
-        return None
-    entities: dict[str, tuple[str, str]] = {}
-    words: list[str] = []
-    for part in stem.split("_"):
-        entity = ENTITY.fullmatch(part.lower())
-        if entity is None or entity[1] in KNOWN:
-            words += [canonical(word) for word in _words(part)]
-        elif entity[1] not in entities:
-            entities[entity[1]] = (part, entity[2])
-    if "sub" not in entities:
-        return None
-    subject = "_".join(entities[key][0] for key in OF_SUBJECT if key in entities)
-    if "ce" in entities:
-        words = ["t1ce" if word == "t1" else word for word in words]
-    for mark in (FROM, TO):
-        if mark in entities:
-            words = [mark, canonical(entities[mark][1]), *words]
-    return subject, words
 
 
 def _read_name(path: Path, folder: Path, truths: Mapping[str, Mapping[str, Path]]) -> tuple[PredictedFile, str]:
@@ -192,7 +164,7 @@ def _read_name(path: Path, folder: Path, truths: Mapping[str, Mapping[str, Path]
 
 def _subject_of(stem: str, folders: Sequence[str], truths: Mapping[str, Mapping[str, Path]]) -> tuple[str, list[str]]:
     """The true subject of a file, and the words of its name beside that, contrasts canonical."""
-    bids = _bids(stem)
+    bids = bids_words(stem)
     if bids is not None and bids[0] in truths:
         return bids
     named = [s for s in truths if stem == s or (stem.startswith(s) and WORDS.match(stem[len(s) :]))]
@@ -200,12 +172,8 @@ def _subject_of(stem: str, folders: Sequence[str], truths: Mapping[str, Mapping[
     if not named and not inside:
         raise ValueError("no true subject has the beginning of its name")
     subject = max(named or inside, key=len)
-    return subject, [canonical(word) for word in _words(stem[len(subject) :] if named else stem)]
+    return subject, [canonical(word) for word in words_of(stem[len(subject) :] if named else stem)]
 
 
 def _images(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name.lower().endswith(IMAGE_SUFFIXES)]
-
-
-def _words(stem: str) -> list[str]:
-    return [word for word in WORDS.split(stem.lower()) if word]

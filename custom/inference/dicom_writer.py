@@ -127,7 +127,7 @@ def write_dicom(path: str | os.PathLike[str], dataset: Dataset) -> None:
 
 def _series(geometry: DicomVolume, record: Mapping[str, Any]) -> Dataset:
     """Attributes that all slices share."""
-    source, target = geometry.frames[0].dataset, str(record["Target"])
+    source = geometry.frames[0].dataset
     [program] = record["GeneratedBy"]
     bundle, version = program["Name"], f"v{program['Version']}" if program["Version"] else ""
     now = _now(source)
@@ -141,7 +141,7 @@ def _series(geometry: DicomVolume, record: Mapping[str, Any]) -> Dataset:
     new.SeriesTime = new.ContentTime = new.InstanceCreationTime = time
     if "FrameOfReferenceUID" not in new:
         new.FrameOfReferenceUID = generate_uid(prefix=None)
-    _declare_synthetic(new, source, target, f"{bundle} {version}".strip())
+    _declare_synthetic(new, source, record, f"{bundle} {version}".strip())
     new.Manufacturer, new.ManufacturerModelName, new.SoftwareVersions = bundle, "latent diffusion", version
     new.ContributingEquipmentSequence = [_acquisition(source), _modification(bundle, version, record, now)]
     block = new.private_block(PRIVATE_GROUP, PRIVATE_CREATOR, create=True)
@@ -173,17 +173,23 @@ def _kept(source: Dataset) -> Dataset:
     return new
 
 
-def _declare_synthetic(new: Dataset, source: Dataset, target: str, origin: str) -> None:
-    name = target.upper()
+def _declare_synthetic(new: Dataset, source: Dataset, record: Mapping[str, Any], origin: str) -> None:
+    name, quantity = str(record["Target"]).upper(), record.get("Quantity")  # of an error map
     description = str(source.get("SeriesDescription") or "series")
     new.add_new(SYNTHETIC_DATA, "CS", "YES")
     new.ContentQualification = "RESEARCH"
-    new.SeriesDescription = f"SYNTHETIC {name} from {description}"[:LONG_STRING]
+    new.SeriesDescription = f"SYNTHETIC {name}{' UNCERTAINTY' if quantity else ''} from {description}"[:LONG_STRING]
     new.DerivationDescription = f"Synthetic {name} contrast, computed from the source images by {origin}"
     new.ImageComments = (
         f"SYNTHETIC {name}: computed by {origin} from another contrast, not acquired. It shows what is probable given "
         f"the source, not what is there. Not for diagnosis. Stored values 0 to {MAXIMUM} stand for intensities 0 to 1."
     )
+    if quantity:
+        new.DerivationDescription = f"{quantity} of the synthetic {name} contrast, computed by {origin}"
+        new.ImageComments = (
+            f"SYNTHETIC {name} UNCERTAINTY: {quantity} of the {name} that {origin} computed; no image of the patient. "
+            f"Not for diagnosis. Stored values 0 to {MAXIMUM} stand for errors of 0 to 1 in intensity."
+        )
 
 
 def _acquisition(source: Dataset) -> Dataset:

@@ -8,20 +8,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
-from monai.engines.utils import engine_apply_transform
+from monai.engines.utils import default_prepare_batch, engine_apply_transform
 from monai.utils import ImageMetaKey
 from monai.utils.enums import CommonKeys
 from tqdm import tqdm
 
+from custom.data.names import TARGETS_KEY
 from custom.data.tolerant import FAULT_KEY
 from custom.utils.distributed import is_main, world_size
 from custom.utils.errors import causes, user_message
 from custom.utils.files import OutputError
 
-__all__ = ["FileEvaluator", "FileProgress", "ReadAhead"]
+__all__ = ["FileEvaluator", "FileProgress", "ReadAhead", "prepare_sources"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,16 @@ class ReadAhead:
             yield batch
 
 
+def prepare_sources(
+    batchdata: dict[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> Any:
+    """``prepare_batch`` of the evaluator: the sources on ``device``, and the targets of an item that has its own."""
+    given = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+    if TARGETS_KEY not in batchdata:
+        return given
+    return *given, (), {"targets": batchdata[TARGETS_KEY][0].split(",")}
+
+
 class FileEvaluator(SupervisedEvaluator):
     """A ``SupervisedEvaluator`` for which a faulty file costs its own result alone.
 
@@ -88,7 +100,7 @@ class FileEvaluator(SupervisedEvaluator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.finish: Callable[[dict], dict] | None = None
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"prepare_batch": prepare_sources, **kwargs})
         self.faults: list[str] = []
         self.unwritten: tuple[str, Future] | None = None
         self.thread: ThreadPoolExecutor | None = None

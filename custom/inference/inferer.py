@@ -10,13 +10,15 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
 from custom.compat import in_label_server
+from custom.data.foreground import BACKGROUND
+from custom.inference.memory import check_memory
 from custom.inference.translation import Sampling, Translation
 from custom.networks.fast import accelerate
 from custom.networks.translator import RANGE
-from custom.utils.arguments import whole_number
+from custom.utils.arguments import as_bool, whole_number
 from custom.utils.errors import telling_label_clients
 from custom.utils.identity import weights_digest
-from custom.utils.modalities import BRATS_MODALITIES, canonical, target_indices
+from custom.utils.modalities import BRATS_MODALITIES, MISSING, canonical, target_indices
 from custom.utils.precision import amp_choice
 
 __all__ = ["MAX_SAMPLES", "MAX_STEPS", "TranslationInferer"]
@@ -33,13 +35,14 @@ class TranslationInferer(Inferer):
     translation does not depend on the batch, the other targets, the device or the order of files.
 
     Args:
-        targets: one modality or several, aliases allowed.
+        targets: one modality or several, aliases allowed; ``missing`` where each call names its own.
         modalities: the vocabulary that the weights were trained with, in order.
         seed: of the noise.
         num_samples: noise draws whose images are averaged.
         num_inference_steps: sampler steps; 0 or None for the network's default.
         amp: run the network under bfloat16 autocast; ``"auto"`` where the device computes faster in it. The result is
             float32 in any case.
+        uncertainty: give the error map of each translation, too.
 
     Raises:
         ValueError: for an unknown target, or for samples, steps or a seed that are no whole number within bounds. In
@@ -47,8 +50,8 @@ class TranslationInferer(Inferer):
             constructors raise. There a list of targets is refused too, since an answer is one volume.
     """
 
-    # a translation does not depend on the others that are asked for
-    not_in_identity = ("targets", "indices", "fault", "network", "weights")
+    # a translation does not depend on what else is asked for
+    not_in_identity = ("targets", "uncertainty", "fault", "network", "weights")
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class TranslationInferer(Inferer):
         num_samples: int = 1,
         num_inference_steps: int | None = 0,
         amp: bool | str = False,
+        uncertainty: bool | str = False,
     ) -> None:
         self.modalities = tuple(modalities)
         self.amp = amp_choice(amp)
@@ -68,8 +72,8 @@ class TranslationInferer(Inferer):
         try:
             if in_label_server() and not isinstance(targets, str):
                 raise ValueError(f"target: expected one modality; found {targets!r}. Ask for one after the other.")
-            self.indices = target_indices(targets, modalities)
-            self.targets = [canonical(modalities[i]) for i in self.indices]
+            self.targets = [] if targets == MISSING else self._canonical(targets)
+            self.uncertainty = as_bool("uncertainty", uncertainty)
             self.seed = whole_number("seed", seed, smallest=0, largest=MAX_SEED)
             self.num_samples = whole_number("num_samples", num_samples, smallest=1, largest=MAX_SAMPLES)
             steps = 0 if num_inference_steps in (None, "") else num_inference_steps
@@ -79,9 +83,17 @@ class TranslationInferer(Inferer):
                 raise
             self.fault = error
 
+    def _canonical(self, targets: str | Sequence[str]) -> list[str]:
+        return [canonical(self.modalities[i]) for i in target_indices(targets, self.modalities)]
+
     @telling_label_clients
     def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+        self,
+        inputs: torch.Tensor,
+        network: Callable[..., torch.Tensor],
+        *args: Any,
+        targets: Sequence[str] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """Translate a batch.
 
@@ -90,13 +102,17 @@ class TranslationInferer(Inferer):
                 network's ``spatial_divisor``.
             network: a ``LatentTranslator``, or any callable ``(image, target) -> image``, such as an exported one.
             args: not used.
+            targets: of this call; those of the inferer where not given.
             kwargs: not used.
 
         Returns:
             (B, K, H, W, D) float32 in [-1, 1], one channel a target in their order, with the metadata of ``inputs``.
+            With ``uncertainty`` (B, 2 K, H, W, D): behind the translations their expected absolute errors, shifted by
+            -1, so that they lie in the range of an image, as do errors brought to its scale.
 
         Raises:
-            ValueError: if the network has another number of modalities, or if steps were asked for and it is a plain
+            ValueError: for ``uncertainty`` of a network that does not know its errors, for more sources than fit into
+                memory, if the network has another number of modalities, or if steps were asked for and it is a plain
                 callable, whose number of steps is fixed.
         """
         if self.fault is not None:
@@ -107,18 +123,28 @@ class TranslationInferer(Inferer):
                 f"modalities: expected the {known} of the network; found {len(self.modalities)}. Give the inferer the "
                 "vocabulary that the weights were trained with."
             )
+        wanted = self.targets if targets is None else self._canonical(targets)
+        if not wanted:
+            raise ValueError(f"targets: expected contrasts; found {MISSING}, of a scan whose contrasts are not known.")
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        check_memory(image)
         self._remember(network)
         translation = Translation(network, image, amp=self.amp)
         # rendered one after the other, which bounds the memory of the full resolution
         with accelerate(network):
-            images = [
+            found = [
                 translation.translate(
-                    index, Sampling(self.num_steps), seed=self.seed, num_samples=self.num_samples
-                ).image
-                for index in self.indices
+                    index,
+                    Sampling(self.num_steps),
+                    seed=self.seed,
+                    num_samples=self.num_samples,
+                    uncertainty=self.uncertainty,
+                )
+                for index in target_indices(wanted, self.modalities)
             ]
-        return convert_to_dst_type(torch.cat(images, dim=1), dst=inputs, dtype=torch.float32)[0]
+        errors = [result.uncertainty + BACKGROUND for result in found if result.uncertainty is not None]
+        channels = torch.cat([*(result.image for result in found), *errors], dim=1)
+        return convert_to_dst_type(channels, dst=inputs, dtype=torch.float32)[0]
 
     def used(self) -> dict[str, Any]:
         """What the last call computed with, for the record of its translations; see ``provenance.translation_record``.

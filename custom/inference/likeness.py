@@ -78,7 +78,7 @@ def measure_scans(
     bounds = torch.full((2, len(FEATURES)), torch.inf)  # of the numbers and of their negatives
     for image in tqdm(chosen[rank() :: world_size()], "measuring scans", unit="scan", disable=not is_main()):
         try:
-            found = read({"image": image})["image"].meta[FEATURES_KEY]
+            [found] = read({"image": image})["image"].meta[FEATURES_KEY]
         except Exception as error:
             logger.warning("%s; not measured.", user_message(error, default=image))
             continue

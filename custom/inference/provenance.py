@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from custom.data.dicom_files import dicom_files
-from custom.data.names import NAME_KEY, image_stem, sidecar_of, translation_name
+from custom.data.names import NAME_KEY, TARGETS_KEY, image_stem, sidecar_of, translation_name, uncertainty_name
 from custom.data.nifti import load_header
 from custom.data.tolerant import FAULT_KEY
 from custom.inference.inputs import check_output_format
@@ -38,11 +38,13 @@ __all__ = [
     "read_provenance",
     "sidecar_text",
     "translation_record",
+    "uncertainty_record",
     "write_provenance",
 ]
 
 logger = logging.getLogger(__name__)
 
+Source = str | os.PathLike | torch.Tensor
 PLACE, PLACE_DIGITS = "place", 8
 COMMENT_CODE = 6  # of a NIfTI header extension
 NAME = "brain_mri_modality_translation"
@@ -67,25 +69,39 @@ class Provenance:
         self.identity = {**computed, "preprocessing": digest(computed["preprocessing"])}
         self._digests = FileDigests()
 
-    def of(self, source: str | os.PathLike | torch.Tensor) -> str:
+    def of(self, source: Source | list[Source]) -> str:
         """What decides translations of ``source``, in JSON: a file, a folder with a DICOM series, or an image.
 
-        Of a file the place is told too, which decides nothing.
+        Of several sources of one subject the order does not count, nor do their names. Of files the place is told too,
+        which decides nothing.
         """
+        contents = sorted(map(self.content, source if isinstance(source, list | tuple) else [source]))
+        content = contents if len(contents) > 1 else contents[0]
+        return json.dumps({"source": content, **_place(source), **self.identity}, sort_keys=True)
+
+    def content(self, source: Source) -> str:
+        """Digest of a file, a folder with a DICOM series, or an image."""
         if isinstance(source, torch.Tensor):
-            content = digest(describe([source.as_subclass(torch.Tensor), getattr(source, "affine", None)]))
-            return json.dumps({"source": content, **self.identity}, sort_keys=True)
+            return digest(describe([source.as_subclass(torch.Tensor), getattr(source, "affine", None)]))
         [[content]] = self._digests.of([[str(source)]])
-        return json.dumps({"source": content, PLACE: _place(source), **self.identity}, sort_keys=True)
+        return content
 
 
-def _place(source: str | os.PathLike) -> str:
-    """Tells one path from another without telling the path, which may name a patient."""
-    return digest(os.path.abspath(os.path.expanduser(source)))[:PLACE_DIGITS]
+def _place(source: Source | list[Source]) -> dict[str, str]:
+    """Tells one path from another without telling the path, which may name a patient; of images in memory nothing.
+
+    The place of a set is the folder that all its files lie in or below: a source more or less does not change it.
+    """
+    members = source if isinstance(source, list | tuple) else [source]
+    paths = [os.path.abspath(os.path.expanduser(m)) for m in members if not isinstance(m, torch.Tensor)]
+    if not paths:
+        return {}
+    place = os.path.commonpath([os.path.dirname(p) for p in paths]) if isinstance(source, list | tuple) else paths[0]
+    return {PLACE: digest(place)[:PLACE_DIGITS]}
 
 
 def describe_translation(target: str, version: str = "", *, twice: bool = False) -> str:
-    """One line for the metadata of a translation, or of several; ``twice`` of a source that is a translation itself."""
+    """One line for the metadata of a translation, or of several; ``twice`` of sources that hold a translation."""
     by = "from SYNTHETIC source by" if twice else "from"
     return f"SYNTHETIC {target} {by} {NAME} {f'v{version}' if version else ''}".rstrip()
 
@@ -95,7 +111,7 @@ def translation_record(
     used: Mapping[str, Any],
     *,
     version: str = "",
-    source: str | os.PathLike | None = None,
+    sources: Sequence[str | os.PathLike] = (),
     provenance: str | None = None,
     warnings: Sequence[str] = (),
     twice: bool = False,
@@ -106,29 +122,39 @@ def translation_record(
         target: its contrast.
         used: seed, steps, samples and weights, as ``TranslationInferer.used`` gives them.
         version: of the bundle.
-        source: file or folder that it was made from, of which the name is kept; None for an image in memory.
+        sources: files or folders that it was made from, of which the names are kept; none of images in memory.
         provenance: of ``Provenance.of``, where there is one.
         warnings: what makes it doubtful.
-        twice: its source is a translation itself.
+        twice: a source is a translation itself.
 
     Returns:
         A dictionary for JSON, the names as BIDS writes them. ``SourceSHA`` is the SHA-256 of the file; of a series
-        that of the names and SHA-256 of its files; of an image in memory that of its voxels and affine, or None.
+        that of the names and SHA-256 of its files; of an image in memory that of its voxels and affine, or None. Of
+        several sources it is their sorted list.
     """
     decides = json.loads(provenance) if provenance else {}
-    content = decides.get("source") or (content_digest(str(source)) if source and Path(source).exists() else None)
+    content = decides.get("source")
+    if content is None and sources and all(Path(source).exists() for source in sources):
+        contents = sorted(content_digest(str(source)) for source in sources)
+        content = contents if len(contents) > 1 else contents[0]
     return {
         "Description": describe_translation(target, version, twice=twice),
         "Synthetic": True,
         TWICE: twice,
         "GeneratedBy": [{"Name": NAME, "Version": version}],
-        "Sources": [Path(source).name] if source else [],
+        "Sources": sorted(Path(source).name for source in sources),
         "SourceSHA": content,
         "Target": target,
         **used,
         "Warnings": list(warnings),
         **({IDENTITY: decides} if decides else {}),
     }
+
+
+def uncertainty_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a translation's error map, which the same decides."""
+    told = str(record["Description"]).replace(f" {record['Target']} ", f" {record['Target']} uncertainty ", 1)
+    return {**record, "Description": told, "Quantity": "expected absolute error", "Units": "of the translation"}
 
 
 def sidecar_text(record: Mapping[str, Any]) -> str:
@@ -205,14 +231,15 @@ def _of_another(path: Path, source: str, expected: Mapping[str, Any], output_for
 
 
 def pending_inputs(
-    inputs: Sequence[Mapping[str, str]],
+    inputs: Sequence[Mapping[str, Any]],
     provenance: Provenance,
     output_dir: str | os.PathLike,
     targets: Sequence[str] | str,
     *,
+    uncertainty: bool | str = False,
     skip_done: bool | str = True,
     output_format: str = "nifti",
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """The inputs that this process has to translate.
 
     An input is passed over if ``output_dir`` holds its translation into every target with the record that it would
@@ -225,7 +252,8 @@ def pending_inputs(
         inputs: of ``inference_inputs``, the same on every process.
         provenance: of this run.
         output_dir: where the translations go.
-        targets: modalities that are asked for.
+        targets: modalities that are asked for, of items that have none of their own.
+        uncertainty: whether the error map of each translation is asked for, too.
         skip_done: translate all anew otherwise.
         output_format: in which the translations will be written; DICOM series hold no record, and are made anew.
 
@@ -236,36 +264,49 @@ def pending_inputs(
     skip = as_bool("skip_done", skip_done) and output_format == "nifti"
     names = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
     folder, suffix = Path(output_dir).expanduser(), ".nii.gz" if output_format == "nifti" else ""
+    name_of = [translation_name, *([uncertainty_name] if as_bool("uncertainty", uncertainty) else [])]
     stale: Counter[str] = Counter()
     done: list[str] = []
-    pending: list[dict[str, str]] = []
+    pending: list[dict[str, Any]] = []
     for item in inputs:
         stem = item.get(NAME_KEY) or image_stem(item["image"])
-        files = [folder / f"{translation_name(stem, name)}{suffix}" for name in names]
-        there = [file for file in files if file.exists()]
-        expected = json.loads(provenance.of(item["image"])) if there else {}
-        others = [file for file in there if _of_another(file, item["image"], expected, output_format)]
-        if others:
-            pending.append({**item, FAULT_KEY: _SAME_NAME.format(item["image"], others[0])})
-            continue
-        records = {file: read_provenance(file) for file in there if skip}
-        differing = {", ".join(_stale(record, expected)) for record in records.values()} - {""}
-        if len(records) < len(files) or differing:
-            stale.update(differing)
+        wanted = item[TARGETS_KEY].split(",") if TARGETS_KEY in item else names
+        files = [folder / f"{name(stem, target)}{suffix}" for target in wanted for name in name_of]
+        if FAULT_KEY in item or not any(file.exists() for file in files):
             pending.append(dict(item))
             continue
+        expected = json.loads(provenance.of(item["image"]))
+        fault = _same_name(item["image"], files, expected, output_format)
+        records = {file: read_provenance(file) for file in files if skip and file.exists()}
+        differing = {", ".join(_stale(record, expected)) for record in records.values()} - {""}
+        if fault or len(records) < len(files) or differing:
+            stale.update(() if fault else differing)
+            pending.append({**item, FAULT_KEY: fault} if fault else dict(item))
+            continue
         done.append(stem)
-        for file, record in records.items() if is_main() else ():
-            if not sidecar_of(file).exists():
-                with atomic_write(sidecar_of(file)) as temporary:
-                    temporary.write_text(sidecar_text(record or {}), encoding="utf-8")
+        _restore_sidecars(records)
     if world_size() > 1:
         dist.barrier()  # nobody writes before everybody has looked
     if is_main():
         _say(done, stale, len(inputs), folder)
     if pending:
-        require_writable(folder, len(pending) * len(names))
+        require_writable(folder, len(pending) * len(names) * len(name_of))
     return pending[rank() :: world_size()]
+
+
+def _same_name(image: Any, files: Sequence[Path], expected: Mapping[str, Any], output_format: str) -> str | None:
+    """The fault of sources whose results would replace another subject's; None where there is none."""
+    first = image if isinstance(image, str) else image[0]
+    others = [file for file in files if file.exists() and _of_another(file, first, expected, output_format)]
+    named = image if isinstance(image, str) else ", ".join(image)
+    return _SAME_NAME.format(named, others[0]) if others else None
+
+
+def _restore_sidecars(records: Mapping[Path, Mapping[str, Any] | None]) -> None:
+    for file, record in records.items() if is_main() else ():
+        if not sidecar_of(file).exists():
+            with atomic_write(sidecar_of(file)) as temporary:
+                temporary.write_text(sidecar_text(record or {}), encoding="utf-8")
 
 
 _SAME_NAME = (

@@ -18,10 +18,20 @@ from monai.utils import ImageMetaKey, convert_to_numpy
 
 from custom.compat import in_label_server
 from custom.data.features import FEATURES_KEY
-from custom.data.names import NAME_KEY, PROVENANCE_KEY, RECORDS_KEY, image_stem, image_suffix, translation_name
+from custom.data.names import (
+    NAME_KEY,
+    PROVENANCE_KEY,
+    RECORDS_KEY,
+    TARGETS_KEY,
+    image_stem,
+    image_suffix,
+    translation_name,
+    uncertainty_name,
+)
 from custom.data.nifti import is_nifti, load_header
 from custom.data.readers import ASSUMED_KEY
 from custom.data.scans import is_synthetic, says_synthetic
+from custom.data.sets import DISAGREEMENT_KEY, sources_of
 from custom.inference.dicom_writer import save_synthetic_series
 from custom.inference.inferer import TranslationInferer
 from custom.inference.inputs import check_output_format
@@ -32,12 +42,14 @@ from custom.inference.provenance import (
     describe_translation,
     sidecar_text,
     translation_record,
+    uncertainty_record,
     write_provenance,
 )
+from custom.utils.arguments import as_bool
 from custom.utils.files import atomic_write
 from custom.utils.modalities import canonical
 
-__all__ = ["DeclareSyntheticd", "SaveImageTranslationsd", "save_synthetic"]
+__all__ = ["DeclareSyntheticd", "SaveImageTranslationsd", "save_synthetic", "targets_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +92,10 @@ class DeclareSyntheticd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
+        targets = targets_of(d, self.inferer.targets)
         for key in self.key_iterator(d):
             meta = getattr(d[key], "meta", {})
-            self.records = self._records(meta)
+            self.records = self._records(meta, targets)
             twice = any(record[TWICE] for record in self.records.values())
             description = describe_translation(", ".join(self.records), self.version, twice=twice)
             if isinstance(d[key], MetaTensor):
@@ -96,29 +109,53 @@ class DeclareSyntheticd(MapTransform):
             d[LABEL_PARAMETERS] = {**(d.get(LABEL_PARAMETERS) or {}), **said}
         return d
 
-    def _records(self, meta: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        used, source = self.inferer.used(), meta.get(ImageMetaKey.FILENAME_OR_OBJ)
-        source = os.fspath(source) if isinstance(source, str | os.PathLike) and os.fspath(source) else None
-        given: dict[str, Any] = {"version": self.version, "source": source, "provenance": meta.get(PROVENANCE_KEY)}
-        given["twice"] = says_synthetic(meta.get("descrip")) or (source is not None and is_synthetic(source))
-        found = doubts(source, meta.get(FEATURES_KEY), self.inferer.network)
-        given["warnings"] = [f"source unlike the scans of the training: {doubt}" for doubt in found]
+    def _records(self, meta: Mapping[str, Any], targets: Sequence[str]) -> dict[str, dict[str, Any]]:
+        used, sources = self.inferer.used(), [name for name in sources_of(meta) if name]
+        given: dict[str, Any] = {"version": self.version, "sources": sources, "provenance": meta.get(PROVENANCE_KEY)}
+        given["twice"] = says_synthetic(meta.get("descrip")) or any(map(is_synthetic, sources))
+        given["warnings"] = self._warnings(sources, meta)
         if meta.get(ASSUMED_KEY):
             given["warnings"].append("orientation assumed, since the source does not tell it")
-        return {target: translation_record(target, used, **given) for target in self.inferer.targets}
+        return {target: translation_record(target, used, **given) for target in targets}
+
+    def _warnings(self, sources: Sequence[str], meta: Mapping[str, Any]) -> list[str]:
+        features = meta.get(FEATURES_KEY)
+        number = max(len(sources), 0 if features is None else len(features))
+        warnings = []
+        for i in range(number):
+            source = sources[i] if i < len(sources) else None
+            named = f" {Path(source).name}" if source and number > 1 else ""
+            found = doubts(source, None if features is None else features[i], self.inferer.network)
+            warnings += [f"source{named} unlike the scans of the training: {doubt}" for doubt in found]
+        if meta.get(DISAGREEMENT_KEY):
+            warnings.append(meta[DISAGREEMENT_KEY])
+            logger.warning(
+                "%s: %s, so the translation may be wrong. Look at them side by side: take the skull off all of "
+                "them, and register what was moved.", ", ".join(sources) or "image", meta[DISAGREEMENT_KEY],
+            )  # fmt: skip
+        return warnings
+
+
+def targets_of(item: Mapping[Hashable, Any], default: Sequence[str]) -> list[str]:
+    """The targets of an item that has its own, or else ``default``."""
+    return item[TARGETS_KEY].split(",") if TARGETS_KEY in item else list(default)
 
 
 class SaveImageTranslationsd(SaveImaged):
     """Write each channel of a prediction as ``<source>_<target>_synthetic.nii.gz``, or as a folder with a DICOM series.
+
+    An error map gets that name and ``_uncertainty``; it is in the units of the translation, and marked like it.
 
     Clients that keep the result themselves drop it with MONAI's own: MONAI Label drops what derives from
     ``SaveImaged``, MONAI Deploy what has ``SaveImage`` in its name. ``<source>`` is the ``"name"`` of the item, as
     ``inference_inputs`` gives it, or else that of the file.
 
     Args:
-        keys: key of the prediction (K, H, W, D) on the source's grid, with the source's metadata.
+        keys: key of the prediction (K, H, W, D) on the source's grid, with the source's metadata; with error maps
+            (2 K, H, W, D).
         output_dir: folder for the files; made where it does not exist.
-        targets: names of the K channels, in order.
+        targets: names of the K channels, in order, of items that have no targets of their own.
+        uncertainty: whether there are error maps behind the translations.
         output_format: ``nifti``, or ``dicom`` for sources that are DICOM: see ``custom.inference.dicom_writer``.
 
     Raises:
@@ -127,7 +164,7 @@ class SaveImageTranslationsd(SaveImaged):
     """
 
     # where and under which name, and MONAI's own saver, which is not used
-    not_in_identity = ("output_dir", "targets", "saver")
+    not_in_identity = ("output_dir", "targets", "uncertainty", "saver")
 
     def __init__(
         self,
@@ -136,12 +173,14 @@ class SaveImageTranslationsd(SaveImaged):
         targets: str | Sequence[str],
         *,
         output_format: str = "nifti",
+        uncertainty: bool | str = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, output_dir=Path(output_dir), allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir).expanduser()
         self.targets = [canonical(t) for t in ([targets] if isinstance(targets, str) else targets)]
         self.output_format = check_output_format(output_format)
+        self.uncertainty = as_bool("uncertainty", uncertainty)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -149,20 +188,33 @@ class SaveImageTranslationsd(SaveImaged):
             prediction = d[key]
             source = str(prediction.meta[ImageMetaKey.FILENAME_OR_OBJ])
             name = str(d.get(NAME_KEY) or image_stem(source))
-            if prediction.shape[0] != len(self.targets):
+            targets = targets_of(d, self.targets)
+            expected = (1 + self.uncertainty) * len(targets)
+            if prediction.shape[0] != expected:
                 raise ValueError(
-                    f"{source}: expected {len(self.targets)} channels ({', '.join(self.targets)}) under {key!r}; "
-                    f"found {prediction.shape[0]}. Give the saver the targets of the inferer."
+                    f"{source}: expected {expected} channels ({', '.join(targets)}) under {key!r}; "
+                    f"found {prediction.shape[0]}. Give the saver the targets and the uncertainty of the inferer."
                 )
-            for volume, target in zip(prediction, self.targets, strict=True):
-                logger.info("wrote %s", self._save(volume, target, source, name, prediction.meta))
+            for number, (volume, target) in enumerate(zip(prediction, targets * (1 + self.uncertainty), strict=True)):
+                record = prediction.meta[RECORDS_KEY][target]
+                file = translation_name(name, target)
+                if number >= len(targets):
+                    record, file = uncertainty_record(record), uncertainty_name(name, target)
+                logger.info("wrote %s", self._save(volume, number, source, file, record, prediction.meta))
         return d
 
-    def _save(self, volume: torch.Tensor, target: str, source: str, name: str, meta: Mapping[str, Any]) -> Path:
-        name, record = translation_name(name, target), meta[RECORDS_KEY][target]
+    def _save(
+        self,
+        volume: torch.Tensor,
+        number: int,
+        source: str,
+        name: str,
+        record: Mapping[str, Any],
+        meta: Mapping[str, Any],
+    ) -> Path:
         if self.output_format == "dicom":
             path = self.output_dir / name
-            save_synthetic_series(volume, path, source, record, number=self.targets.index(target) + 1)
+            save_synthetic_series(volume, path, source, record, number=number + 1)
         else:
             path = self.output_dir / f"{name}.nii.gz"
             save_synthetic(volume, path, source, meta, record)

@@ -14,6 +14,7 @@ from custom.data.foreground import BACKGROUND
 from custom.inference.cost import Cost, Meter
 from custom.networks.diffusion import draw_noise
 from custom.networks.fast import accelerate
+from custom.utils.arguments import as_bool
 from custom.utils.precision import uses_bfloat16
 
 __all__ = ["Latents", "Sampling", "Translated", "Translation", "knows_errors", "require_error_map"]
@@ -232,12 +233,14 @@ def _error_map(network: Any) -> str:
     return network.error_map() if hasattr(network, "error_map") else "none"
 
 
-def require_error_map(network: object) -> None:
-    """Make sure that ``network`` knows what error to expect.
+def require_error_map(network: object, *, wanted: bool | str = True) -> None:
+    """Make sure that ``network`` knows what error to expect, where that is ``wanted``.
 
     Raises:
         ValueError: if it has no such head, or one that has never been trained.
     """
+    if not as_bool("uncertainty", wanted):
+        return
     found = _error_map(network)
     if found == "none":
         raise ValueError(

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import eigh
 
+from custom.data import grids
 from custom.data.problems import Problem
 from custom.preparation.checks import Checked
 
 __all__ = ["NameCheck", "check_names", "duplicates", "mixed_grids"]
 
-CORNER_MM = 0.5  # corners of two grids that are closer lie on one grid: half a voxel of the usual scans
 FEWEST_SUBJECTS = 3  # of which most must be right
 LEAST_AGREEMENT = 0.4  # correlation of a subject's pair with the others', below which a pair of modalities is unclear
 CLEAR = 2.5  # or so many deviations of it
@@ -44,18 +44,15 @@ def mixed_grids(name: str, files: Subject) -> list[Problem]:
 
 
 def same_grid(one: Checked, other: Checked) -> bool:
-    """Whether the corners of two volumes lie in the same places; not known of a volume without an affine."""
-    if one.shape != other.shape or one.affine is None or other.affine is None:
+    """See :func:`custom.data.grids.same_grid`; not known of a volume without an affine."""
+    if one.affine is None or other.affine is None:
         return False
-    corners = np.array([*itertools.product(*((0, n - 1) for n in one.shape))]) @ np.eye(3, 4) + np.eye(4)[3]
-    return bool(np.abs(corners @ (one.affine - other.affine).T).max() <= CORNER_MM)
+    return grids.same_grid(one.shape, one.affine, other.shape, other.affine)
 
 
 def _grid(checked: Checked) -> str:
     assert checked.affine is not None
-    size, spacing = "×".join(map(str, checked.shape)), "×".join(f"{s:.3g}" for s in checked.spacing)
-    place = ", ".join(f"{v:.1f}" for v in checked.affine[:3, 3])
-    return f"{size} voxels of {spacing} mm from ({place})"
+    return grids.describe_grid(checked.shape, checked.affine)
 
 
 def duplicates(subjects: Mapping[str, Subject], labels: Iterable[str] = ()) -> list[Problem]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 BRATS_MODALITIES: tuple[str, ...] = ("t1", "t1ce", "t2", "flair")
 IXI_MODALITIES: tuple[str, ...] = ("t1", "t2", "pd")
 
+MISSING = "missing"  # in the place of targets: whatever a subject lacks
+
 ALIASES: dict[str, tuple[str, ...]] = {
     "t1": ("t1", "t1n", "t1w"),
     "t1ce": ("t1ce", "t1c", "t1gd", "t1post"),

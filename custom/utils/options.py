@@ -47,7 +47,18 @@ PATHS = (
     "bundle_root", "dataset_dir", "output_dir", "cache_dir", "stage_dir", "ckpt_path", "autoencoder_path", "spade_path",
 )  # fmt: skip
 PATHS_OR_NONE = ("image", "pretrained", "segmenter")
-SWITCHES = ("resume", "skip_done", "flip", "cache_target_like", "gradient_checkpointing", "joint", "debug", "paired")
+SWITCHES = (
+    "resume",
+    "skip_done",
+    "align",
+    "uncertainty",
+    "flip",
+    "cache_target_like",
+    "gradient_checkpointing",
+    "joint",
+    "debug",
+    "paired",
+)
 LARGEST = 2**31 - 1
 WHOLE = {
     "seed": (0, 2**32 - 1),

@@ -165,7 +165,7 @@ def test_scans_unlike_those_of_the_training_are_in_the_report(tmp_path, capsys, 
         toy(),
         transforms(measure=True),
     )
-    seen = transform(entries[0])["t1"].meta[FEATURES_KEY]
+    [seen] = transform(entries[0])["t1"].meta[FEATURES_KEY]
     edges = next(n for n, feature in enumerate(FEATURES) if feature.name == "shortest voxel edge")
     network.training_range = torch.stack([seen, seen]).clone()
     network.training_range[:, edges] = 3.0

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.bundle.properties import InferProperties
 from monai.transforms import SaveImaged
 
@@ -24,6 +24,7 @@ from custom.inference.saver import save_synthetic
 from custom.networks.translator import RANGE
 from custom.utils.errors import find_user_error
 from custom.utils.identity import weights_digest
+from tests.fixtures.translation import written
 
 CONFIG = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "inference.json"
 LAS = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1.0]])
@@ -32,41 +33,6 @@ RECORD = translation_record("t2", {})
 OBLIQUE = np.array([[-1.92, 0.56, 0, 31], [0.56, 1.92, 0, -47], [0, 0, 2, 11.5], [0, 0, 0, 1.0]])  # turned in its plane
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
-
-
-@pytest.fixture
-def workflow(tiny_translator, tmp_path: Path):
-    """``workflow(image=..., targets=...)`` → the inference workflow with a tiny network, writing to tmp_path/out."""
-    weights = tmp_path / "model.pt"
-    torch.save(tiny_translator.state_dict(), weights)
-
-    def make(**overrides: object) -> ConfigWorkflow:
-        made = ConfigWorkflow(
-            config_file=str(CONFIG),
-            logging_file=False,
-            workflow_type="inference",
-            run_id="inference",
-            bundle_root=str(CONFIG.parents[1]),
-            output_dir=str(tmp_path / "out"),
-            ckpt_path=str(weights),
-            device="$torch.device('cpu')",
-            run=["$@evaluator.run()"],
-            **overrides,
-        )
-        made.parser["network_def"] = tiny_translator
-        made.initialize()
-        return made
-
-    return make
-
-
-def written(tmp_path: Path) -> list[str]:
-    """Names of what was written; every NIfTI image has its sidecar, and there is no other."""
-    names = sorted(p.name for p in (tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []
-    images = [name for name in names if not name.endswith(".json")]
-    sidecars = [sidecar_of(name).name for name in images if name.endswith(".nii.gz")]
-    assert [name for name in names if name.endswith(".json")] == sidecars
-    return images
 
 
 def test_config_parses_on_its_own() -> None:
@@ -129,12 +95,12 @@ def test_output_lies_on_the_sources_grid(workflow, write_volume, head, tmp_path,
 def test_other_formats(workflow, write_volume, tmp_path: Path, suffix: str) -> None:
     import itk
 
-    same = write_volume("same.nii.gz", affine=LPS)
-    source = tmp_path / f"scan.{suffix}"
+    same = write_volume("in/same.nii.gz", affine=LPS)
+    source = tmp_path / "in" / f"scan.{suffix}"
     image = itk.image_from_array(itk.array_from_image(itk.imread(str(same))))
     image.CopyInformation(itk.imread(str(same)))
     itk.imwrite(image, str(source))
-    workflow(image=[str(same), str(source)], targets="t2").run()
+    workflow(image=str(source.parent), targets="t2").run()
     expected, result = (nib.load(tmp_path / "out" / f"{name}_t2_synthetic.nii.gz") for name in ("same", "scan"))
     np.testing.assert_allclose(result.affine, expected.affine, atol=1e-6)
     np.testing.assert_array_equal(result.get_fdata(), expected.get_fdata())

@@ -70,13 +70,6 @@ def test_equal_names_are_told_apart_by_their_folders(write_volume: Callable, tmp
     assert found(tmp_path / "in") == dict(zip(names, files, strict=True))
 
 
-def test_equal_names_without_a_common_folder(write_volume: Callable) -> None:
-    files = [write_volume(f"{patient}/t1.nii.gz") for patient in ("p1", "p2")]
-    assert found([files[0], files[0]]) == {"t1": files[0]}
-    with pytest.raises(ValueError, match=r"p2/t1\.nii\.gz: expected files whose names differ.*found .*p1/t1"):
-        inference_inputs(files)
-
-
 def test_default_is_a_held_out_subject_which_is_said(brats_folder: Callable, caplog) -> None:
     root = brats_folder(dict.fromkeys("abc", ("t2", "flair")))
     chosen = found(dataset_dir=root)

@@ -38,7 +38,7 @@ def trained(cohort: Callable[..., Path], tiny_translator: LatentTranslator) -> L
 
 
 def features_of(path: Path | str) -> torch.Tensor:
-    return preprocessing("image", measure=True)({"image": str(path)})["image"].meta[FEATURES_KEY]
+    return preprocessing("image", measure=True)({"image": str(path)})["image"].meta[FEATURES_KEY][0]
 
 
 def test_unlike() -> None:
@@ -93,7 +93,7 @@ def test_the_record_says_it(trained, brain, write_volume) -> None:
     path = str(write_volume("small.nii.gz", brain("t1"), affine=np.diag([1.5, 1.5, 1.5, 1.0])))
     inferer = TranslationInferer("t2")
     inferer(torch.zeros(1, 1, 16, 16, 16), trained)
-    meta = {"filename_or_obj": path, FEATURES_KEY: features_of(path)}
+    meta = {"filename_or_obj": path, FEATURES_KEY: features_of(path)[None]}
     item = DeclareSyntheticd("pred", inferer)({"pred": MetaTensor(torch.zeros(1, 4, 4, 4), meta=meta)})
     warnings = item["pred"].meta["translations"]["t2"]["Warnings"]
     assert warnings

@@ -195,10 +195,10 @@ def test_record_tells_the_settings(source: Path) -> None:
 
 
 def test_record_without_a_file(tmp_path: Path) -> None:
-    for source in (None, tmp_path / "gone.nii.gz"):
-        record = translation_record("t2", {"Seed": 1}, source=source, warnings=["a skull"])
+    for sources in ([], [tmp_path / "gone.nii.gz"]):
+        record = translation_record("t2", {"Seed": 1}, sources=sources, warnings=["a skull"])
         assert record["SourceSHA"] is None
-        assert record["Sources"] == ([] if source is None else ["gone.nii.gz"])
+        assert record["Sources"] == [source.name for source in sources]
         assert record["Warnings"] == ["a skull"]
         assert "Identity" not in record
     image = torch.rand(2, 3, 4)

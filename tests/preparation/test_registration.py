@@ -12,9 +12,10 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from custom.data import registration
 from custom.data.readers import read_volume
-from custom.preparation import registration
-from custom.preparation.registration import mutual_information, register, rigid_transform
+from custom.data.registration import mutual_information, rigid_transform
+from custom.preparation.registration import register
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
 
