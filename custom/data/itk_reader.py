@@ -27,6 +27,7 @@ from custom.data.damage import IMAGE, INFLATION, check_number, check_size, damag
 __all__ = ["ItkReader", "read_information"]
 
 LONGEST_HEADER = 2**20  # bytes
+AXES = (2, 3, 4)  # of images that are read; only those of 3 are scans, which is said later
 NRRD = (".nrrd", ".nhdr")
 META_IMAGE = (".mha", ".mhd")
 PATIENT_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
@@ -82,7 +83,10 @@ class ItkReader(ITKReader):
         (name,) = ensure_tuple(data)
         file = Path(name)
         header, io = _text_header(file), read_information(file)
-        check_number(file, math.prod(io.GetDimensions(axis) for axis in range(io.GetNumberOfDimensions())))
+        axes = io.GetNumberOfDimensions()
+        check_number(file, math.prod(io.GetDimensions(axis) for axis in range(axes)))
+        if axes not in AXES:  # to say so, ITK loads all that it has: 650 MiB
+            raise ValueError(f"{file}: expected 3 axes; found {axes} in its header. Name a 3D image.")
         if header:
             _check_length(header, io.GetImageSizeInBytes())
         image = itk.imread(str(file), imageio=io, **kwargs)

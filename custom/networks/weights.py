@@ -108,7 +108,8 @@ def check_archive(file: Path) -> None:
         return  # of PyTorch before 1.6: without checksums
     with zipfile.ZipFile(file) as archive:
         if broken := archive.testzip():
-            raise ValueError(f"damaged content ({broken} has another checksum)")
+            name = "".join(c if c.isprintable() else "?" for c in broken)  # it may be what is damaged
+            raise ValueError(f"damaged content ({name} has another checksum)")
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:

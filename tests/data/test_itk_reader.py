@@ -29,6 +29,14 @@ def change_header(path: Path, old: str, new: str) -> None:
     path.write_bytes(content.replace(old.encode(), new.encode(), 1))
 
 
+def test_an_image_of_one_axis_is_refused_before_itk_looks_for_it(tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path / "scan.mha")
+    change_header(tmp_path / "scan.mha", "NDims = 3", "NDims = 1")
+    monkeypatch.setattr(itk, "imread", None)
+    with pytest.raises(ValueError, match=r"scan\.mha: expected 3 axes; found 1 in its header"):
+        read_volume(tmp_path / "scan.mha")
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 class TestDamage:
     @pytest.mark.parametrize("dtype", [np.uint8, ">i2", np.float32])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from custom.networks import LatentTranslator, StyleTransfer
-from custom.networks.weights import compact, load_weights
+from custom.networks.weights import check_archive, compact, load_weights
 
 
 def transfer(num_modalities: int = 4, width: int = 4) -> StyleTransfer:
@@ -52,6 +53,16 @@ def test_not_weights(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.pt: expected a file of tensors"):
         load_weights(transfer(), tmp_path / "model.pt")
+
+
+def test_damage_to_a_name_is_said_in_one_line(tmp_path: Path) -> None:
+    """A part whose name holds a line break, and whose checksum is wrong."""
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model/da\nta.pkl", b"content")
+    content = (tmp_path / "model.pt").read_bytes()
+    (tmp_path / "model.pt").write_bytes(content.replace(b"content", b"contenu"))
+    with pytest.raises(ValueError, match=r"^damaged content \(model/da\?ta\.pkl has another checksum\)$"):
+        check_archive(tmp_path / "model.pt")
 
 
 def test_pickled_objects_are_refused(tmp_path: Path) -> None:
