@@ -47,7 +47,8 @@ COMPARED = {"onnx_export": "test_clients.py, with the zip of a tiny network"}
 CLIENTS = {
     "pip install monailabel": "MONAI Label",
     "found 'pet'": "MONAI Label",
-    "image=scan_t1&output=image": "MONAI Label",
+    '{"target": "flair"}': "MONAI Label",
+    '"sources": "scan_flair"': "MONAI Label",
     "file=@scan_t1.nii.gz": "MONAI Label",
     "monai.deploy.operators": "MONAI Deploy",
     'app.py "$BUNDLE"': "MONAI Deploy",

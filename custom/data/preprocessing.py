@@ -29,6 +29,7 @@ def preprocessing(
     measure: bool = False,
     sets: bool = False,
     align: bool | str = False,
+    others: str = "",
     tensors_only: bool = False,
     then: Sequence[Callable] = (),
 ) -> Compose:
@@ -49,6 +50,7 @@ def preprocessing(
         sets: one of the ``keys`` may hold a list of paths, the sources of one subject: its image is then (S, H, W, D),
             its foreground where any of them shows tissue.
         align: of such a list, see ``custom.data.sets``.
+        others: further sources for the server of MONAI Label, see ``LoadVolumed``.
         tensors_only: give plain tensors, without the metadata that ``Invertd`` needs.
         then: further transforms, such as random ones.
 
@@ -62,7 +64,7 @@ def preprocessing(
     to_tensor = ToTensord((*images, *labels, *masks), track_meta=False, **some)
     return Compose(
         [
-            LoadVolumed((*images, *labels), **some, align=align),
+            LoadVolumed((*images, *labels), **some, align=align, others=others),
             ValidateVolumed(images, min_size=divisor, **some),
             Orientationd((*images, *labels), axcodes="RAS", labels=None, **some),
             CropForegroundUniond((*images, *labels), images, keep_masks=True, **some),

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ from monai.utils import ImageMetaKey, convert_to_dst_type
 from nibabel.orientations import aff2axcodes
 
 from custom.data.grids import describe_grid, same_grid
+from custom.data.readers import IMAGE_SUFFIXES
 from custom.data.registration import place
 
 __all__ = [
     "DISAGREEMENT_KEY",
     "SOURCES_KEY",
     "as_set",
+    "beside",
     "check_one_volume",
     "disagreement",
     "members_of",
@@ -103,6 +106,31 @@ def as_set(volumes: Sequence[MetaTensor], *, align: bool = False) -> MetaTensor:
     image = MetaTensor(torch.cat(members), meta=dict(reference.meta))
     image.meta[SOURCES_KEY] = json.dumps(names)
     return image
+
+
+def beside(path: str | os.PathLike[str], names: str) -> list[str]:
+    """An image and those that are named with commas, of the same folder, in the order of their names.
+
+    Args:
+        path: of a file, or of a folder with a DICOM series.
+        names: of others there, with or without the suffix of an image.
+
+    Raises:
+        FileNotFoundError: for a name that nothing there has.
+        ValueError: for what is no name but a path.
+    """
+    found = {Path(path).name: str(path)}
+    for name in filter(None, map(str.strip, names.split(","))):
+        if Path(name).name != name:
+            raise ValueError(f"sources: expected names of scans beside the image; found {name!r}. Leave folders out.")
+        files = [file for suffix in ("", *IMAGE_SUFFIXES) if (file := Path(path).with_name(name + suffix)).exists()]
+        if not files:
+            raise FileNotFoundError(
+                f"sources: expected scans beside {Path(path).name}, with commas between their names; found no {name}. "
+                "Correct the name."
+            )
+        found[files[0].name] = str(files[0])
+    return [found[name] for name in sorted(found)]
 
 
 def _determinant(volume: MetaTensor) -> float:

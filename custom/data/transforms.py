@@ -13,6 +13,7 @@ from monai.data import ImageReader, MetaTensor
 from monai.transforms import CropForegroundd, DivisiblePad, LoadImaged, MapTransform, Padd, Transform
 from monai.utils import convert_to_dst_type, ensure_tuple
 
+from custom.compat import in_label_server
 from custom.data.foreground import foreground, foreground_key, solid
 from custom.data.intensities import has_wrapped
 from custom.data.readers import read_volume, volume_of_client
@@ -20,6 +21,7 @@ from custom.data.scans import check_named_scan, labels_in, listed
 from custom.data.sets import (
     DISAGREEMENT_KEY,
     as_set,
+    beside,
     check_one_volume,
     disagreement,
     members_of,
@@ -81,20 +83,42 @@ class LoadVolumed(LoadImaged):
         keys: keys of paths.
         allow_missing_keys: do not raise for an absent key.
         align: register the sources of a list that lie on another grid than the finest.
+        others: names, with commas, of scans in the image's folder that are sources with it; for the server of MONAI
+            Label, a request to which names one image.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, *, align: bool | str = False) -> None:
+    not_in_identity = ("others",)  # which files are read, not what is made of them
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        allow_missing_keys: bool = False,
+        *,
+        align: bool | str = False,
+        others: str = "",
+    ) -> None:
         # LoadImaged's own would set up every reader of MONAI, which warns of decoders that are not installed
         MapTransform.__init__(self, keys, allow_missing_keys)
         # clients set attributes of what is there in MONAI's
         self._loader: Any = _VolumeLoader(align)
+        self.others = str(others or "")
 
     @telling_label_clients
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self._loader(d[key])
+            d[key] = self._loader(self._with_others(d[key]))
         return d
+
+    def _with_others(self, given: Any) -> Any:
+        if not self.others:
+            return given
+        if not in_label_server():
+            raise ValueError(
+                f"sources: expected none, as it is for MONAI Label's server; found {self.others!r}. Name several "
+                "sources as a list: --image \"['a.nii.gz','b.nii.gz']\"."
+            )
+        return beside(given, self.others) if given else given
 
 
 class ValidateVolumed(MapTransform):

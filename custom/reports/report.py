@@ -219,12 +219,12 @@ def _methods(path: Path, subject: str, pictures: Pictures, source: str, target: 
         shown[heading] = _floats(pictures.slices[TRUTH, source, source])
     ordered = [m for m in METHODS if m in methods and m != COPY_SOURCE] + [m for m in methods if m not in METHODS]
     shown |= {method: _floats(pictures.slices[method, source, target]) for method in ordered}
-    if (CEILING, target, target) in pictures.slices:
-        shown[CEILING] = _floats(pictures.slices[CEILING, target, target])
     errors = {}
     if (EXPECTED_ERROR, source, target) in pictures.slices:
         shown["full model,\nerror it expects"] = shown[FULL_MODEL]
         errors["full model,\nerror it expects"] = _floats(pictures.slices[EXPECTED_ERROR, source, target])
+    if (CEILING, target, target) in pictures.slices:
+        shown[CEILING] = _floats(pictures.slices[CEILING, target, target])
     figures.method_panel(
         path,
         shown,

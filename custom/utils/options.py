@@ -72,6 +72,7 @@ WHOLE = {
     **dict.fromkeys(("part_size", "lookup_subjects", "num_samples", "spatial_divisor"), (1, LARGEST)),
 }
 WHOLE_OR_NONE = {"max_subjects": (1, LARGEST)}
+WHOLE_LISTS = {"set_sizes": (2, 16)}
 SIZES = ("crop_size", "image_crop", "latent_crop")
 SIZES_OR_NONE = ("sample_crop",)  # of slices or volumes
 NUMBERS = {
@@ -243,6 +244,10 @@ def _check_values(config: Mapping[str, Any]) -> None:
             dims = (SPATIAL_DIMS,) if key in SIZES else (SPATIAL_DIMS - 1, SPATIAL_DIMS)
             for size in value if isinstance(value, list | tuple) and len(value) in dims else [value]:
                 whole_number(key, size, smallest=1, largest=LARGEST)
+        elif key in WHOLE_LISTS:
+            smallest, largest = WHOLE_LISTS[key]
+            for number in value if isinstance(value, list | tuple) else [value]:
+                whole_number(key, number, smallest=smallest, largest=largest)
         elif key in NUMBERS:
             _check_number(key, value, *NUMBERS[key])
         elif key == "amp":

@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 
+from custom.data.sets import SOURCES_KEY, sources_of
 from custom.inference.inferer import TranslationInferer
 from custom.inference.saver import DeclareSyntheticd
 from custom.utils.identity import content_digest
@@ -21,10 +22,12 @@ from custom.utils.identity import content_digest
 INFERENCE = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "inference.json"
 
 
-def preprocess(path: Path | str) -> dict[str, Any]:
-    """The preprocessing of a request as MONAI Label 0.8.5 runs it."""
+def preprocess(path: Path | str, **options: str) -> dict[str, Any]:
+    """The preprocessing of a request as MONAI Label 0.8.5 runs it, with its options."""
     parser = ConfigParser()
     parser.read_config(str(INFERENCE))
+    parser["displayable_configs"].update(options)
+    parser.parse()
     data: dict[str, Any] = {"image": str(path), "image_path": str(path)}
     for transform in parser.get_parsed_content("preprocessing").transforms:
         if isinstance(transform, LoadImaged):
@@ -86,6 +89,44 @@ def test_a_fault_of_ours_stays_one(label_server, write_volume: Callable, monkeyp
     monkeypatch.setattr("custom.data.transforms.read_volume", lambda path: {}[path])
     with pytest.raises(KeyError):
         preprocess(write_volume("scan.nii.gz"))
+
+
+def test_other_sources_are_named(label_server, write_volume: Callable, head: Callable) -> None:
+    files = [write_volume(f"{name}.nii.gz", head(seed=seed)) for seed, name in enumerate(("a", "b", "c"))]
+    expected = preprocess(files[1])["image"].shape[1:]
+    for names in ("a", " a.nii.gz, b", "a,"):
+        image = preprocess(files[1], sources=names)["image"]
+        assert sources_of(image.meta) == [str(file) for file in files[:2]]
+        assert image.shape == (2, *expected)
+    item = prediction()
+    item.meta |= {SOURCES_KEY: json.dumps([str(file) for file in files[:2]]), "filename_or_obj": str(files[0])}
+    record = declare("t2")({"pred": item, "image_path": str(files[1])})["result"]["provenance"]
+    assert record["Sources"] == ["a.nii.gz", "b.nii.gz"]
+    assert record["SourceSHA"] == sorted(map(content_digest, map(str, files[:2])))
+
+
+@pytest.mark.parametrize(
+    ("names", "status", "said"),
+    [
+        ("gone", 404, "sources: expected scans beside a.nii.gz, with commas between their names; found no gone."),
+        ("../b", 400, "sources: expected names of scans beside the image; found '../b'."),
+        ("copy", 400, "copy.nii.gz: expected another scan than a.nii.gz; found the same content."),
+    ],
+)
+def test_sources_that_cannot_be(
+    label_server, write_volume: Callable, head: Callable, names: str, status: int, said: str
+) -> None:
+    path = write_volume("a.nii.gz")
+    write_volume("copy.nii.gz")
+    with pytest.raises(label_server) as raised:
+        preprocess(path, sources=names)
+    assert raised.value.status_code == status
+    assert raised.value.detail.startswith(said)
+
+
+def test_elsewhere_sources_are_a_list(write_volume: Callable) -> None:
+    with pytest.raises(ValueError, match="Name several sources as a list"):
+        preprocess(write_volume("a.nii.gz"), sources="b")
 
 
 def prediction() -> MetaTensor:

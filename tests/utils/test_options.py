@@ -55,7 +55,7 @@ def test_the_configs_hold_nothing_that_is_not_read(name: str) -> None:
 def test_every_path_number_and_switch_of_a_config_has_a_rule(name: str) -> None:
     config = json.loads((CONFIGS / f"{name}.json").read_text())
     ruled = {*options.PATHS, *options.PATHS_OR_NONE, *options.SWITCHES, *options.WHOLE, *options.WHOLE_OR_NONE}
-    ruled |= {*options.SIZES, *options.NUMBERS, "amp"}
+    ruled |= {*options.SIZES, *options.WHOLE_LISTS, *options.NUMBERS, "amp"}
     numbers = {
         k
         for k, v in config.items()
@@ -138,6 +138,7 @@ def test_a_key_of_another_config_is_an_error_on_the_command_line(monkeypatch: py
         ("train", "learning_rate", "fast", "learning_rate: expected a number from 0 to 1; found 'fast'"),
         ("train", "learning_rate", -1, "learning_rate: expected a number from 0 to 1; found -1"),
         ("train", "learning_rate", float("nan"), "learning_rate: expected a number from 0 to 1; found nan"),
+        ("evaluate", "set_sizes", [1, 2], "set_sizes: expected a whole number from 2 to 16; found 1"),
         ("train_autoencoder", "crop_size", [32, 0, 32], "crop_size: expected a whole number from 1"),
         ("train_autoencoder", "cache_rate", 2, "cache_rate: expected a number from 0 to 1; found 2"),
         ("evaluate", "max_subjects", 0, "max_subjects: expected a whole number from 1"),
