@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,11 +31,15 @@ class DetailTransfer(nn.Module):
 
     The features of several sources are fused before the blocks, which so run once; of one source nothing is fused.
 
+    ``coarser_widths`` make it a small UNet: levels of half, a quarter … of that resolution beneath, which see further
+    (an edge is a sulcus or a vessel by what is around it) and cost little. They too start from no change.
+
     Args:
         num_modalities: size of the vocabulary.
         width: channels of every block, a multiple of ``heads``.
         num_blocks: number of blocks.
         hidden_channels: hidden channels of the MS-SPADE layers.
+        coarser_widths: channels of the levels beneath, from fine to coarse.
         heads: groups of channels that several sources are fused with weights of their own in.
         error_channels: channels of the head that predicts the error of the translation; 0 leaves it out.
     """
@@ -45,6 +51,7 @@ class DetailTransfer(nn.Module):
         width: int = 32,
         num_blocks: int = 1,
         hidden_channels: int = 16,
+        coarser_widths: Sequence[int] = (),
         heads: int = 4,
         error_channels: int = 16,
     ) -> None:
@@ -55,6 +62,7 @@ class DetailTransfer(nn.Module):
             PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
         ]
         self.blocks = nn.ModuleList(blocks)
+        self.coarser: CoarserLevel | None = _levels(num_modalities, [width, *coarser_widths], hidden_channels)
         # a kernel of one voxel: from zero, a 3³ one takes its first steps far too wide
         self.conv_out = nn.Conv3d(width, 8, 1)
         self.attention = SetAttention(num_modalities, width, 4 * heads, heads=heads, kernel_size=1)
@@ -105,12 +113,61 @@ class DetailTransfer(nn.Module):
         return self.attention.weighted(members, weights) + self.fusion(features, target)
 
     def _run_blocks(self, h: Tensor, target: Tensor) -> Tensor:
+        if self.coarser is not None:
+            h = h + self.coarser(h, target)
         for block in self.blocks:
             h = block(h, target)
         return h
 
     def _corrected(self, decoded: Tensor, h: Tensor) -> Tensor:
         return decoded + self.haar.inverse(self.conv_out(h))
+
+
+class CoarserLevel(nn.Module):
+    """Blocks at half the resolution, and on the way a level that is coarser still, if there is one.
+
+    Args:
+        num_modalities: size of the vocabulary.
+        channels: channels of the level above.
+        width: channels of the blocks.
+        hidden_channels: hidden channels of the MS-SPADE layers.
+        beneath: the next level.
+    """
+
+    def __init__(
+        self, num_modalities: int, channels: int, width: int, hidden_channels: int, beneath: CoarserLevel | None
+    ) -> None:
+        super().__init__()
+
+        def block() -> PreActivationBlock:
+            return PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel")
+
+        self.down = nn.Conv3d(channels, width, 2, stride=2)
+        self.block_in = block()
+        self.beneath: nn.Module | None = beneath
+        self.block_out: nn.Module | None = None if beneath is None else block()
+        self.up = nn.ConvTranspose3d(width, channels, 2, stride=2)
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, h: Tensor, target: Tensor) -> Tensor:
+        """What this level adds to ``h`` (B, channels, h, w, d); ``target`` (B,) int64."""
+        height, width, depth = h.shape[2], h.shape[3], h.shape[4]
+        even = F.pad(h, [0, depth % 2, 0, width % 2, 0, height % 2])
+        x = self.block_in(self.down(even), target)
+        if self.beneath is not None:
+            x = x + self.beneath(x, target)
+        if self.block_out is not None:
+            x = self.block_out(x, target)
+        return self.up(x)[:, :, :height, :width, :depth]
+
+
+def _levels(num_modalities: int, widths: Sequence[int], hidden_channels: int) -> CoarserLevel | None:
+    """The level beneath one of ``widths[0]`` channels, with those beneath it; None for a single width."""
+    if len(widths) == 1:
+        return None
+    beneath = _levels(num_modalities, widths[1:], hidden_channels)
+    return CoarserLevel(num_modalities, widths[0], widths[1], hidden_channels, beneath)
 
 
 class ErrorHead(nn.Module):

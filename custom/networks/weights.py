@@ -24,8 +24,8 @@ __all__ = [
     "name_of_card", "read_card", "read_weights", "write_card",
 ]  # fmt: skip
 
-# what networks did not have before version 0.3.0: the fusion of several sources and the error map
-ADDED = ("fusion.", "detail.attention.", "detail.fusion.", "detail.error.")
+# what networks did not have before version 0.3.0: the fusion of several sources, the error map, coarser detail
+ADDED = ("fusion.", "detail.attention.", "detail.fusion.", "detail.error.", "detail.coarser.")
 
 logger = logging.getLogger(__name__)
 

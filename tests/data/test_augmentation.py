@@ -76,9 +76,11 @@ def test_contrasts_and_labels_stay_aligned(seed: int) -> None:
 
 
 def test_each_contrast_has_looks_of_its_own(copies) -> None:
-    inside = (copies[0]["t1"] > -1) & (copies[0]["t2"] > -1)
-    t1, t2 = (copies[0][key][inside].numpy() for key in KEYS)
-    assert -0.99 < np.corrcoef(t1, t2)[0, 1] < -0.5
+    for copy in copies:
+        inside = (copy["t1"] > -1) & (copy["t2"] > -1)
+        t1, t2 = (copy[key][inside].numpy() for key in KEYS)
+        # blurred, and its slices thick, one keeps less of the fine texture of the other
+        assert -0.995 < np.corrcoef(t1, t2)[0, 1] < -0.3
 
 
 def boxed(image: Tensor) -> Tensor:

@@ -12,9 +12,13 @@ M = 3
 TARGETS = torch.tensor([2, 0])
 
 
-@pytest.fixture
-def network(randomize) -> DetailTransfer:
-    return randomize(DetailTransfer(M, width=4, hidden_channels=2)).eval()
+@pytest.fixture(params=[(), (6,), (6, 8)], ids=["one level", "two", "three"])
+def network(request, randomize) -> DetailTransfer:
+    network = randomize(DetailTransfer(M, width=4, hidden_channels=2, coarser_widths=request.param)).eval()
+    if network.coarser is not None:  # through so many random layers values would grow, and rounding errors with them
+        for parameter in network.coarser.parameters():
+            parameter.data /= 4
+    return network
 
 
 def images(batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -27,9 +31,32 @@ def test_shape_is_kept(network: DetailTransfer, shape: tuple[int, int, int]) -> 
     assert network(decoded, source, TARGETS).shape == decoded.shape
 
 
-def test_starts_from_no_change() -> None:
+@pytest.mark.parametrize("widths", [(), (6, 8)])
+def test_starts_from_no_change(widths: tuple[int, ...]) -> None:
     decoded, source = images()
-    assert torch.equal(DetailTransfer(M, width=4)(decoded, source, TARGETS), decoded)
+    assert torch.equal(DetailTransfer(M, width=4, coarser_widths=widths)(decoded, source, TARGETS), decoded)
+
+
+def test_coarser_levels_start_from_no_change(randomize) -> None:
+    """Weights that had none translate as before when they get some."""
+    shallow = randomize(DetailTransfer(M, width=4, hidden_channels=2)).eval()
+    deep = DetailTransfer(M, width=4, hidden_channels=2, coarser_widths=(6, 8)).eval()
+    lacking = deep.load_state_dict(shallow.state_dict(), strict=False).missing_keys
+    assert {name.split(".")[0] for name in lacking} == {"coarser"}
+    pair = images()
+    assert torch.equal(deep(*pair, TARGETS), shallow(*pair, TARGETS))
+
+
+def test_coarser_levels_see_further(randomize) -> None:
+    """A change of the source in one corner reaches voxels that the finest level's blocks do not see."""
+    source = torch.rand(1, 1, 96, 4, 4)
+    changed = source.index_fill(2, torch.arange(2), 0.0)
+    reach = []
+    for widths in ((), (6, 8)):
+        network = randomize(DetailTransfer(M, width=4, hidden_channels=2, coarser_widths=widths)).eval()
+        difference = network(source, changed, TARGETS[:1]) - network(source, source, TARGETS[:1])
+        reach.append(int(difference.abs().amax(dim=(0, 1, 3, 4)).nonzero().max()))
+    assert reach[1] > 2 * reach[0]
 
 
 def test_source_and_target_both_count(network: DetailTransfer) -> None:

@@ -60,6 +60,10 @@ def detail_of_a_set() -> tuple[nn.Module, tuple[Tensor, ...]]:
     return DetailTransfer(3, width=16), (IMAGE, torch.cat([IMAGE.flip(2), -IMAGE], dim=1), TARGET)
 
 
+def detail_of_levels() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return DetailTransfer(3, width=16, coarser_widths=(24, 24)), (IMAGE, IMAGE.flip(2), TARGET)
+
+
 class Fused(SourceFusion):
     """The target-like latent of a fusion."""
 
@@ -71,7 +75,7 @@ def fusion() -> tuple[nn.Module, tuple[Tensor, ...]]:
     return Fused(3, 4, width=16), tuple(torch.randn(SHAPE) for _ in range(4))
 
 
-NETWORKS = (unet, released, residual, paper, detail, detail_of_a_set, fusion)
+NETWORKS = (unet, released, residual, paper, detail, detail_of_a_set, detail_of_levels, fusion)
 
 
 def forwards(network: nn.Module) -> dict[str, Any]:
