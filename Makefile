@@ -8,6 +8,9 @@ LOWEST := .venv-lowest
 # processes of the tests, each with one thread
 WORKERS ?= 2
 PYTEST = env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# of a training
+OUTPUT ?= bundle/output
+comma := ,
 IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
@@ -62,9 +65,12 @@ format: $(INSTALLED)  ## correct style
 phantoms: $(INSTALLED)  ## make the phantoms that the shipped weights were trained on
 	$(BIN)/python -c "from custom.data.datalist import ensure_phantom; ensure_phantom('bundle/data/phantom')"
 
-train: $(INSTALLED)  ## train the three stages on phantoms; writes bundle/output/model.pt
-	for stage in train_autoencoder train_spade train; do \
-		$(BIN)/python -m monai.bundle run training --config_file bundle/configs/$$stage.json || exit 1; done
+train: $(INSTALLED)  ## train the three stages on phantoms, with DATA=list.json on real subjects and phantoms (ARGS="--max_epochs 2"); goes on where it stopped
+	for stage in 'train_autoencoder autoencoder' 'train_spade spade' 'train diffusion'; do read -r config name <<< "$$stage"; \
+		$(BIN)/python -m monai.bundle run training --config_file \
+			"['bundle/configs/$$config.json'$(if $(DATA),$(comma)'bundle/configs/real_$$name.json')]" \
+			$$(test -f $(OUTPUT)/$$name/last.pt && echo --resume true) --output_dir $(OUTPUT) \
+			$(if $(DATA),--dataset_dir $(DATA)) $(ARGS) || exit 1; done
 
 evaluate: $(INSTALLED)  ## score the weights (or WEIGHTS=bundle/output/model.pt) on the held-out phantoms
 	$(BIN)/python -m monai.bundle run evaluating --config_file bundle/configs/evaluate.json \
