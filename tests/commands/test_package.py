@@ -86,7 +86,7 @@ class TestRefusals:
 
     def test_version_without_changelog(self, copy):
         path = copy / "bundle/configs/metadata.json"
-        path.write_text(path.read_text().replace('"version": "0.2.0"', '"version": "9.9.9"'))
+        path.write_text(path.read_text().replace('"version": "0.3.0"', '"version": "9.9.9"'))
         with pytest.raises(ValueError, match=r"9\.9\.9"):
             package(copy / "out")
 
