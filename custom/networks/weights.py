@@ -173,6 +173,9 @@ def load_weights(
         if older:
             advice = f"They are of an earlier version: python -m custom convert {file} NEW_FILE makes them whole."
         raise ValueError(f"{file}: expected the weights of this network; found {'; '.join(differences)}. {advice}")
+    if parts is not None:  # a file that lacks these is of the percentiles, but parts of a file say nothing of the whole
+        own = network.state_dict()
+        state |= {name: own[name] for name in (SCALE_KEY, RANGE) if name in own}
     network.load_state_dict(state, strict=parts is None)
     return network
 

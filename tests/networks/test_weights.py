@@ -122,6 +122,17 @@ def test_weights_of_another_intensity_scale_are_refused(
     assert load_weights(other, path).intensity_scale == 1
 
 
+def test_parts_leave_the_scale_and_the_range_of_the_whole(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+    """A training on another scale than the weights that it starts from must not save its own under their name."""
+    path, network = tmp_path / "model.pt", copy.deepcopy(tiny_translator)
+    torch.save(tiny_translator.state_dict(), path)
+    network.intensity_scale.fill_(1)
+    network.training_range.fill_(3.0)
+    load_weights(network, path, ["autoencoder"], any_scale=True)
+    assert network.intensity_scale == 1
+    assert (network.training_range == 3.0).all()
+
+
 def test_weights_without_a_named_scale_are_of_the_percentiles(
     tiny_translator: LatentTranslator, tmp_path: Path
 ) -> None:
