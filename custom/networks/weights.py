@@ -161,8 +161,7 @@ def load_weights(
     file, state = Path(path).expanduser(), read_weights(path)
     expected = network.state_dict()
     _add_defaults(state, expected)
-    if SCALE_KEY in expected:
-        _check_scale(file, int(state[SCALE_KEY]), int(expected[SCALE_KEY]), refuse=not any_scale)
+    scales = [int(tensors[SCALE_KEY]) for tensors in (state, expected)] if SCALE_KEY in expected else []
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
     differences = _differences(network, expected, state)
@@ -173,6 +172,8 @@ def load_weights(
         if older:
             advice = f"They are of an earlier version: python -m custom convert {file} NEW_FILE makes them whole."
         raise ValueError(f"{file}: expected the weights of this network; found {'; '.join(differences)}. {advice}")
+    if scales:
+        _check_scale(file, *scales, refuse=not any_scale)
     if parts is not None:  # a file that lacks these is of the percentiles, but parts of a file say nothing of the whole
         own = network.state_dict()
         state |= {name: own[name] for name in (SCALE_KEY, RANGE) if name in own}
