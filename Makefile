@@ -11,7 +11,6 @@ PYTEST = env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 # of a training
 OUTPUT ?= bundle/output
 comma := ,
-IMAGE ?= $(firstword $(wildcard ../shared/data/brats2021_layout))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-lowest clients campaign lint format phantoms train evaluate ablation table1 bench clean
