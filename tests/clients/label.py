@@ -16,7 +16,7 @@ import nibabel as nib
 from environments import Environment, bundle_requirements, ensure_environment
 from harness import Check, Context, expect
 from label_server import Answer, Client, serving
-from scans import make_bad_scans
+from scans import make_bad_scans, make_second_contrast
 from volumes import check_grid, check_translation, difference
 
 from custom.data.readers import read_volume
@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 # The server and the command line run the same float32 operations on as many threads: seen, the same to the bit. This
 # leaves room for sums in another order on other machines, far below what a wrong seed or target changes.
 SAME = 1e-5
+SECOND = "las_flair.nii.gz"  # another contrast of "las"
 OPTIONS = {"target": "t2", "num_inference_steps": 0, "num_samples": 1}
 SLOWER = {"num_inference_steps": 2, "num_samples": 2}
 # what is wrong with a scan, see make_bad_scans: words of the answer
@@ -72,6 +73,7 @@ class Served(NamedTuple):
     client: Client
     bundle: Path
     room: Path
+    second: Path
 
     def volume(self, answer: Answer) -> nib.Nifti1Image:
         """The volume in an answer; its file says that it is synthetic."""
@@ -82,13 +84,14 @@ class Served(NamedTuple):
         path.write_bytes(answer.content)
         return nib.load(path)
 
-    def command_line(self, source: Path, target: str, **options: Any) -> nib.Nifti1Image:
+    def command_line(self, *sources: Path, target: str, **options: Any) -> nib.Nifti1Image:
         """The translation of ``python -m monai.bundle run inference`` with the same bundle."""
-        out = self.room / "_".join(map(str, (source.name, target, *options.values())))
+        out = self.room / "_".join(map(str, (*(source.name for source in sources), target, *options.values())))
         if not out.exists():
             self.context.bundle_command(
-                "run", "inference", config_file=self.bundle / "configs/inference.json", image=source, output_dir=out,
-                targets=[target], device="$torch.device('cpu')", **options,
+                "run", "inference", config_file=self.bundle / "configs/inference.json", output_dir=out,
+                image=sources[0] if len(sources) == 1 else [*map(str, sources)], targets=[target],
+                device="$torch.device('cpu')", **options,
             )  # fmt: skip
         return nib.load(next(out.glob("*_synthetic.nii.gz")))
 
@@ -107,9 +110,10 @@ def run(context: Context) -> Iterator[Check]:
     for name in ("las", "lps"):
         shutil.copy(getattr(context.scans, name), studies)
     make_bad_scans(context.scans.las, studies)
+    second = make_second_contrast(context.scans.las, studies / SECOND)
     shutil.copytree(context.scans.dicom, inside)
     with serving(python, app, bundle, studies, inside) as client:
-        served = Served(context, client, bundle, room)
+        served = Served(context, client, bundle, room, second)
         yield from _good(served)
         yield from _bad(served)
 
@@ -124,6 +128,7 @@ def _good(served: Served) -> Iterator[Check]:
             lambda name=name, target=target: _equal(served, getattr(scans, name), target, name),
         )
     yield check("steps and samples", lambda: _options(served))
+    yield check("two sources, as the command line's", lambda: _two_sources(served))
     yield check("an uploaded scan", lambda: _equal(served, scans.las, "t2", file=scans.las))
     yield check("a DICOM series", lambda: _equal(served, scans.dicom, "t2", str(scans.dicom)))
     yield check("parameters say that it is synthetic", lambda: _parameters(served.client))
@@ -160,7 +165,7 @@ def _equal(served: Served, source: Path, target: str, image: str = "", **asked: 
     said = check_translation(answer)
     original = read_volume(source)
     check_grid(answer, original.affine.numpy(), tuple(original.shape[1:]))
-    gap = difference(answer, served.command_line(source, target))
+    gap = difference(answer, served.command_line(source, target=target))
     expect(gap <= SAME, f"{gap:.3g} apart from the command line's")
     return f"{said}, at most {gap:.3g} apart"
 
@@ -168,11 +173,22 @@ def _equal(served: Served, source: Path, target: str, image: str = "", **asked: 
 def _options(served: Served) -> str:
     source = served.context.scans.las
     answer = served.volume(served.client.infer("las", target="t2", **SLOWER))
-    gap = difference(answer, served.command_line(source, "t2", **SLOWER))
-    changed = difference(answer, served.command_line(source, "t2"))
+    gap = difference(answer, served.command_line(source, target="t2", **SLOWER))
+    changed = difference(answer, served.command_line(source, target="t2"))
     expect(gap <= SAME, f"{gap:.3g} apart from the command line's")
     expect(changed > 100 * SAME, f"they change the volume by {changed:.3g} only")
     return f"at most {gap:.3g} apart; they change the volume by {changed:.3g}"
+
+
+def _two_sources(served: Served) -> str:
+    source = served.context.scans.las
+    answer = served.volume(served.client.infer("las", target="t2", sources=SECOND.removesuffix(".nii.gz")))
+    check_translation(answer)
+    gap = difference(answer, served.command_line(source, served.second, target="t2"))
+    changed = difference(answer, served.command_line(source, target="t2"))
+    expect(gap <= SAME, f"{gap:.3g} apart from the command line's")
+    expect(changed > 100 * SAME, f"the second source changes the volume by {changed:.3g} only")
+    return f"at most {gap:.3g} apart; the second source changes the volume by {changed:.3g}"
 
 
 def _parameters(client: Client) -> str:

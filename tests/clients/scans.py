@@ -14,7 +14,7 @@ from pydicom.valuerep import DSfloat
 
 from custom.inference.dicom_writer import write_dicom
 
-__all__ = ["Scans", "make_bad_scans", "make_scans"]
+__all__ = ["Scans", "make_bad_scans", "make_scans", "make_second_contrast"]
 
 TILT = np.deg2rad(12)  # of the slices against the axes of the body
 
@@ -45,6 +45,14 @@ def make_scans(phantom: Path, folder: Path) -> Scans:
     nib.save(nib.Nifti1Image(*lps), paths.lps)
     write_series(paths.dicom, *sagittal)
     return paths
+
+
+def make_second_contrast(scan: Path, path: Path) -> Path:
+    """Write the brain of ``scan`` with dark and bright exchanged to ``path``."""
+    image = nib.load(scan)
+    values = image.get_fdata(dtype=np.float32)
+    nib.save(nib.Nifti1Image(np.where(values > 0, 1.2 * values.max() - values, 0), image.affine), path)
+    return path
 
 
 def make_bad_scans(scan: Path, folder: Path) -> None:
