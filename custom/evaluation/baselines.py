@@ -213,7 +213,6 @@ class TrainedBaselines(NamedTuple):
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
-                allow_pickle=False,
                 modalities=np.array(self.lookup.modalities, dtype=np.str_),
                 subjects=np.array(self.subjects, dtype=np.str_),
                 fingerprint=np.array(fingerprint, dtype=np.str_),

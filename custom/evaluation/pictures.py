@@ -81,7 +81,7 @@ class Pictures:
             arrays |= {_name(key, plane): image for plane, image in slices._asdict().items()}
         arrays |= {_name(key, "volume"): volume for key, volume in self.volumes.items()}
         with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pictures:
