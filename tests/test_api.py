@@ -167,16 +167,19 @@ def test_sources_that_cannot_be(translator, pair):
 
 @pytest.mark.slow
 def test_uncertainty(translator, pair, tmp_path, monkeypatch):
+    buffers = translator.network.detail.error._buffers
+    monkeypatch.setitem(buffers, "trained", torch.zeros(()))
     with pytest.raises(ValueError, match="uncertainty: expected weights whose error map was trained"):
         translator(pair, "t2", uncertainty=True)
-    monkeypatch.setattr(translator.network.detail.error, "trained", torch.ones(()))
+    monkeypatch.setitem(buffers, "trained", torch.ones(()))
     found = translator(pair, ["t2", "t1ce"], uncertainty=True)
     plain = translator(pair, "t2")
     assert list(found) == ["t2", "t1ce"]
     assert torch.equal(found["t2"].image.as_tensor(), plain.as_tensor())
-    # what an untrained head expects: a tenth in a range of 2, where that is possible
     inside = found["t2"].uncertainty[plain > 0]
-    assert inside.median() == pytest.approx(np.exp(-2.3) / 2, abs=1e-4)
+    assert (inside > 0).all()
+    assert 0.005 < inside.median() < 0.3  # of the size that errors have
+    assert not found["t2"].uncertainty[plain == 0].any()
     single = translator(pair[0], "t2", uncertainty=True)
     assert single.uncertainty.shape == single.image.shape
     file = translator.save(single.uncertainty, tmp_path / "error.nii.gz")

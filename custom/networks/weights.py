@@ -159,9 +159,11 @@ def load_weights(
         ValueError: if the file is no flat state dict, or the weights are of another preset, vocabulary or scale.
     """
     file, state = Path(path).expanduser(), read_weights(path)
-    expected = network.state_dict()
+    expected, named = network.state_dict(), SCALE_KEY in state
     _add_defaults(state, expected)
     scales = [int(tensors[SCALE_KEY]) for tensors in (state, expected)] if SCALE_KEY in expected else []
+    if scales and named:
+        _check_scale(file, *scales, refuse=not any_scale)
     if parts is not None:
         state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
     differences = _differences(network, expected, state)
@@ -172,7 +174,7 @@ def load_weights(
         if older:
             advice = f"They are of an earlier version: python -m custom convert {file} NEW_FILE makes them whole."
         raise ValueError(f"{file}: expected the weights of this network; found {'; '.join(differences)}. {advice}")
-    if scales:
+    if scales and not named:  # a file that fits must be of the percentiles; one that does not says nothing of a scale
         _check_scale(file, *scales, refuse=not any_scale)
     if parts is not None:  # a file that lacks these is of the percentiles, but parts of a file say nothing of the whole
         own = network.state_dict()

@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
     "network_def#autoencoder#bottleneck#revival_threshold": 0.995,
     "network_def#style_transfer#width": 8, "network_def#style_transfer#num_blocks": 1,
     "network_def#style_transfer#hidden_channels": 4, "network_def#detail#width": 4,
+    "network_def#detail#coarser_widths": [4],
     "network_def#unet#channels": [8, 8, 8], "network_def#unet#norm_num_groups": 4,
 }  # fmt: skip
 OF_STAGE: dict[str, dict[str, Any]] = {

@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.bundle.properties import InferProperties
 from monai.transforms import SaveImaged
+from scipy import ndimage
 
 from custom.data.names import sidecar_of
 from custom.data.readers import read_volume
@@ -339,6 +340,6 @@ def test_real_scans_come_back_on_their_grid(workflow, shared_data: Path, tmp_pat
     assert result.shape == original.shape
     np.testing.assert_array_equal(result.affine, original.affine)
     before, after = (np.asanyarray(i.dataobj, dtype=np.float64) for i in (original, result))
-    assert not after[before == 0].any()
+    assert not after[~ndimage.binary_fill_holes(before != 0)].any()  # a cavity without signal is of the brain
     inside = after > 0
     assert np.corrcoef(before[inside], after[inside])[0, 1] > 0.999

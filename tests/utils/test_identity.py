@@ -36,7 +36,7 @@ def test_description_of_the_configs_preprocessing_holds_for_every_process() -> N
     described = json.dumps(describe(of_the_config()), sort_keys=True)
     assert " at 0x" not in described
     assert described == json.dumps(describe(of_the_config()), sort_keys=True)
-    for setting in ("CropForegroundUniond", '"scale": "percentile"', '"axcodes": "RAS"', '"k": 16', '"value": -1.0'):
+    for setting in ("CropForegroundUniond", '"scale": "brain"', '"axcodes": "RAS"', '"k": 16', '"value": -1.0'):
         assert setting in described
 
 

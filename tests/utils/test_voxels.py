@@ -36,9 +36,11 @@ TINY = {
     "network_def#style_transfer#width": 8,
     "network_def#style_transfer#num_blocks": 1,
     "network_def#detail#width": 8,
+    "network_def#detail#coarser_widths": [],
     "network_def#unet#channels": [8, 8, 8],
     "network_def#unet#norm_num_groups": 4,
     "network_def#num_inference_steps": 3,
+    "intensity_scale": "percentile",
 }
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 PROJECTIONS = 4
