@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from custom.data.foreground import BACKGROUND, foreground_key
 from custom.data.tolerant import FAULT_KEY, TolerantDataset
+from custom.evaluation.arrays import write_arrays
 from custom.evaluation.metrics import bounding_box
 from custom.evaluation.paired_lookup import PairedLookup
 from custom.evaluation.protocols import ContrastEnds
 from custom.utils.distributed import main_first
-from custom.utils.files import atomic_write
 from custom.utils.identity import FileDigests, digest, identity
 
 logger = logging.getLogger(__name__)
@@ -210,17 +210,13 @@ class TrainedBaselines(NamedTuple):
 
     def save(self, path: str | os.PathLike[str], fingerprint: str = "") -> None:
         """Write a ``.npz`` file (arrays only, nothing pickled), whole or not at all."""
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                modalities=np.array(self.lookup.modalities, dtype=np.str_),
-                subjects=np.array(self.subjects, dtype=np.str_),
-                fingerprint=np.array(fingerprint, dtype=np.str_),
-                **self.lookup.arrays(),
-                **self.paired.arrays(),
-                **self.mean.arrays(),
-                **self.ends.arrays(),
-            )
+        own = {
+            "modalities": np.array(self.lookup.modalities, dtype=np.str_),
+            "subjects": np.array(self.subjects, dtype=np.str_),
+            "fingerprint": np.array(fingerprint, dtype=np.str_),
+        }
+        learned = (self.lookup, self.paired, self.mean, self.ends)
+        write_arrays(path, own | {name: array for part in learned for name, array in part.arrays().items()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], fingerprint: str = "") -> TrainedBaselines | None:

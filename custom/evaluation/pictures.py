@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from custom.evaluation.arrays import write_arrays
 from custom.evaluation.slices import axial, sagittal
-from custom.utils.files import atomic_write
 
 __all__ = ["TRUTH", "VIEWER_SPACING", "Key", "Pictures", "Slices", "Stamp", "quantised", "resized"]
 
@@ -80,8 +80,7 @@ class Pictures:
         for key, slices in {**self.slices, **({("lesion", "", ""): self.lesion} if self.lesion else {})}.items():
             arrays |= {_name(key, plane): image for plane, image in slices._asdict().items()}
         arrays |= {_name(key, "volume"): volume for key, volume in self.volumes.items()}
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pictures:
