@@ -36,7 +36,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {
     "make demo": "it builds an environment and runs these tests; tests/commands/test_demo.py runs `custom demo`",
     "make bench": "minutes on the release's sizes; tests/benchmarks runs every measurement on small ones",
-    "make train": "hours; tests/test_configs.py runs the three stages, one after the other",
     "make ablation": "hours; tests/commands/test_ablation.py trains and evaluates variants",
     "ablation --variants": "an hour; test_ablation.py and test_steps.py of tests/commands run both on small sizes",
     "slicer.util": "it needs 3D Slicer; `make clients` sends the same requests",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,9 @@ def _torchrun(context: Context, bundle: Path, run_id: str, config: str, **option
 
 
 def _inference(context: Context, bundle: Path, alone: Path) -> str:
-    images, options = [str(context.scans.las), str(context.scans.lps)], {"targets": ["t2"]}
+    images, options = context.room("two_subjects"), {"targets": ["t2"]}
+    for scan in (context.scans.las, context.scans.lps):
+        shutil.copy(scan, images)
     _torchrun(context, bundle, "inference", "inference", image=images, output_dir=bundle / "output/both", **options)
     context.python(
         "-m", "monai.bundle", "run", "inference", "--config_file", bundle / "configs/inference.json",
