@@ -37,7 +37,8 @@ DEPLOY = Environment(
 )
 # A scripted network takes the plain convolutions, which sum in another order than the quick ones. Seen: 2e-6 on these
 # scans, and 0.014 on others, where a code of the quantiser changes with it, with 9e-6 in the mean.
-SCRIPTED_MAX, SCRIPTED_MEAN = 0.05, 1e-4
+# The codes of version 0.3.0 lie closer together: 0.037 and 4e-4 were seen; a quarter of a grey level of 255 is allowed.
+SCRIPTED_MAX, SCRIPTED_MEAN = 0.05, 1e-3
 WARNED = "it does not say how its axes lie in the patient"
 
 # An application without the bundle's code on Python's path: a series, or a NIfTI file as an image with its affine.
