@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from custom.data.dicom_files import DICOM_SUFFIXES
 from custom.data.readers import IMAGE_SUFFIXES
@@ -25,6 +26,7 @@ __all__ = [
     "image_stem",
     "image_suffix",
     "sidecar_of",
+    "targets_of",
     "translation_name",
     "uncertainty_name",
     "words_of",
@@ -60,6 +62,11 @@ def image_suffix(path: str | os.PathLike, default: str = ".nii.gz") -> str:
 def sidecar_of(path: str | os.PathLike) -> Path:
     """The JSON file that tells what an image is: ``"a/b.nii.gz"`` → ``"a/b.json"``."""
     return Path(path).with_name(f"{image_stem(path)}.json")
+
+
+def targets_of(item: Mapping[Any, Any], default: Sequence[str]) -> list[str]:
+    """The targets of an item that has its own, or else ``default``."""
+    return item[TARGETS_KEY].split(",") if TARGETS_KEY in item else list(default)
 
 
 def translation_name(name: str, target: str) -> str:

@@ -42,9 +42,8 @@ logger = logging.getLogger(__name__)
 
 SOURCES_KEY = "sources"  # of the metadata of a set: JSON, where each member comes from
 DISAGREEMENT_KEY = "disagreement"  # of the metadata of a set: what is told of brains that do not lie in one place
-LEAST_DICE = (
-    0.8  # of two masks of one head. BraTS' contrasts have 0.97 or more, a head and its stripped brain about 0.7
-)
+# of two masks of one head. BraTS' contrasts have 0.97 or more, a head and its stripped brain about 0.7
+LEAST_DICE = 0.8
 SAME_VOLUME = 3  # decimals of a voxel's volume in mm³, to which two grids are as fine as each other
 
 REGISTER = (

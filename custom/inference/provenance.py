@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from custom.data.dicom_files import dicom_files
-from custom.data.names import NAME_KEY, TARGETS_KEY, image_stem, sidecar_of, translation_name, uncertainty_name
+from custom.data.names import NAME_KEY, image_stem, sidecar_of, targets_of, translation_name, uncertainty_name
 from custom.data.nifti import load_header
 from custom.data.tolerant import FAULT_KEY
 from custom.inference.inputs import check_output_format
@@ -270,7 +270,7 @@ def pending_inputs(
     pending: list[dict[str, Any]] = []
     for item in inputs:
         stem = item.get(NAME_KEY) or image_stem(item["image"])
-        wanted = item[TARGETS_KEY].split(",") if TARGETS_KEY in item else names
+        wanted = targets_of(item, names)
         files = [folder / f"{name(stem, target)}{suffix}" for target in wanted for name in name_of]
         if FAULT_KEY in item or not any(file.exists() for file in files):
             pending.append(dict(item))

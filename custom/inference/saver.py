@@ -22,9 +22,9 @@ from custom.data.names import (
     NAME_KEY,
     PROVENANCE_KEY,
     RECORDS_KEY,
-    TARGETS_KEY,
     image_stem,
     image_suffix,
+    targets_of,
     translation_name,
     uncertainty_name,
 )
@@ -49,7 +49,7 @@ from custom.utils.arguments import as_bool
 from custom.utils.files import atomic_write
 from custom.utils.modalities import canonical
 
-__all__ = ["DeclareSyntheticd", "SaveImageTranslationsd", "save_synthetic", "targets_of"]
+__all__ = ["DeclareSyntheticd", "SaveImageTranslationsd", "save_synthetic"]
 
 logger = logging.getLogger(__name__)
 
@@ -134,11 +134,6 @@ class DeclareSyntheticd(MapTransform):
                 "them, and register what was moved.", ", ".join(sources) or "image", meta[DISAGREEMENT_KEY],
             )  # fmt: skip
         return warnings
-
-
-def targets_of(item: Mapping[Hashable, Any], default: Sequence[str]) -> list[str]:
-    """The targets of an item that has its own, or else ``default``."""
-    return item[TARGETS_KEY].split(",") if TARGETS_KEY in item else list(default)
 
 
 class SaveImageTranslationsd(SaveImaged):

@@ -177,8 +177,8 @@ def _patient_of_name(file: Path) -> str | None:
 
 
 def _patient_of_header(file: Path) -> str | None:
-    first = dicom_files(file)[:1] if file.is_dir() else [file] if is_dicom(file) else []
-    for slice_ in first:
-        header = pydicom.dcmread(slice_, stop_before_pixels=True, force=True, specific_tags=["PatientID"])
-        return str(header.get("PatientID") or "").strip() or None
-    return None
+    slices = dicom_files(file) if file.is_dir() else [file] if is_dicom(file) else []
+    if not slices:
+        return None
+    header = pydicom.dcmread(slices[0], stop_before_pixels=True, force=True, specific_tags=["PatientID"])
+    return str(header.get("PatientID") or "").strip() or None

@@ -159,13 +159,12 @@ def load_weights(
         ValueError: if the file is no flat state dict, or the weights are of another preset, vocabulary or scale.
     """
     file, state = Path(path).expanduser(), read_weights(path)
-    expected, named = network.state_dict(), SCALE_KEY in state
-    _add_defaults(state, expected)
-    scales = [int(tensors[SCALE_KEY]) for tensors in (state, expected)] if SCALE_KEY in expected else []
+    own, named = network.state_dict(), SCALE_KEY in state
+    _add_defaults(state, own)
+    scales = [int(tensors[SCALE_KEY]) for tensors in (state, own)] if SCALE_KEY in own else []
     if scales and named:
         _check_scale(file, *scales, refuse=not any_scale)
-    if parts is not None:
-        state, expected = (_of_parts(tensors, parts) for tensors in (state, expected))
+    state, expected = (tensors if parts is None else _of_parts(tensors, parts) for tensors in (state, own))
     differences = _differences(network, expected, state)
     if differences:
         lacking = expected.keys() - state.keys()
@@ -177,7 +176,6 @@ def load_weights(
     if scales and not named:  # a file that fits must be of the percentiles; one that does not says nothing of a scale
         _check_scale(file, *scales, refuse=not any_scale)
     if parts is not None:  # a file that lacks these is of the percentiles, but parts of a file say nothing of the whole
-        own = network.state_dict()
         state |= {name: own[name] for name in (SCALE_KEY, RANGE) if name in own}
     network.load_state_dict(state, strict=parts is None)
     return network
