@@ -22,6 +22,7 @@ UNDEFINED = 0xFFFFFFFF  # length
 META_GROUP, DELIMITERS = 0x0002, 0xFFFE
 PIXELS = (0x7FE0, 0x0010)
 ITEM, ITEM_END, SEQUENCE_END = (DELIMITERS, 0xE000), (DELIMITERS, 0xE00D), (DELIMITERS, 0xE0DD)
+PADDING = ((0, 0), "\0\0")  # tag and type where zeros fill up a block
 SHORTEST = 8  # bytes of an element without a value
 LONG = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"})  # lengths of 4 bytes
 
@@ -127,7 +128,7 @@ def _head(stream: BinaryIO, encoding: Encoding) -> _Element:
     kind = None
     if encoding.explicit and tag[0] != DELIMITERS:
         kind = stream.read(2).decode("latin-1")
-        if kind not in STANDARD_VR:
+        if kind not in STANDARD_VR and (tag, kind) != PADDING:
             raise ValueError(f"a type that DICOM does not know, {kind!r}, at byte {stream.tell() - 2}")
         if kind in LONG:
             stream.seek(2, 1)

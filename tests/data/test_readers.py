@@ -415,6 +415,13 @@ class TestRefusedSeries:
             read_volume(tmp_path / "gone")
 
 
+def test_slices_filled_up_with_zeros(write_series) -> None:
+    folder = write_series("series", volume(), OBLIQUE)
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes() + bytes(512))
+    same_image(read_volume(folder), volume(), OBLIQUE)
+
+
 @pytest.mark.parametrize("implicit", [True, False])
 def test_without_preamble_and_suffix(write_series, implicit: bool) -> None:
     folder = write_series("series", volume(), OBLIQUE)
