@@ -12,6 +12,7 @@ from custom.utils.memory import free_memory, held_memory, peak_memory, reset_pea
 
 CPU = torch.device("cpu")
 TAKEN = 64  # MiB
+LAG = 2  # MiB: Linux brings the peak up to date after what is held
 
 
 def test_what_is_taken_is_seen():
@@ -21,9 +22,9 @@ def test_what_is_taken_is_seen():
     held = held_memory(CPU)
     del taken
     assert TAKEN * 0.9 < held - before < TAKEN * 1.5  # the allocator may reuse what it has kept, or take a little more
-    assert peak_memory(CPU) >= held
+    assert peak_memory(CPU) > held - LAG
     reset_peak(CPU)
-    assert peak_memory(CPU) < held
+    assert peak_memory(CPU) < held - LAG
     assert free_memory(CPU) > 1
 
 
