@@ -215,3 +215,14 @@ class TestUncertainty:
         assert headers[3].SeriesDescription == "SYNTHETIC T2 UNCERTAINTY from t1 sag"
         assert "stand for errors of 0 to 1" in headers[3].ImageComments
         assert all(is_synthetic(folder) for folder in folders)
+
+    def test_all_sources_are_referred_to(
+        self, workflow, knowing_translator, write_series, head, tmp_path: Path
+    ) -> None:
+        sources = [write_series(f"in/{name}", head(seed=seed)) for seed, name in enumerate(("t1", "flair"))]
+        workflow(knowing_translator, image=list(map(str, sources)), targets="t2", output_format="dicom").run()
+        [folder] = (tmp_path / "out").iterdir()
+        referred = {
+            r.ReferencedSOPInstanceUID for f in folder.iterdir() for r in pydicom.dcmread(f).SourceImageSequence
+        }
+        assert referred == {pydicom.dcmread(f).SOPInstanceUID for source in sources for f in source.iterdir()}
