@@ -137,7 +137,7 @@ def test_brains_that_do_not_fit_are_warned_about(workflow, sources, write_volume
 
 
 def test_more_sources_than_fit_into_memory(workflow, sources, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1.0)
     said = message(workflow(image=sources, targets="t2").run)
     assert said.startswith("image: expected sources that fit into the 0.0 GiB of memory that are free; found 2 of ")
     assert said.endswith("Translate one alone, or resample them to larger voxels.")
