@@ -36,7 +36,7 @@ KNOWN_ORIENTATION = ("MINCImageIO", "HDF5ImageIO", "MGHImageIO")  # formats that
 
 
 class TextHeader(NamedTuple):
-    """What a text header says of its voxels.
+    """What a text header says of its voxels; of formats without one only the file is known.
 
     Attributes:
         data: file that holds them.
@@ -87,8 +87,7 @@ class ItkReader(ITKReader):
         check_number(file, math.prod(io.GetDimensions(axis) for axis in range(axes)))
         if axes not in AXES:  # to say so, ITK loads all that it has: 650 MiB
             raise ValueError(f"{file}: expected 3 axes; found {axes} in its header. Name a 3D image.")
-        if header:
-            _check_length(header, io.GetImageSizeInBytes())
+        _check_length(header or TextHeader(file, None, "", has_orientation=False), io.GetImageSizeInBytes())
         image = itk.imread(str(file), imageio=io, **kwargs)
         if header and header.encoding == "compressed" and io.GetNumberOfComponents() == 1:
             values = np.ascontiguousarray(itk.array_view_from_image(image))
@@ -116,10 +115,11 @@ def read_information(file: Path) -> Any:
 
 
 def _check_length(header: TextHeader, promised: int) -> None:
-    size = header.data.stat().st_size
-    if header.encoding == "raw" and header.start is not None:
+    """Refuse a header that promises more than its file can hold, before memory is taken for it."""
+    size, is_raw = header.data.stat().st_size, header.encoding == "raw"
+    if is_raw and header.start is not None:
         check_size(header.data, size - header.start, promised)
-    if promised > INFLATION * size:
+    if promised > (size if is_raw else INFLATION * size):
         raise damaged(header.data, f"the {promised:,} bytes that its header promises", f"{size:,}")
 
 

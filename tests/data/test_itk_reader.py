@@ -37,6 +37,25 @@ def test_an_image_of_one_axis_is_refused_before_itk_looks_for_it(tmp_path: Path,
         read_volume(tmp_path / "scan.mha")
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("scan.vtk", "DIMENSIONS 16 14 12", "DIMENSIONS 1000 1000 1000"),
+        ("scan.nrrd", "encoding: raw", "encoding: raw\nline skip: 1"),  # where its voxels begin, only ITK finds out
+    ],
+)
+def test_more_voxels_than_a_file_can_hold_are_refused_before_itk_reads_them(
+    tmp_path: Path, monkeypatch, name: str, old: str, new: str
+) -> None:
+    write(tmp_path / name)
+    change_header(tmp_path / name, old, new)
+    if name == "scan.nrrd":
+        change_header(tmp_path / name, "sizes: 16 14 12", "sizes: 160 140 12")
+    monkeypatch.setattr(itk, "imread", None)
+    with pytest.raises(ValueError, match=rf"{name}: expected the [\d,]+ bytes that its header promises; found"):
+        read_volume(tmp_path / name)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 class TestDamage:
     @pytest.mark.parametrize("dtype", [np.uint8, ">i2", np.float32])

@@ -178,6 +178,23 @@ def test_phantoms_are_a_share_of_the_subjects(
     assert "expected 18 phantoms for a share of 0.9; found 4, a share of 0.67" in caplog.text
 
 
+def test_phantoms_are_drawn_anew_from_twice_as_many(
+    tiny_translator: LatentTranslator, make_subject: Make, tmp_path: Path
+) -> None:
+    data = [make_subject("t1", "t2", seed=seed) for seed in range(2)]
+    phantoms = [make_subject("t1", "t2", seed=seed) for seed in range(10, 16)]
+    pairs = latent_pairs(
+        data, preprocessing(), tiny_translator, MODALITIES, device=CPU, cache_dir=tmp_path / "latents",
+        phantoms=phantoms, phantom_share=0.5, pairs_per_subject=1,
+    )  # fmt: skip
+    pairs.set_random_state(0)
+    epochs = [[pairs[i]["subject"][0] for i in range(len(pairs))] for _ in range(20)]
+    real = [entry["subject"] for entry in data]
+    assert all(epoch[:2] == real and not set(epoch[2:]) & set(real) for epoch in epochs)
+    assert {name for epoch in epochs for name in epoch[2:]} == {entry["subject"] for entry in phantoms[:4]}
+    assert len(pairs.data) == 6  # the latents' scale is that of all
+
+
 def test_images_are_kept_where_asked_for(make_subject: Make, encode: Callable) -> None:
     item = make_subject("t1", "t2")
     (plain,) = encode([item])
