@@ -121,10 +121,11 @@ def _encoding(header: Dataset, representation: str | None) -> Encoding | None:
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax == DeflatedExplicitVRLittleEndian:
         return None
-    segments = (
-        int(header.get("BitsAllocated") or 8) // 8 if syntax == RLELossless else 0
-    )  # one for each byte of a voxel
-    return Encoding(representation is not None, "big" if syntax == ExplicitVRBigEndian else "little", segments)
+    order: Literal["big", "little"] = "big" if syntax == ExplicitVRBigEndian else "little"
+    segments = 0
+    if syntax == RLELossless:  # one for each byte of a voxel
+        segments = int(header.get("SamplesPerPixel") or 1) * (int(header.get("BitsAllocated") or 8) // 8)
+    return Encoding(representation is not None, order, segments)
 
 
 def unreadable(file: Path, detail: object) -> str:
