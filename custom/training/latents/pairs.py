@@ -161,7 +161,7 @@ def _copies(
 
 
 def _encode(network: LatentTranslator, images: Tensor, device: torch.device, amp: bool) -> Tensor:
-    """Indices of codes (m, h, w, d), or latents (m, L, h, w, d) without a codebook, of ``images`` (m, 1, H, W, D)."""
+    """What ``LatentCache.write`` takes, indices or without a codebook latents, of ``images`` (m, 1, H, W, D)."""
     parts = []
     for image in images.unsqueeze(1):  # one at a time: a subject's images together may not fit the device
         with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
