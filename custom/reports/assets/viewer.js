@@ -5,7 +5,7 @@
 // bottom, `columns` to a row, first column of a tile the patient's left, first row the back. NiiVue draws them.
 "use strict";
 
-const COLORMAPS = { error: "inferno", expected: "viridis" };
+const COLORMAPS = { error: "inferno", expected: "mako" };
 
 async function startViewer(report, root) {
   const select = (name) => root.querySelector(`select[name=${name}]`);
