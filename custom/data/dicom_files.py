@@ -12,12 +12,13 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless
 
 from custom.data.damage import INFLATION, check_number
 from custom.data.dicom_lengths import PREAMBLE, PREFIX, Encoding, check_lengths
@@ -120,7 +121,11 @@ def _encoding(header: Dataset, representation: str | None) -> Encoding | None:
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax == DeflatedExplicitVRLittleEndian:
         return None
-    return Encoding(representation is not None, "big" if syntax == ExplicitVRBigEndian else "little")
+    order: Literal["big", "little"] = "big" if syntax == ExplicitVRBigEndian else "little"
+    segments = 0
+    if syntax == RLELossless:  # one for each byte of a voxel
+        segments = int(header.get("SamplesPerPixel") or 1) * (int(header.get("BitsAllocated") or 8) // 8)
+    return Encoding(representation is not None, order, segments)
 
 
 def unreadable(file: Path, detail: object) -> str:

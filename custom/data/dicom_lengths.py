@@ -4,7 +4,7 @@ GDCM, which decodes the pixels, takes as much memory as a length asks for, howev
 understand an element it begins anew with other ideas of what the bytes mean: 2.3 GiB for a file of 2 kB. So the file is
 walked here first; no value is read.
 
-Source: DICOM PS3.5 2024, 7 (the data set); PS3.10 2024, 7.1 (preamble and prefix).
+Source: DICOM PS3.5 2024, 7 (the data set), annex G (run lengths); PS3.10 2024, 7.1 (preamble and prefix).
 """
 
 from __future__ import annotations
@@ -23,15 +23,23 @@ META_GROUP, DELIMITERS = 0x0002, 0xFFFE
 PIXELS = (0x7FE0, 0x0010)
 ITEM, ITEM_END, SEQUENCE_END = (DELIMITERS, 0xE000), (DELIMITERS, 0xE00D), (DELIMITERS, 0xE0DD)
 PADDING = ((0, 0), "\0\0")  # tag and type where zeros fill up a block
+RUNS_HEADER = 64  # bytes: the number of segments, and where each begins
 SHORTEST = 8  # bytes of an element without a value
 LONG = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"})  # lengths of 4 bytes
 
 
 class Encoding(NamedTuple):
-    """How the elements of a data set are written: with their types or without, and the order of bytes."""
+    """How a data set is written.
+
+    Attributes:
+        explicit: whether elements have their types with them.
+        order: of bytes.
+        segments: that each picture consists of where it is compressed by run lengths; 0 otherwise.
+    """
 
     explicit: bool
     order: Literal["little", "big"]
+    segments: int = 0
 
 
 META = Encoding(True, "little")  # of what comes before the data set
@@ -96,13 +104,14 @@ def _pass_over(stream: BinaryIO, element: _Element, end: int, encoding: Encoding
         kind = dictionary_VR(element.tag)
     if kind == "SQ" or is_undefined:
         inner = IMPLICIT if element.kind == "UN" else encoding
-        has_elements = element.tag != PIXELS  # but the pieces of a compressed picture
-        _walk_items(stream, last, inner, has_elements=has_elements)
+        _walk_items(stream, last, inner, are_pixels=element.tag == PIXELS)
     if not is_undefined:
         stream.seek(last)
 
 
-def _walk_items(stream: BinaryIO, end: int, encoding: Encoding, *, has_elements: bool) -> None:
+def _walk_items(stream: BinaryIO, end: int, encoding: Encoding, *, are_pixels: bool) -> None:
+    """Go through the items of a sequence, or through the table of places and the pieces of compressed pixels."""
+    is_table = True
     while end - stream.tell() >= SHORTEST:
         item = _head(stream, encoding)
         if item.tag == SEQUENCE_END:
@@ -115,9 +124,20 @@ def _walk_items(stream: BinaryIO, end: int, encoding: Encoding, *, has_elements:
         last = item.start + item.length
         if last > end:
             raise ValueError(f"an item of {item.length} bytes at byte {item.start}, where {end - item.start} are left")
-        if has_elements:
+        if not are_pixels:
             _walk(stream, last, encoding)
+        elif encoding.segments and not is_table:
+            _check_runs(stream.read(RUNS_HEADER), item, encoding.segments)
+        is_table = False
         stream.seek(last)
+
+
+def _check_runs(header: bytes, item: _Element, segments: int) -> None:
+    """Refuse a picture by run lengths whose segments are not where its header says; GDCM divides by their number."""
+    number, *places = (int.from_bytes(header[i : i + 4], "little") for i in range(0, len(header), 4))
+    used = places[:segments]
+    if number != segments or used != sorted(used) or used[:1] != [RUNS_HEADER] or used[-1] >= item.length:
+        raise ValueError(f"{number} segments at {used} of a picture of {segments} at byte {item.start}")
 
 
 def _head(stream: BinaryIO, encoding: Encoding) -> _Element:

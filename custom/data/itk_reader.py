@@ -85,8 +85,7 @@ class ItkReader(ITKReader):
         header, io = _text_header(file), read_information(file)
         axes = io.GetNumberOfDimensions()
         check_number(file, math.prod(io.GetDimensions(axis) for axis in range(axes)))
-        if axes not in AXES:  # to say so, ITK loads all that it has: 650 MiB
-            raise ValueError(f"{file}: expected 3 axes; found {axes} in its header. Name a 3D image.")
+        _check_axes(file, axes)  # to say so, ITK loads all that it has: 650 MiB
         _check_length(header or TextHeader(file, None, "", has_orientation=False), io.GetImageSizeInBytes())
         image = itk.imread(str(file), imageio=io, **kwargs)
         if header and header.encoding == "compressed" and io.GetNumberOfComponents() == 1:
@@ -102,16 +101,24 @@ def read_information(file: Path) -> Any:
     """ITK's ``ImageIO`` of a file, its header read.
 
     Raises:
-        ValueError: if ITK knows no such format.
+        ValueError: if ITK knows no such format, or its header says that there are more axes than ITK has room for.
     """
     import itk
 
+    if file.suffix.lower() in META_IMAGE:
+        _check_axes(file, _fields(file, "=", end_of="elementdatafile")[0].get("ndims"))
     io = itk.ImageIOFactory.CreateImageIO(str(file), itk.CommonEnums.IOFileMode_ReadMode)
     if io is None:
         raise damaged(file, IMAGE, "none in a format that ITK knows")
     io.SetFileName(str(file))
     io.ReadImageInformation()
     return io
+
+
+def _check_axes(file: Path, axes: int | str | None) -> None:
+    """Refuse a number of axes that no scan has; where MetaImage says hundreds, ITK writes beyond its arrays."""
+    if str(axes) not in map(str, AXES):
+        raise ValueError(f"{file}: expected 3 axes; found {axes or 'no number'} in its header. Name a 3D image.")
 
 
 def _check_length(header: TextHeader, promised: int) -> None:

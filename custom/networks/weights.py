@@ -204,7 +204,7 @@ def convert_weights(network: nn.Module, path: str | os.PathLike) -> dict[str, to
     if differences := _differences(network, own, whole):
         raise ValueError(
             f"{file}: expected weights of an earlier version of this network; found {'; '.join(differences)}. Name the "
-            "preset that they were trained with."
+            "preset and the num_codebooks that they were trained with."
         )
     if all(whole[name] is state.get(name) for name in whole):
         raise ValueError(

@@ -29,12 +29,20 @@ def change_header(path: Path, old: str, new: str) -> None:
     path.write_bytes(content.replace(old.encode(), new.encode(), 1))
 
 
-def test_an_image_of_one_axis_is_refused_before_itk_looks_for_it(tmp_path: Path, monkeypatch) -> None:
-    write(tmp_path / "scan.mha")
-    change_header(tmp_path / "scan.mha", "NDims = 3", "NDims = 1")
-    monkeypatch.setattr(itk, "imread", None)
-    with pytest.raises(ValueError, match=r"scan\.mha: expected 3 axes; found 1 in its header"):
-        read_volume(tmp_path / "scan.mha")
+@pytest.mark.parametrize(
+    ("said", "found"), [("= 1", "1"), ("= 999999999", "999999999"), ("=", "no number"), (": 3", "no number")]
+)
+def test_other_numbers_of_axes_are_refused_before_itk_makes_room_for_them(
+    tmp_path: Path, monkeypatch, said: str, found: str
+) -> None:
+    """Of hundreds it ends the process."""
+    path = tmp_path / "scan.mha"
+    write(path)
+    change_header(path, "NDims = 3", f"NDims {said}")
+    monkeypatch.setattr(itk, "ImageIOFactory", None)
+    with pytest.raises(ValueError, match=rf"scan\.mha: expected 3 axes; found {found} in its header"):
+        read_volume(path)
+    assert read_shape(path) == ()
 
 
 @pytest.mark.parametrize(

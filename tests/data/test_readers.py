@@ -386,6 +386,23 @@ class TestRefusedSeries:
         with pytest.raises(ValueError, match=r"scan\.dcm: expected 1 to .* found 2,000,000,000 in its header"):
             read_volume(path)
 
+    @pytest.mark.parametrize(("place", "value"), [(0, 0), (0, 3), (4, 65), (8, 9999)])
+    def test_run_lengths_that_are_not_where_they_should_be(
+        self, write_enhanced, monkeypatch, place: int, value: int
+    ) -> None:
+        """By the number of segments GDCM divides."""
+        path = write_enhanced("scan.dcm", volume())
+        dataset = pydicom.dcmread(path)
+        dataset.compress(RLELossless)
+        save_dataset(dataset, path)
+        content = bytearray(path.read_bytes())
+        start = content.index(bytes.fromhex("0200000040000000"))  # two segments, the first after 64 bytes
+        content[start + place : start + place + 4] = value.to_bytes(4, "little")
+        path.write_bytes(content)
+        monkeypatch.setattr(itk.GDCMImageIO, "New", None)
+        with pytest.raises(ValueError, match=r"scan\.dcm: .* a damaged file \(\d segments at .* of a picture of 2"):
+            read_volume(path)
+
     def test_sheared_grid(self, write_series) -> None:
         sheared = np.diag([1.0, 1.0, 2.0, 1.0])
         sheared[1, 2] = 0.3

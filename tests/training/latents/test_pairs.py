@@ -21,7 +21,7 @@ from torch import Tensor
 
 from custom.data.augmentation import AugmentSubjectd
 from custom.data.transforms import LoadVolumed
-from custom.networks import LatentTranslator
+from custom.networks import LatentTranslator, VectorQuantizer
 from custom.training.latents.cache import LatentCache, StoredLatents
 from custom.training.latents.pairs import (
     CONTEXT_VOXELS,
@@ -87,11 +87,14 @@ def tagged(folder: Path, number: int, shape: tuple[int, int, int] = (6, 5, 4)) -
     return {"latents": StoredLatents(folder / f"{number}.npy"), "modality": torch.from_numpy(modality)}
 
 
+@pytest.mark.parametrize("num_codebooks", [1, 2])
 def test_cache_holds_what_the_encoder_gives(
-    tiny_translator: LatentTranslator, make_subject: Make, encode: Callable
+    tiny_translator: LatentTranslator, make_subject: Make, encode: Callable, num_codebooks: int
 ) -> None:
+    tiny_translator.autoencoder.bottleneck = VectorQuantizer(32, 4, num_codebooks=num_codebooks)
     subjects = [make_subject("flair", "t1"), make_subject("t2", "t1ce", "t1", seed=1)]
     encoded = encode(subjects)
+    assert np.load(encoded[0]["latents"].path).ndim == (4 if num_codebooks == 1 else 5)  # indices, not values
     assert [e["modality"].tolist() for e in encoded] == [[0, 3], [0, 1, 2]]
     for item, cached in zip(subjects, encoded, strict=True):
         latents = whole(cached)
