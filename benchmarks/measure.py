@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from custom.inference.cost import Meter
+from custom.utils.memory import held_memory
 
 __all__ = ["ConvolutionRate", "Measured", "autocast", "machine", "measured", "work_ratio"]
 
@@ -59,7 +60,7 @@ def measured(
     meter = Meter(nn.Identity(), device)
     before = rate() if rate else math.nan
     gc.collect()  # what dies while the part runs would be taken off its memory
-    held = _held(device)
+    held = held_memory(device)
     with meter():
         result = part()
     first, seconds = meter.last, [meter.last.seconds]
@@ -68,7 +69,7 @@ def measured(
             part()
         seconds.append(meter.last.seconds)
     around = (before + rate()) / 2 if rate else math.nan
-    return result, Measured(min(seconds), max(0.0, first.memory - held), around, first.memory)
+    return result, Measured(min(seconds), max(first.memory - held, 0.0), around, first.memory)
 
 
 def work_ratio(one: Any, other: Any) -> float:
@@ -77,15 +78,6 @@ def work_ratio(one: Any, other: Any) -> float:
     Seconds times rate is what the machine could have convolved meanwhile: its speed at either time does not count.
     """
     return one.seconds * one.rate / (other.seconds * other.rate)
-
-
-def _held(device: torch.device) -> float:
-    """MiB that the process (its allocator on a GPU) holds now."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    found = re.search(r"VmRSS:\s+(\d+)", status.read_text(encoding="ascii")) if status.is_file() else None
-    return int(found[1]) / 2**10 if found else float("nan")
 
 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:

@@ -60,8 +60,9 @@ def measure_stock(
     autoencoder = network.autoencoder
     with autocast(device, amp):
         rows.append(_row("encode", lambda: autoencoder.encoder(autoencoder.haar(kept["image"])), device, rate))
-        if isinstance(autoencoder.bottleneck, VectorQuantizer):
-            twin, encoded = _ema_twin(autoencoder.bottleneck).to(device), kept["encode"].float()
+        book = autoencoder.bottleneck
+        if isinstance(book, VectorQuantizer) and book.num_codebooks == 1:
+            twin, encoded = _ema_twin(book).to(device), kept["encode"].float()
             rows.append(_row("quantise", lambda: twin(encoded), device, rate, "EMAQuantizer in evaluation"))
         inputs = torch.cat([kept["noise"], kept["quantise"], kept["MS-SPADE"]], dim=1).float().contiguous()
         for flash in (False, True):

@@ -130,17 +130,20 @@ def export_weights(part: str, out: str, weights: str | None = None, config: Any 
             print(f"{label}: {path}")
 
 
-def convert(weights: str, out: str, config: Any = ()) -> None:
+def convert(weights: str, out: str, config: Any = (), num_codebooks: int | None = None) -> None:
     """Turn weights of an earlier version into weights of this one; what they translate stays the same.
 
+    Weights of fewer codebooks than asked for become a start for a training of stage 1.
+
     Args:
-        weights: file of an earlier version.
+        weights: file of an earlier version, or of fewer codebooks.
         out: file to write.
         config: files that define the network, ``"['inference.json','preset_paper.json']"``; by default the bundle's.
+        num_codebooks: codebooks of the network, by default what the config says.
     """
     from custom.commands.convert import convert as run
 
-    print(f"Weights: {run(weights, out, config=config)}")
+    print(f"Weights: {run(weights, out, config=config, num_codebooks=num_codebooks)}")
 
 
 def import_weights(

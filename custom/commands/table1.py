@@ -172,7 +172,10 @@ def table1(
     results = _Merged(output)
     for name in names:
         for task in _tasks_of(METHODS[name], wanted, all_tasks):
-            results.attempt(METHODS[name], task, lambda name=name, task=task: _train_and_score(run, name, task))
+            trivial = () if results.has(TRIVIAL, task) else TRIVIAL
+            results.attempt(
+                METHODS[name], task, lambda name=name, task=task, rows=trivial: _train_and_score(run, name, task, rows)
+            )
     return results.report(wanted, num_figures, {**settings, "data": str(data)})
 
 
@@ -204,7 +207,9 @@ def _tasks_of(method: Method, tasks: Sequence[Task], all_tasks: bool) -> list[tu
     return [(task,) for task in (tasks if all_tasks or method.seen == "pairs" else tasks[:1])]
 
 
-def _train_and_score(run: Run, name: str, tasks: tuple[Task, ...]) -> tuple[Effort | None, Path]:
+def _train_and_score(
+    run: Run, name: str, tasks: tuple[Task, ...], trivial: Sequence[str]
+) -> tuple[Effort | None, Path]:
     """Effort of the training, None for weights that were there, and the folder of the evaluation."""
     method = METHODS[name]
     folder = run.output / name if method.seen == "all pairs" else run.output / name / "_to_".join(tasks[0])
@@ -214,7 +219,7 @@ def _train_and_score(run: Run, name: str, tasks: tuple[Task, ...]) -> tuple[Effo
     weights, effort = bundle_folder() / "models" / "model.pt", None
     if method.trainings:
         weights, effort = _train_all(run, method, folder, values)
-    return effort, _score(run, method, tasks, weights, folder / "evaluation", values)
+    return effort, _score(run, method, tasks, trivial, weights, folder / "evaluation", values)
 
 
 def _train_all(run: Run, method: Method, folder: Path, values: Mapping[str, Any]) -> tuple[Path, Effort]:
@@ -256,14 +261,20 @@ def _cost(run: Run, training: Training, values: Mapping[str, Any]) -> tuple[int,
 
 
 def _score(
-    run: Run, method: Method, tasks: Sequence[Task], weights: Path, folder: Path, values: Mapping[str, Any]
+    run: Run,
+    method: Method,
+    tasks: Sequence[Task],
+    trivial: Sequence[str],
+    weights: Path,
+    folder: Path,
+    values: Mapping[str, Any],
 ) -> Path:
-    """Scores and pictures of the test subjects, with those of the trivial translations."""
+    """Scores and pictures of the test subjects, with those of the trivial translations that are not there yet."""
     of_test = {
         "section": "test",
         "pairs": [list(task) for task in tasks],
         "scored_pairs": [list(task) for task in tasks],
-        "methods": [*TRIVIAL, FULL_MODEL],
+        "methods": [*trivial, FULL_MODEL],
         "ckpt_path": str(weights),
         "output_dir": str(folder),
         "baselines#path": str(run.output / "baselines.npz"),
@@ -287,6 +298,12 @@ class _Merged:
         self.labels: list[str] = []
         self.notes: list[str] = []
         self.efforts: list[list[str]] = []
+
+    def has(self, methods: Sequence[str], tasks: Sequence[Task]) -> bool:
+        """Whether every subject so far has rows of all these methods and tasks."""
+        found = [{(row.method, row.source, row.target) for row in s.rows} for s in self.subjects.values()]
+        wanted = {(method, *task) for method in methods for task in tasks}
+        return bool(found) and all(wanted <= rows for rows in found)
 
     def attempt(self, method: Method, tasks: tuple[Task, ...], work: Any) -> None:
         """Add what ``work`` gives; a failure is noted and leaves the others."""

@@ -9,6 +9,7 @@ Source: DICOM PS3.3 2024, C.7.6.2 (image plane), C.7.6.16.2 (functional groups o
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from pydicom.dataset import Dataset
 
+from custom.data.damage import check_number
 from custom.data.dicom_files import dicom_files, is_dicom, read_header, unreadable
 
 __all__ = [
@@ -147,6 +149,7 @@ def read_geometry(path: str | os.PathLike[str]) -> DicomVolume:
             f"{source}: expected a volume; found {len(frames) or 'no'} DICOM slice. Add the rest of the series."
         )  # fmt: skip
     _check_alike(source, frames)
+    check_number(source, math.prod((*frames[0].size, len(frames))))
     normal = np.cross(*frames[0].axes)
     ordered = sorted(frames, key=lambda frame: float(frame.position @ normal))
     step = _regular_step(source, ordered, normal)

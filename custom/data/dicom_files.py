@@ -1,9 +1,9 @@
 """DICOM files: which files of a folder are, what holds slices, and whether one is whole.
 
-GDCM, which decodes the pixels, takes as much memory as a damaged length asks for. So the lengths are compared with the
-file's before.
+GDCM, which decodes the pixels, takes as much memory as a damaged file asks for. So its lengths are compared with the
+file's before, and its number of voxels with what an image can have.
 
-Source: DICOM PS3.5 2024, 7 (the data set); PS3.10 2024, 7.1 (preamble and prefix).
+Source: DICOM PS3.10 2024, 7.1 (preamble and prefix).
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import Literal
 
 import pydicom
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import data_element_generator, read_partial
+from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
-from pydicom.valuerep import STANDARD_VR
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless
+
+from custom.data.damage import INFLATION, check_number
+from custom.data.dicom_lengths import PREAMBLE, PREFIX, Encoding, check_lengths
 
 __all__ = ["DICOM_SUFFIXES", "dicom_files", "dicom_inputs", "is_dicom", "read_header", "unreadable"]
 
@@ -31,11 +32,8 @@ DIRECTORY_FILE = "DICOMDIR"
 # letters of a type or a length below 256
 BARE_START = re.compile(rb"[\x02\x08]\0[\x00\x01\x05\x08\x12-\x16]\0(?:[A-Z]{2}|.\0\0\0)", re.DOTALL)
 
-PREAMBLE, PREFIX = 128, b"DICM"
-META_GROUP = 2
 PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # whole numbers; floating-point numbers of two sizes
-UNDEFINED = 0xFFFFFFFF  # length
-PIXEL_FACTORS = ("NumberOfFrames", "BitsAllocated")
+VOXEL_FACTORS = ("Rows", "Columns", "NumberOfFrames")
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
@@ -99,61 +97,35 @@ def read_header(file: Path) -> Dataset | None:
 
     try:
         with pydicom.config.disable_value_validation(), file.open("rb") as stream:
-            _check_meta(stream)
             header = read_partial(stream, at_pixels, force=True)
             if "Rows" not in header and _is_no_image(header):
                 return None
-            bits = math.prod(int(header.get(key) or 1) for key in ("Rows", "Columns", *PIXEL_FACTORS))
-            if pixels and header.file_meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-                _check_end(stream, file, header, *pixels[0][1:])
+            voxels = math.prod(int(header.get(key) or 1) for key in VOXEL_FACTORS)
+            needed = voxels * int(header.get("BitsAllocated") or 1) // 8
+            if pixels:
+                check_lengths(file, _encoding(header, pixels[0][1]))
     except Exception as error:
         raise ValueError(unreadable(file, error)) from error
     if "Rows" not in header or not pixels:
         raise ValueError(unreadable(file, "the header of an image is not there or cut off"))
-    if pixels[0][0] == PIXELS[0] and pixels[0][2] < bits // 8:  # of compressed pixels it is the largest number
-        raise ValueError(unreadable(file, f"{pixels[0][2]} bytes of pixels; {bits // 8} are needed"))
+    if pixels[0][0] == PIXELS[0] and pixels[0][2] < needed:  # of compressed pixels it is the largest number
+        raise ValueError(unreadable(file, f"{pixels[0][2]} bytes of pixels; {needed} are needed"))
+    check_number(file, voxels)
+    if needed > INFLATION * file.stat().st_size:
+        raise ValueError(unreadable(file, f"{file.stat().st_size} bytes; {needed} of pixels cannot be in them"))
     return header
 
 
-def _check_meta(stream: BinaryIO) -> None:
-    """Raise an error if an element before the data set has a type that DICOM does not know, and rewind.
-
-    GDCM takes the bytes after the type for a length then, and memory for what it asks for: 740 MiB for a UID.
-    """
-    strange: list[str] = []
-
-    def at_end(tag: BaseTag, representation: str | None, length: int) -> bool:
-        if tag.group == META_GROUP and representation is not None and representation not in STANDARD_VR:
-            strange.append(representation)
-        return tag.group != META_GROUP or bool(strange)
-
-    start = stream.read(PREAMBLE + len(PREFIX))
-    if start[PREAMBLE:] == PREFIX:  # what comes before the data set is explicit and little-endian
-        list(data_element_generator(stream, False, True, stop_when=at_end))
-    if strange:
-        raise ValueError("a value before its data set is of a type that DICOM does not know")
-    stream.seek(0)
-
-
-def _check_end(stream: BinaryIO, file: Path, header: Dataset, representation: str | None, length: int) -> None:
-    """Raise an error if the file ends within the pixels or within what follows them, for which GDCM takes memory.
-
-    Args:
-        stream: at the element of the pixels.
-        file, header: of the stream.
-        representation: of the value; None where it is implicit.
-        length: of the pixels; ``UNDEFINED`` for compressed ones, which GDCM itself reads to their end.
-    """
-    if length == UNDEFINED:
-        return
-    end = stream.tell() + (12 if representation else 8) + length
-    if end > file.stat().st_size:
-        raise EOFError(f"it ends {end - file.stat().st_size} bytes before its pixels do")
-    stream.seek(end)
-    is_little_endian = header.file_meta.get("TransferSyntaxUID") != ExplicitVRBigEndian
-    for element in data_element_generator(stream, representation is None, is_little_endian):
-        if isinstance(element, RawDataElement) and len(element.value or b"") < element.length:
-            raise EOFError("it ends within what follows its pixels")
+def _encoding(header: Dataset, representation: str | None) -> Encoding | None:
+    """Of a file's data set, by its header and by the type that is written before its pixels."""
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return None
+    order: Literal["big", "little"] = "big" if syntax == ExplicitVRBigEndian else "little"
+    segments = 0
+    if syntax == RLELossless:  # one for each byte of a voxel
+        segments = int(header.get("SamplesPerPixel") or 1) * (int(header.get("BitsAllocated") or 8) // 8)
+    return Encoding(representation is not None, order, segments)
 
 
 def unreadable(file: Path, detail: object) -> str:

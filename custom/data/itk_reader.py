@@ -36,7 +36,7 @@ KNOWN_ORIENTATION = ("MINCImageIO", "HDF5ImageIO", "MGHImageIO")  # formats that
 
 
 class TextHeader(NamedTuple):
-    """What a text header says of its voxels.
+    """What a text header says of its voxels; of formats without one only the file is known.
 
     Attributes:
         data: file that holds them.
@@ -85,10 +85,8 @@ class ItkReader(ITKReader):
         header, io = _text_header(file), read_information(file)
         axes = io.GetNumberOfDimensions()
         check_number(file, math.prod(io.GetDimensions(axis) for axis in range(axes)))
-        if axes not in AXES:  # to say so, ITK loads all that it has: 650 MiB
-            raise ValueError(f"{file}: expected 3 axes; found {axes} in its header. Name a 3D image.")
-        if header:
-            _check_length(header, io.GetImageSizeInBytes())
+        _check_axes(file, axes)  # to say so, ITK loads all that it has: 650 MiB
+        _check_length(header or TextHeader(file, None, "", has_orientation=False), io.GetImageSizeInBytes())
         image = itk.imread(str(file), imageio=io, **kwargs)
         if header and header.encoding == "compressed" and io.GetNumberOfComponents() == 1:
             values = np.ascontiguousarray(itk.array_view_from_image(image))
@@ -103,10 +101,12 @@ def read_information(file: Path) -> Any:
     """ITK's ``ImageIO`` of a file, its header read.
 
     Raises:
-        ValueError: if ITK knows no such format.
+        ValueError: if ITK knows no such format, or its header says that there are more axes than ITK has room for.
     """
     import itk
 
+    if file.suffix.lower() in META_IMAGE:
+        _check_axes(file, _fields(file, "=", end_of="elementdatafile")[0].get("ndims"))
     io = itk.ImageIOFactory.CreateImageIO(str(file), itk.CommonEnums.IOFileMode_ReadMode)
     if io is None:
         raise damaged(file, IMAGE, "none in a format that ITK knows")
@@ -115,11 +115,18 @@ def read_information(file: Path) -> Any:
     return io
 
 
+def _check_axes(file: Path, axes: int | str | None) -> None:
+    """Refuse a number of axes that no scan has; where MetaImage says hundreds, ITK writes beyond its arrays."""
+    if str(axes) not in map(str, AXES):
+        raise ValueError(f"{file}: expected 3 axes; found {axes or 'no number'} in its header. Name a 3D image.")
+
+
 def _check_length(header: TextHeader, promised: int) -> None:
-    size = header.data.stat().st_size
-    if header.encoding == "raw" and header.start is not None:
+    """Refuse a header that promises more than its file can hold, before memory is taken for it."""
+    size, is_raw = header.data.stat().st_size, header.encoding == "raw"
+    if is_raw and header.start is not None:
         check_size(header.data, size - header.start, promised)
-    if promised > INFLATION * size:
+    if promised > (size if is_raw else INFLATION * size):
         raise damaged(header.data, f"the {promised:,} bytes that its header promises", f"{size:,}")
 
 

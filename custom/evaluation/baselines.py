@@ -21,6 +21,7 @@ from tqdm import tqdm
 from custom.data.foreground import BACKGROUND, foreground_key
 from custom.data.tolerant import FAULT_KEY, TolerantDataset
 from custom.evaluation.arrays import write_arrays
+from custom.evaluation.bins import bins_of
 from custom.evaluation.metrics import bounding_box
 from custom.evaluation.paired_lookup import PairedLookup
 from custom.evaluation.protocols import ContrastEnds
@@ -77,16 +78,16 @@ class IntensityLookup:
         shapes = {m: tuple(images[m].shape) for m in self.modalities if m in images}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"subject {subject!r}: expected images of one shape; found {shapes}.")
-        values = {m: images[m].detach().float().cpu().numpy().ravel() for m in shapes}
+        values = {m: _plain(images[m]).detach().float().cpu().ravel() for m in shapes}
         for source in shapes:
-            inside = images[foreground_key(source)].cpu().numpy().ravel()
-            index = self._bin(values[source][inside])
+            inside = _plain(images[foreground_key(source)]).cpu().ravel()
+            index = bins_of(values[source][inside], self.bins).numpy()
             count = np.bincount(index, minlength=self.bins)
             for target in shapes:
                 if target != source:
                     s, t = self.modalities.index(source), self.modalities.index(target)
                     self._counts[s, t] += count
-                    self._sums[s, t] += np.bincount(index, weights=values[target][inside], minlength=self.bins)
+                    self._sums[s, t] += np.bincount(index, weights=values[target][inside].numpy(), minlength=self.bins)
 
     def fit(self, subjects: Iterable[Mapping[str, torch.Tensor]]) -> IntensityLookup:
         """Learn from a stream of subjects, each a mapping as in :meth:`update` with an optional key ``subject``."""
@@ -114,8 +115,7 @@ class IntensityLookup:
     def predict(self, image: torch.Tensor, source: str, target: str, *, brain: torch.Tensor) -> torch.Tensor:
         """Translate ``image`` from modality ``source`` to ``target`` within its ``brain``."""
         table = torch.from_numpy(self.table(source, target)).to(image)
-        index = ((image + 1) * (0.5 * self.bins)).long().clamp_(0, self.bins - 1)
-        return torch.where(brain, table[index], BACKGROUND)
+        return torch.where(brain, table[bins_of(image, self.bins)], BACKGROUND)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Learned arrays, for a file."""
@@ -127,9 +127,6 @@ class IntensityLookup:
         lookup = cls(modalities, bins=arrays["lookup_sums"].shape[-1])
         lookup._sums, lookup._counts = arrays["lookup_sums"], arrays["lookup_counts"]
         return lookup
-
-    def _bin(self, values: np.ndarray) -> np.ndarray:
-        return np.clip((values + 1) * (0.5 * self.bins), 0, self.bins - 1).astype(np.int64)
 
 
 class TrainingMean:

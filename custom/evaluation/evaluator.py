@@ -258,7 +258,7 @@ class TranslationEvaluator(SupervisedEvaluator):
             pictures.add((method, source, target), slices.volume(unit(prediction.image)), scroll=scroll)
             if prediction.uncertainty is not None:
                 error = slices.volume(prediction.uncertainty / 2)
-                pictures.add((EXPECTED_ERROR, source, target), error, scroll=False)
+                pictures.add((EXPECTED_ERROR, source, target), error, scroll=scroll)
             engine.state.prediction = prediction
             engine.fire_event(EvaluationEvents.PREDICTION_COMPLETED)
         return result, pictures

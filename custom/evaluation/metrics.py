@@ -18,12 +18,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from monai.metrics.regression import RegressionMetric
 from monai.utils import MetricReduction
 from torch.nn.functional import max_pool3d
 
-from custom.evaluation.protocols import RESCALINGS
+from custom.evaluation.protocols import RESCALINGS, standardising
 
 PROTOCOL = (
     "Protocol: metrics on the scan's own grid; truth clipped at its own 0.5 and 99.5 percentiles and mapped to [0, 1], "
@@ -42,6 +43,7 @@ REGIONS: tuple[str, ...] = ("volume", "brain", "lesion")
 RESCALED_REGIONS: tuple[str, ...] = ("brain standardised", "lesion standardised", "brain fitted", "lesion fitted")
 HIGHER_IS_BETTER: Mapping[str, bool] = {"psnr": True, "ssim": True, "nmse": False, "mae": False}
 
+PERCENTILES = (0.5, 99.5)
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 _RADIUS = SSIM_WINDOW // 2
@@ -256,6 +258,9 @@ class _BrainMetric(RegressionMetric):
 
     Args:
         value_range: lowest (= background) and highest value of the images, mapped to [0, 1]; predictions are clipped.
+        standardised: bring the prediction's median and interquartile range in the brain to the truth's, and measure
+            on the scale whose ends are the truth's percentiles 0.5 and 99.5 in the brain, as the evaluation's
+            standardised scores do (those take the percentiles in the foreground's bounding box).
         reduction, get_not_nans: as in MONAI.
     """
 
@@ -265,11 +270,13 @@ class _BrainMetric(RegressionMetric):
         self,
         *,
         value_range: tuple[float, float] = (-1.0, 1.0),
+        standardised: bool = False,
         reduction: MetricReduction | str = MetricReduction.MEAN,
         get_not_nans: bool = False,
     ) -> None:
         super().__init__(reduction=reduction, get_not_nans=get_not_nans)
         self.low, self.high = value_range
+        self.standardised = standardised
 
     def _unit(self, image: torch.Tensor) -> torch.Tensor:
         return ((_plain(image).float() - self.low) / (self.high - self.low)).clamp(0, 1)
@@ -282,10 +289,31 @@ class _BrainMetric(RegressionMetric):
             )
 
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        references = [Reference(self._unit(truth), brain=brain) for truth, brain in y]
-        scores = [r.score(self._unit(image[0])) for r, image in zip(references, y_pred, strict=True)]
+        pairs = [
+            (self._unit(image[0]), self._unit(truth), brain) for image, (truth, brain) in zip(y_pred, y, strict=True)
+        ]
+        if self.standardised:
+            pairs = [(*_standardised(*pair), pair[2]) for pair in pairs]
+        scores = [Reference(truth, brain=brain).score(image) for image, truth, brain in pairs]
         values = [getattr(score["brain"], self.name) for score in scores]
         return torch.tensor(values, device=y.device)[:, None]
+
+
+def _standardised(
+    prediction: torch.Tensor, truth: torch.Tensor, brain: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both on the scale of the truth's percentiles 0.5 and 99.5, with one median and interquartile range."""
+    inside = _plain(brain) > 0
+    values = truth[inside].cpu().numpy()
+    low, high = (float(end) for end in np.percentile(values, PERCENTILES))
+    if not high > low:  # a flat truth has no scale of its own
+        return prediction, truth
+    line = standardising(prediction[inside].cpu().numpy(), values)
+
+    def scaled(image: torch.Tensor) -> torch.Tensor:
+        return torch.where(inside, (image - low) / (high - low), 0.0).clamp(0, 1)
+
+    return scaled(prediction * line.slope + line.offset), scaled(truth)
 
 
 class BrainPSNR(_BrainMetric):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from custom.data.foreground import BACKGROUND, foreground_key
+from custom.evaluation.bins import bins_of
 
 __all__ = ["PairedLookup"]
 
@@ -83,7 +84,7 @@ class PairedLookup:
         return self.pairs.index((places[order[0]], places[order[1]])), order
 
     def _bin(self, one: torch.Tensor, other: torch.Tensor) -> np.ndarray:
-        first, second = (((x + 1) * (0.5 * self.bins)).long().clamp(0, self.bins - 1).numpy() for x in (one, other))
+        first, second = (bins_of(x, self.bins).numpy() for x in (one, other))
         return first * self.bins + second
 
 

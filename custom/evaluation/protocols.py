@@ -17,7 +17,7 @@ from torch import Tensor
 
 from custom.data.intensities import PERCENTILE_ENDS
 
-__all__ = ["RESCALINGS", "ContrastEnds", "ends_of", "on_percentiles"]
+__all__ = ["RESCALINGS", "ContrastEnds", "ends_of", "on_percentiles", "standardising"]
 
 
 class Line(NamedTuple):

@@ -6,16 +6,14 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-__all__ = ["Cost", "Meter"]
+from custom.utils.memory import peak_memory, reset_peak
 
-_STATUS = Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
+__all__ = ["Cost", "Meter"]
 
 
 class Cost(NamedTuple):
@@ -57,7 +55,7 @@ class Meter:
             calls += 1
 
         hook = self._unet.register_forward_pre_hook(count) if isinstance(self._unet, nn.Module) else None
-        self._reset_peak()
+        reset_peak(self.device)
         self._wait()
         started = time.perf_counter()
         try:
@@ -66,26 +64,8 @@ class Meter:
         finally:
             if hook is not None:
                 hook.remove()
-        self.last = Cost(time.perf_counter() - started, calls, self._peak())
+        self.last = Cost(time.perf_counter() - started, calls, peak_memory(self.device))
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def _reset_peak(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return
-        try:
-            _RESET.write_text("5")  # Linux: the peak starts anew from what the process holds now
-        except OSError:
-            return
-
-    def _peak(self) -> float:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        try:
-            lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-        except OSError:
-            return math.nan
-        return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:")), math.nan)

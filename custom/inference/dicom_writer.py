@@ -4,6 +4,9 @@ Every slice is an MR Image with ``ImageType`` DERIVED\\SECONDARY and ``Synthetic
 reference are the source's; what describes the acquisition (sequence, times, coil, contrast agent) is not, since nothing
 was acquired.
 
+Of several sources all that are DICOM are referred to; patient, study and the like are those of the one on whose grid
+the translation lies.
+
 Source: DICOM PS3.3 2024, A.4 (MR Image IOD), C.7.6.1 (general image), C.12.1 (SOP common), C.12.4 (common instance
 reference); PS3.16, CID 7005 (purposes of contributing equipment), CID 7202 (purposes of source images).
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
 from custom.data.dicom import DicomReader, DicomVolume, Frame, read_geometry
+from custom.data.grids import same_grid
 from custom.utils.files import atomic_folder
 
 __all__ = ["MAXIMUM", "check_dicom_source", "save_synthetic_series", "write_dicom"]
@@ -80,6 +84,7 @@ def save_synthetic_series(
     source: str | os.PathLike[str],
     record: Mapping[str, Any],
     *,
+    others: Sequence[str | os.PathLike[str]] = (),
     number: int = 1,
 ) -> None:
     """Write one volume as a series of MR Images; the folder appears whole or not at all.
@@ -88,7 +93,8 @@ def save_synthetic_series(
         volume: (columns, rows, slices) in [0, 1] on the source's grid; stored as 0 to ``MAXIMUM``, without rescale, so
             that readers that apply one and readers that do not agree.
         folder: to write; one that an earlier run left is replaced.
-        source: the DICOM folder or file that the volume was made from.
+        source: the DICOM folder or file that the volume was made from, or of several that on whose grid it lies.
+        others: the rest of several sources; those that are DICOM are referred to as well.
         record: of ``custom.inference.provenance.translation_record``; it goes whole into a private element, and what
             names the program, its weights and its source into the contributing equipment.
         number: of the translation among those of the source; its SeriesNumber is the source's and 10000 times this.
@@ -106,13 +112,14 @@ def save_synthetic_series(
         )
     if folder.exists() and any(file.suffix != ".dcm" for file in folder.iterdir()):
         raise ValueError(f"{folder}: expected no folder or an earlier translation; found other files. Move them away.")
+    sources = _sources(geometry, [read_geometry(other) for other in others if DicomReader().verify_suffix(other)])
     stored = np.rint(np.clip(values, 0, 1) * MAXIMUM).astype("<u2")
     with pydicom.config.disable_value_validation():  # what the source holds is kept, even where it breaks rules
         series = _series(geometry, record)
         series.SeriesNumber = 10_000 * number + int(geometry.frames[0].dataset.get("SeriesNumber") or 0)
         with atomic_folder(folder) as temporary:
-            for index, frame in enumerate(geometry.frames):
-                instance = _instance(series, frame, index, stored[..., index])
+            for index, frames in enumerate(sources):
+                instance = _instance(series, frames, index, stored[..., index])
                 write_dicom(temporary / f"{index + 1:04d}.dcm", instance)
 
 
@@ -235,26 +242,63 @@ def _set_pixel_format(new: Dataset, geometry: DicomVolume) -> None:
     new.RescaleIntercept, new.RescaleSlope, new.RescaleType = 0, 1, "US"
 
 
-def _instance(series: Dataset, frame: Frame, index: int, plane: np.ndarray) -> Dataset:
+def _sources(geometry: DicomVolume, others: Sequence[DicomVolume]) -> list[list[Frame]]:
+    """The source images of each slice, first that in whose place it lies.
+
+    Of other sources on the same grid it is the image in that place, too; one on another grid was resampled, and all its
+    images have part in each slice.
+    """
+    frames = [[frame] for frame in geometry.frames]
+    for other in others:
+        aligned = same_grid(geometry.shape, geometry.affine, other.shape, other.affine)
+        for index, found in enumerate(frames):
+            found.extend(other.frames[index : index + 1] if aligned else other.frames)
+    return frames
+
+
+def _instance(series: Dataset, sources: Sequence[Frame], index: int, plane: np.ndarray) -> Dataset:
     """One slice; ``plane`` is (columns, rows)."""
     new = copy.deepcopy(series)
     new.SOPInstanceUID = generate_uid(prefix=None)
     new.InstanceNumber = index + 1
-    new.ImagePositionPatient = _decimal(frame.position)
-    reference = Dataset()
-    reference.ReferencedSOPClassUID = frame.dataset.SOPClassUID
-    reference.ReferencedSOPInstanceUID = frame.dataset.SOPInstanceUID
-    if int(frame.dataset.get("NumberOfFrames") or 1) > 1:
-        reference.ReferencedFrameNumber = frame.number + 1
-    referenced = Dataset()
-    referenced.SeriesInstanceUID = frame.dataset.SeriesInstanceUID
-    referenced.ReferencedInstanceSequence = [copy.deepcopy(reference)]
-    new.ReferencedSeriesSequence = [referenced]
-    reference.PurposeOfReferenceCodeSequence = [_code(*PROCESSED_IMAGE)]
-    new.SourceImageSequence = [reference]
+    new.ImagePositionPatient = _decimal(sources[0].position)
+    _refer(new, sources)
     new.PixelData = np.ascontiguousarray(plane.T).tobytes()
     new["PixelData"].VR = "OW"
     return new
+
+
+def _refer(new: Dataset, sources: Sequence[Frame]) -> None:
+    """Name the source images, each with its purpose, and once more by series, those of other studies apart."""
+    instances: dict[str, list[Frame]] = {}
+    for frame in sources:
+        instances.setdefault(str(frame.dataset.SOPInstanceUID), []).append(frame)
+    studies: dict[str, dict[str, list[Dataset]]] = {str(new.get("StudyInstanceUID")): {}}
+    new.SourceImageSequence = []
+    for frames in instances.values():
+        header, reference = frames[0].dataset, Dataset()
+        reference.ReferencedSOPClassUID = header.SOPClassUID
+        reference.ReferencedSOPInstanceUID = header.SOPInstanceUID
+        if len(frames) < int(header.get("NumberOfFrames") or 1):
+            reference.ReferencedFrameNumber = [frame.number + 1 for frame in frames]
+        of_study = studies.setdefault(str(header.get("StudyInstanceUID")), {})
+        of_study.setdefault(str(header.SeriesInstanceUID), []).append(copy.deepcopy(reference))
+        reference.PurposeOfReferenceCodeSequence = [_code(*PROCESSED_IMAGE)]
+        new.SourceImageSequence.append(reference)
+    by_study = {uid: [_referenced_series(*one) for one in series.items()] for uid, series in studies.items()}
+    new.ReferencedSeriesSequence = by_study.pop(str(new.get("StudyInstanceUID")))
+    if by_study:
+        new.StudiesContainingOtherReferencedInstancesSequence = []
+    for uid, series in by_study.items():
+        study = Dataset()
+        study.StudyInstanceUID, study.ReferencedSeriesSequence = uid, series
+        new.StudiesContainingOtherReferencedInstancesSequence.append(study)
+
+
+def _referenced_series(uid: str, references: list[Dataset]) -> Dataset:
+    series = Dataset()
+    series.SeriesInstanceUID, series.ReferencedInstanceSequence = uid, references
+    return series
 
 
 def _decimal(numbers: np.ndarray) -> list[DSfloat]:

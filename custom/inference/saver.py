@@ -209,7 +209,8 @@ class SaveImageTranslationsd(SaveImaged):
     ) -> Path:
         if self.output_format == "dicom":
             path = self.output_dir / name
-            save_synthetic_series(volume, path, source, record, number=number + 1)
+            others = [other for other in sources_of(meta) if other != source]
+            save_synthetic_series(volume, path, source, record, others=others, number=number + 1)
         else:
             path = self.output_dir / f"{name}.nii.gz"
             save_synthetic(volume, path, source, meta, record)

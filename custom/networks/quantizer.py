@@ -9,18 +9,41 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Quantized", "VectorQuantizer"]
+__all__ = ["Quantized", "VectorQuantizer", "embed"]
 
 CPU_CHUNK_ELEMENTS = 2**18  # 1 MB: what a core keeps in its cache
 DEVICE_CHUNK_ELEMENTS = 2**24  # few launches of kernels
 
 
 class Quantized(NamedTuple):
-    """Output of a bottleneck: ``latent`` (B, C, h, w, d), scalar ``loss``, ``indices`` (B, h, w, d) int64."""
+    """Output of a bottleneck: ``latent`` (B, C, h, w, d), scalar ``loss``, ``indices`` int64.
+
+    The indices are (B, h, w, d), of G > 1 codebooks (B, G, h, w, d).
+    """
 
     latent: Tensor
     loss: Tensor
     indices: Tensor
+
+
+def embed(indices: Tensor, codes: Tensor, num_codebooks: int) -> Tensor:
+    """Latents (B, C, *) of ``indices`` (B, *), of G > 1 codebooks (B, G, *), into ``codes`` (K, C)."""
+    if num_codebooks == 1:
+        return F.embedding(indices, codes).movedim(-1, 1).contiguous()
+    pieces = F.embedding(_rows(indices, num_codebooks), _cut(codes, num_codebooks))
+    return pieces.flatten(-2).movedim(-1, 1).contiguous()
+
+
+def _cut(codes: Tensor, num_codebooks: int) -> Tensor:
+    """View (K · G, C / G) of ``codes`` (K, C): code k of codebook g is row k · G + g."""
+    return codes.view(codes.shape[0] * num_codebooks, codes.shape[1] // num_codebooks)
+
+
+def _rows(indices: Tensor, num_codebooks: int) -> Tensor:
+    """Rows (B, *, G) of the cut codes that ``indices`` (B, G, *) name; of one codebook the indices themselves."""
+    if num_codebooks == 1:
+        return indices
+    return indices.movedim(1, -1) * num_codebooks + torch.arange(num_codebooks, device=indices.device)
 
 
 class VectorQuantizer(nn.Module):
@@ -28,23 +51,31 @@ class VectorQuantizer(nn.Module):
 
     ``z_q = e_k, k = argmin_j ‖z − e_j‖²``; gradients pass straight through. The nearest code is searched in chunks of
     voxels, so memory never grows with voxels × codes, and codebook statistics are summed by index, never by one-hot
-    matrices. With the default ``update="ema"`` the result equals MONAI's ``EMAQuantizer``.
+    matrices. With the default ``update="ema"`` and one codebook the result equals MONAI's ``EMAQuantizer``.
+
+    With G codebooks the channels of a latent vector are cut into G equal pieces, each of which has K codes of its own
+    (product quantisation): K^G codes at the cost of K. Codebook g is columns g · C / G to (g + 1) · C / G of the codes
+    (K, C), so the codes of one codebook, cut, are those that several can start from: no latent is worse represented.
 
     Args:
-        num_embeddings: number of codes K.
+        num_embeddings: number of codes K of a codebook.
         embedding_dim: channels C of a latent vector.
+        num_codebooks: G, of which C is a multiple.
         commitment_cost: weight β of ``‖z − sg(e)‖²``.
         update: ``"ema"`` moves the codes by exponential moving averages; ``"gradient"`` by the codebook loss
             ``‖sg(z) − e‖²``.
         decay: decay of the moving averages.
         epsilon: Laplace smoothing of the cluster sizes.
         revival_threshold: a code whose average count falls below this is moved to a random latent vector of the batch;
-            0 switches revival off.
+            0 switches revival off. Of several codebooks the code takes its own channels of the vector.
         data_init: start the codes from the first training batch instead of a normal distribution.
         max_chunk_elements: bound on the elements of one block of the distance matrix; 0 for what suits the device.
 
+    Raises:
+        ValueError: for an unknown ``update``, and channels that the codebooks cannot share equally.
+
     Source: van den Oord et al. 2017 (https://arxiv.org/abs/1711.00937); revival after Jukebox, Dhariwal et al. 2020
-    (https://arxiv.org/abs/2005.00341).
+    (https://arxiv.org/abs/2005.00341); product quantisation after Jégou et al. 2011 (doi:10.1109/TPAMI.2010.57).
     """
 
     # of the training alone; the chunks bound the memory
@@ -52,12 +83,15 @@ class VectorQuantizer(nn.Module):
         "commitment_cost", "ema", "decay", "epsilon", "revival_threshold", "chunk_sizes",
         "ema_cluster_size", "ema_w", "initialized",
     )  # fmt: skip
+    # what was made before there could be several codebooks stays valid
+    in_identity_unless = {"num_codebooks": 1}  # noqa: RUF012
 
     def __init__(
         self,
         num_embeddings: int,
         embedding_dim: int,
         *,
+        num_codebooks: int = 1,
         commitment_cost: float = 0.25,
         update: str = "ema",
         decay: float = 0.99,
@@ -69,8 +103,14 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         if update not in ("ema", "gradient"):
             raise ValueError(f"update: expected 'ema' or 'gradient', found {update!r}.")
+        if num_codebooks < 1 or embedding_dim % num_codebooks:
+            raise ValueError(
+                f"num_codebooks: expected 1 or another divisor of the {embedding_dim} channels of a latent vector, "
+                f"found {num_codebooks}."
+            )
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
+        self.num_codebooks = num_codebooks
         self.commitment_cost = commitment_cost
         self.ema = update == "ema"
         self.decay = decay
@@ -85,7 +125,8 @@ class VectorQuantizer(nn.Module):
         self.ema_cluster_size: Tensor
         self.ema_w: Tensor
         self.initialized: Tensor
-        self.register_buffer("ema_cluster_size", torch.zeros(num_embeddings))
+        each = (num_codebooks, num_embeddings) if num_codebooks > 1 else (num_embeddings,)
+        self.register_buffer("ema_cluster_size", torch.zeros(each))
         self.register_buffer("ema_w", self.embedding.weight.detach().clone())
         # a number, since federated learning subtracts and averages all that the state dict holds
         self.register_buffer("initialized", torch.tensor(float(not data_init)))
@@ -96,7 +137,10 @@ class VectorQuantizer(nn.Module):
         if self.training:
             self._initialize(flat.detach())
         indices = self.nearest(flat.detach())
-        grid = indices.view(latent.shape[0], latent.shape[2], latent.shape[3], latent.shape[4])
+        # (B, h, w, d), and of several codebooks their number behind the batch
+        grid = indices.unflatten(0, [latent.shape[0], latent.shape[2], latent.shape[3], latent.shape[4]])
+        if self.num_codebooks > 1:
+            grid = grid.movedim(-1, 1)
         quantized = self.embed(grid)
         loss = self.commitment_cost * F.mse_loss(latent.float(), quantized.detach())
         if not self.ema:
@@ -107,7 +151,10 @@ class VectorQuantizer(nn.Module):
         return Quantized(straight_through, loss, grid)
 
     def nearest(self, flat: Tensor) -> Tensor:
-        """Indices (N,) of the codes nearest to ``flat`` (N, C), with distances in float32 whatever the autocast."""
+        """Indices (N,), of G > 1 codebooks (N, G), of the codes nearest to ``flat`` (N, C).
+
+        Distances are in float32 whatever the autocast.
+        """
         if torch.jit.is_scripting():
             return self._search(flat, self.chunk_size(flat))
         # a trace keeps the chunks it has seen: on a larger volume it would leave the rest of the voxels out
@@ -125,6 +172,13 @@ class VectorQuantizer(nn.Module):
 
     def _search(self, flat: Tensor, chunk_size: int) -> Tensor:
         codes = self.embedding.weight.detach().float()
+        if self.num_codebooks == 1:
+            return self._search_one(flat, codes, chunk_size)
+        # of pieces of the channels, which are views
+        pairs = zip(flat.chunk(self.num_codebooks, 1), codes.chunk(self.num_codebooks, 1))  # noqa: B905  TorchScript
+        return torch.stack([self._search_one(piece, book, chunk_size) for piece, book in pairs], dim=1)
+
+    def _search_one(self, flat: Tensor, codes: Tensor, chunk_size: int) -> Tensor:
         # ‖z − e‖² = ‖z‖² − 2 (z·e − ‖e‖²/2): ‖z‖² does not change which code is nearest
         offset = -0.5 * codes.square().sum(dim=1)
         transposed = codes.t().contiguous()
@@ -144,15 +198,24 @@ class VectorQuantizer(nn.Module):
         return best * self.group_size + within
 
     def embed(self, indices: Tensor) -> Tensor:
-        """Codes (B, C, h, w, d) of ``indices`` (B, h, w, d)."""
-        return self.embedding(indices).movedim(-1, 1).contiguous()
+        """Latents (B, C, h, w, d) of ``indices`` as ``forward`` gives them."""
+        return embed(indices, self.embedding.weight, self.num_codebooks)
 
     @torch.jit.unused
     def usage(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Share of the codes that occur in ``indices``, in [0, 1], and their perplexity ``exp(H)``, in [1, K]."""
-        counts = torch.bincount(indices.flatten(), minlength=self.num_embeddings).float()
-        p = counts / counts.sum()
-        return (counts > 0).float().mean(), torch.special.entr(p).sum().exp()
+        """Share of the codes that occur in ``indices``, in [0, 1], and their perplexity ``exp(H)``, in [1, K].
+
+        Each is the least of the codebooks: a full one must not hide that another is empty.
+        """
+        counts = self._counts(_rows(indices, self.num_codebooks).flatten()).float()
+        p = counts / counts.sum(dim=0)
+        return (counts > 0).float().mean(dim=0).amin(), torch.special.entr(p).sum(dim=0).exp().amin()
+
+    @torch.jit.unused
+    def _counts(self, rows: Tensor) -> Tensor:
+        """How often each code occurs, (K, G)."""
+        size = self.num_embeddings * self.num_codebooks
+        return torch.bincount(rows, minlength=size).view(-1, self.num_codebooks)
 
     @torch.jit.unused
     @torch.no_grad()
@@ -172,26 +235,36 @@ class VectorQuantizer(nn.Module):
     def _update(self, flat: Tensor, indices: Tensor) -> None:
         if not self.ema:
             return
-        counts = torch.bincount(indices, minlength=self.num_embeddings).to(flat.dtype)
-        sums = torch.zeros_like(self.ema_w).index_add_(0, indices, flat)
+        rows = _rows(indices, self.num_codebooks).flatten()
+        counts = self._counts(rows).to(flat.dtype)
+        sums = torch.zeros_like(self.ema_w)
+        _cut(sums, self.num_codebooks).index_add_(0, rows, _cut(flat.contiguous(), self.num_codebooks))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
-        self.ema_cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        sizes = self.ema_cluster_size
+        sizes.mul_(self.decay).add_(counts.t().view_as(sizes), alpha=1 - self.decay)
         self.ema_w.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         if self.revival_threshold > 0:
             self._revive(flat)
-        total = self.ema_cluster_size.sum()
-        smoothed = (self.ema_cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
-        self.embedding.weight.copy_(self.ema_w / smoothed.unsqueeze(1))
+        total = sizes.sum(dim=-1, keepdim=True)
+        smoothed = (sizes + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
+        self.embedding.weight.copy_(self.ema_w / self._by_channel(smoothed))
 
     @torch.jit.unused
     def _revive(self, flat: Tensor) -> None:
         dead = self.ema_cluster_size.lt(self.revival_threshold)
         drawn = self._draw(flat, self.num_embeddings)
         # a revived code starts with the weight of a living one, or it would die again in the next step
-        self.ema_w.copy_(torch.where(dead.unsqueeze(1), drawn, self.ema_w))
+        self.ema_w.copy_(torch.where(self._by_channel(dead), drawn, self.ema_w))
         self.ema_cluster_size.copy_(torch.where(dead, torch.ones_like(self.ema_cluster_size), self.ema_cluster_size))
+
+    @torch.jit.unused
+    def _by_channel(self, of_code: Tensor) -> Tensor:
+        """``of_code``, (K,) or (G, K), for the channels of the codes: (K, 1) or (K, C)."""
+        if self.num_codebooks == 1:
+            return of_code.unsqueeze(1)
+        return of_code.t().repeat_interleave(self.embedding_dim // self.num_codebooks, dim=1)
 
     @torch.jit.unused
     def _draw(self, flat: Tensor, number: int) -> Tensor:

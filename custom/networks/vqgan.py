@@ -49,7 +49,8 @@ class VQGAN(nn.Module):
     Args:
         channels: channels of each level; every level after the first halves each axis.
         embedding_dim: channels L of the latent.
-        num_embeddings: codes in the codebook.
+        num_embeddings: codes in a codebook.
+        num_codebooks: codebooks, each for an equal piece of the channels of a latent vector.
         encoder_channels: channels between either half and its 1³ convolution at the latent; those of the latent by
             default.
         num_res_blocks: residual blocks of each level of the encoder.
@@ -63,7 +64,7 @@ class VQGAN(nn.Module):
             VQ-GAN that the paper cites and in the authors' release; MONAI's ``Encoder`` and ``Decoder`` leave it out.
         intensity_range: what the encoder takes and the decoder gives for the ends of [-1, 1]: weights that were trained
             elsewhere, on images in [0, 1] for instance, expect their own.
-        bottleneck: replaces the codebook built from the arguments above, e.g. by a ``VectorQuantizer`` with other
+        bottleneck: replaces the codebooks built from the arguments above, e.g. by a ``VectorQuantizer`` with other
             settings or a ``KLBottleneck``.
 
     Source: Esser et al. 2021 (https://arxiv.org/abs/2012.09841); sizes in the paper's Table A.
@@ -75,6 +76,7 @@ class VQGAN(nn.Module):
         embedding_dim: int,
         num_embeddings: int = 8192,
         *,
+        num_codebooks: int = 1,
         encoder_channels: int | None = None,
         num_res_blocks: Sequence[int] = (1, 1, 1),
         decoder_num_res_blocks: Sequence[int] | None = None,
@@ -95,7 +97,7 @@ class VQGAN(nn.Module):
         self.haar = HaarTransform(haar_levels)
         self.downsampling = 2 ** (len(channels) - 1 + haar_levels)
         image_channels = 8**haar_levels
-        self.bottleneck = bottleneck or VectorQuantizer(num_embeddings, embedding_dim)
+        self.bottleneck = bottleneck or VectorQuantizer(num_embeddings, embedding_dim, num_codebooks=num_codebooks)
         moments = embedding_dim * (2 if isinstance(self.bottleneck, KLBottleneck) else 1)
 
         def common(blocks: Sequence[int]) -> dict:

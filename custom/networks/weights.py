@@ -9,12 +9,13 @@ import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from custom.networks.ms_spade import SwitchableConv3d
+from custom.networks.quantizer import VectorQuantizer
 from custom.networks.translator import RANGE
 from custom.utils.errors import first_of
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
@@ -156,7 +157,8 @@ def load_weights(
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: if the file is no flat state dict, or the weights are of another preset, vocabulary or scale.
+        ValueError: if the file is no flat state dict, or the weights are of another preset, vocabulary, scale or number
+            of codebooks.
     """
     file, state = Path(path).expanduser(), read_weights(path)
     own, named = network.state_dict(), SCALE_KEY in state
@@ -167,11 +169,7 @@ def load_weights(
     state, expected = (tensors if parts is None else _of_parts(tensors, parts) for tensors in (state, own))
     differences = _differences(network, expected, state)
     if differences:
-        lacking = expected.keys() - state.keys()
-        older = state.keys() <= expected.keys() and all(name.startswith(ADDED) for name in lacking)
-        advice = "Use the preset and the modalities that the weights were trained with."
-        if older:
-            advice = f"They are of an earlier version: python -m custom convert {file} NEW_FILE makes them whole."
+        advice = _advice(network, expected, state, file)
         raise ValueError(f"{file}: expected the weights of this network; found {'; '.join(differences)}. {advice}")
     if scales and not named:  # a file that fits must be of the percentiles; one that does not says nothing of a scale
         _check_scale(file, *scales, refuse=not any_scale)
@@ -184,6 +182,10 @@ def load_weights(
 def convert_weights(network: nn.Module, path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """The weights of an earlier version with what networks did not have then, untrained: results stay the same.
 
+    Weights of fewer codebooks get as many as ``network`` has: the codes, cut, are those of the new codebooks, each with
+    the counts of the whole. No latent is worse represented than before; as any combination of pieces is now a code,
+    latents lie nearer to what the encoder gives.
+
     Args:
         network: of the preset and the vocabulary that the weights were trained with, as it was made: of its own weights
             those that the file lacks are taken.
@@ -194,20 +196,53 @@ def convert_weights(network: nn.Module, path: str | os.PathLike) -> dict[str, to
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: if it is not of an earlier version of this network.
+        ValueError: if it is not of an earlier version of this network, nor of fewer codebooks.
     """
     file, state, own = Path(path).expanduser(), read_weights(path), network.state_dict()
     _add_defaults(state, own)
-    lacking = {name: tensor for name, tensor in own.items() if name not in state and name.startswith(ADDED)}
-    if not lacking:
-        raise ValueError(f"{file}: expected weights of an earlier version; found nothing to add. Use them as they are.")
-    whole = {**state, **lacking}
+    whole = _converted(network, own, state)
     if differences := _differences(network, own, whole):
         raise ValueError(
             f"{file}: expected weights of an earlier version of this network; found {'; '.join(differences)}. Name the "
-            "preset that they were trained with."
+            "preset and the num_codebooks that they were trained with."
+        )
+    if all(whole[name] is state.get(name) for name in whole):
+        raise ValueError(
+            f"{file}: expected weights of an earlier version or of fewer codebooks; found nothing to change. Use them "
+            "as they are."
         )
     return {name: whole[name] for name in own}
+
+
+def _converted(
+    network: nn.Module, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """``state`` with what networks did not have before, and with its codebooks cut where ``network`` has more."""
+    lacking = {name: tensor for name, tensor in expected.items() if name not in state and name.startswith(ADDED)}
+    whole = {**state, **lacking}
+    books = _other_codebooks(network, state)
+    if books is not None and books.wanted % books.found == 0:
+        sizes = state[books.name].reshape(books.found, -1)
+        whole[books.name] = sizes.repeat_interleave(books.wanted // books.found, dim=0)
+    return whole
+
+
+def _advice(
+    network: nn.Module, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], file: Path
+) -> str:
+    """What to do with weights that differ from what is expected."""
+    convertible = not _differences(network, expected, _converted(network, expected, state))
+    if books := _other_codebooks(network, state):
+        advice = f"Set num_codebooks in network_def#autoencoder to {books.found}, as the weights have it"
+        if not convertible:
+            return f"{advice}."
+        return (
+            f"{advice}, or start a training from what python -m custom convert {file} NEW_FILE --num_codebooks "
+            f"{books.wanted} makes of them."
+        )
+    if convertible:
+        return f"They are of an earlier version: python -m custom convert {file} NEW_FILE makes them whole."
+    return "Use the preset and the modalities that the weights were trained with."
 
 
 def _add_defaults(state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
@@ -244,10 +279,14 @@ def _differences(
     own, other = read_card(expected), read_card(state)
     if own != other and (own is None or other is None or name_of_card(own) != name_of_card(other)):
         return [f"those of {name_of_card(other)} instead of {name_of_card(own)}"]
-    shapes = [k for k in expected if k in state and k != CARD and expected[k].shape != state[k].shape]
+    books = _other_codebooks(network, state)
+    same = (CARD, "" if books is None else books.name)  # which are compared by what they mean
+    shapes = [k for k in expected if k in state and k not in same and expected[k].shape != state[k].shape]
     found = ["the same method built otherwise"] if own != other else []
     if vocabulary := _other_vocabulary(network, state):
         found.append(vocabulary)
+    if books is not None:
+        found.append(f"{books.found} codebook{'s' if books.found > 1 else ''} instead of {books.wanted}")
     if shapes:
         shown = first_of(f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}" for k in shapes)
         found.append(f"{len(shapes)} tensors of another shape ({shown})")
@@ -267,3 +306,22 @@ def _other_vocabulary(network: nn.Module, state: Mapping[str, torch.Tensor]) -> 
         if isinstance(module, SwitchableConv3d) and kernels is not None and len(kernels) != len(module.weight):
             return f"{len(kernels)} modalities instead of {len(module.weight)}"
     return ""
+
+
+class _Codebooks(NamedTuple):
+    """Numbers of codebooks that weights have and that a network wants; ``name`` of the tensor that tells."""
+
+    name: str
+    found: int
+    wanted: int
+
+
+def _other_codebooks(network: nn.Module, state: Mapping[str, torch.Tensor]) -> _Codebooks | None:
+    """The number of codebooks where it differs: the codes have one shape whatever it is, the counts tell."""
+    for place, module in network.named_modules():
+        name = f"{place}.ema_cluster_size"
+        if isinstance(module, VectorQuantizer) and name in state:
+            found = len(state[name]) if state[name].ndim > 1 else 1
+            if found != module.num_codebooks:
+                return _Codebooks(name, found, module.num_codebooks)
+    return None

@@ -8,7 +8,7 @@ import importlib.resources
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from PIL import Image
 from custom.evaluation.metrics import PROTOCOL
 from custom.evaluation.pictures import TRUTH, Key, Pictures, quantised, resized
 from custom.evaluation.results import Results, Setup, SubjectResult
-from custom.evaluation.rows import METHODS, Row, display_name
+from custom.evaluation.rows import EXPECTED_ERROR, FULL_MODEL, METHODS, Row, display_name
 from custom.reports.render import Table, to_html
 from custom.utils.files import atomic_write
 
@@ -34,6 +34,10 @@ NIIVUE = "niivue-0.69.0.umd.js.gz"
 WEBP_QUALITY = 85  # about 2 of 255 grey levels of mean error, a third of the bytes of PNG
 COARSEST = 4.0  # mm; what does not fit even so is left out
 COLUMNS = 12
+PANELS = ("source", "prediction", "truth", "error")
+EXPECTED = "expected"  # the panel of the error map
+# of the intensities' range: errors that are shown brightest; the network expects less than the largest that there are
+RANGES = {"error": 0.5, EXPECTED: 0.25}
 
 
 class Volumes(NamedTuple):
@@ -67,7 +71,10 @@ def write_html(
     """
     volumes = _volumes(results, setup, found)
     environment = jinja2.Environment(loader=jinja2.FunctionLoader(_asset), autoescape=True)
-    data = {"columns": COLUMNS, "names": _names(setup, found), "subjects": volumes.subjects}
+    has_maps = any(EXPECTED in pair for subject in volumes.subjects for pair in subject["pairs"])
+    panels = [*PANELS, EXPECTED] if has_maps else [*PANELS]
+    data = {"columns": COLUMNS, "panels": panels, "ranges": RANGES, "names": _names(setup, found)}
+    data["subjects"] = volumes.subjects
     page = environment.get_template(TEMPLATE).render(
         title=setup.title,
         protocol=PROTOCOL.removeprefix(HEADING)[0].upper() + PROTOCOL.removeprefix(HEADING)[1:],
@@ -76,6 +83,8 @@ def write_html(
         tables={name: Markup(to_html(table)) for name, table in tables.items()},
         figures=[{"source": _webp(path), "caption": caption} for path, caption in figures],
         viewer_note=volumes.note,
+        panels=panels,
+        ranges=RANGES,
         data=Markup(json.dumps(data).replace("</", "<\\/")),
         scripts=[Markup(_library()), Markup(_asset(VIEWER))] if volumes.subjects else [],
     )
@@ -102,7 +111,7 @@ def _volumes(results: Results, setup: Setup, found: Sequence[SubjectResult]) -> 
     first = next((p for r in found if (p := results.pictures(r.subject)) is not None), None)
     if first is None or not first.volumes or budget <= 0:
         return Volumes([], "")
-    sample = sum(len(sprite(volume)) for volume in first.volumes.values())
+    sample = sum(map(len, _sprites(first.volumes).values()))
     finest = max(first.viewer_spacing)
     spacing = min(finest * max(sample * len(found) / budget, 1.0) ** (1 / 3), COARSEST)
     subjects, used, left_out = [], 0, []
@@ -127,31 +136,41 @@ def _subject(result: SubjectResult, pictures: Pictures, spacing: float) -> dict[
     small = {key: _smaller(volume, factors) for key, volume in pictures.volumes.items()}
     shape = next(iter(small.values())).shape
     position = [min(int(i * f), n - 1) for i, f, n in zip(pictures.viewer_position(), factors, shape, strict=True)]
-    predicted = [key for key in small if key[0] != TRUTH]
+    predicted = [key for key in small if key[0] not in (TRUTH, EXPECTED_ERROR)]
     ordered = sorted(predicted, key=lambda k: METHODS.index(k[0]) if k[0] in METHODS else len(METHODS), reverse=True)
     return {
         "subject": result.subject,
         "shape": shape,
         "spacing": [mm / f for mm, f in zip(pictures.viewer_spacing, factors, strict=True)],
         "position": position,
-        "volumes": {_name(key): sprite(volume) for key, volume in small.items()},
-        "pairs": [_pair(key, result.rows) for key in ordered],
+        "volumes": _sprites(small),
+        "pairs": [_pair(key, result.rows, small) for key in ordered],
     }
+
+
+def _sprites(volumes: Mapping[Key, np.ndarray]) -> dict[str, str]:
+    """Volumes by their names in the page; error maps fill the grey scale with the range in which they are shown."""
+    brighter = {
+        k: quantised(v / np.float32(255 * RANGES[EXPECTED])) for k, v in volumes.items() if k[0] == EXPECTED_ERROR
+    }
+    return {_name(key): sprite(volume) for key, volume in {**volumes, **brighter}.items()}
 
 
 def _smaller(volume: np.ndarray, factors: list[float]) -> np.ndarray:
     return volume if min(factors) == 1.0 else quantised(resized(volume / np.float32(255), factors))
 
 
-def _pair(key: Key, rows: Sequence[Row]) -> dict[str, str]:
+def _pair(key: Key, rows: Sequence[Row], volumes: Container[Key]) -> dict[str, str]:
     method, source, target = key
+    expected = (EXPECTED_ERROR, source, target)
     scores = [
         f"{row.region}: PSNR {row.psnr:.2f} dB, SSIM {row.ssim:.3f}, NMSE {row.nmse:.3f}, MAE {row.mae:.3f}, "
         f"sharpness {row.sharpness:.2f}"
         for row in rows
         if (row.method, row.source, row.target) == key
     ]
-    return {"method": method, "source": source, "target": target, "key": _name(key), "scores": " · ".join(scores)}
+    pair = {"method": method, "source": source, "target": target, "key": _name(key), "scores": " · ".join(scores)}
+    return pair | ({EXPECTED: _name(expected)} if method == FULL_MODEL and expected in volumes else {})
 
 
 def _name(key: Key) -> str:

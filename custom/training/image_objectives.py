@@ -65,7 +65,7 @@ class _ImageObjective(Objective):
 
 @torch.no_grad()
 def _latent_measures(network: LatentTranslator, quantized: Quantized) -> dict[str, Tensor]:
-    """Standard deviation of the latents; share of the codes that the batch uses and their perplexity, if it has any."""
+    """Standard deviation of the latents; where there are codes, the share that the batch uses and their perplexity."""
     measures = {"latent_std": quantized.latent.float().std()}
     bottleneck = network.autoencoder.bottleneck
     if not isinstance(bottleneck, VectorQuantizer):

@@ -21,15 +21,19 @@ STAGES = ("autoencoder", "style_transfer", "diffusion")
 def prepare_translation(
     batch: dict[str, Any], device: torch.device, non_blocking: bool, **kwargs: Any
 ) -> tuple[Tensor, Tensor, tuple, dict[str, Tensor]]:
-    """``(image, label, (), {"target": …})`` of a validation batch; without a label the image is its own.
+    """``(image, label, (), {"target": …, "mask": …})`` of a validation batch; without a label the image is its own.
 
-    The label's second channel is its foreground, which the metrics are measured in.
+    The label's second channel is its foreground, which the metrics are measured in. The mask is the source's, outside
+    which a translation is background: that of an image that is its own truth is not taken, as stage 1 is to be seen
+    whole.
     """
     tensors = prepare_tensors(batch, device, non_blocking)
     truth = "label" if "label" in tensors else "image"
     label = torch.cat([tensors[truth], tensors[foreground_key(truth)]], dim=1)
-    target = {"target": tensors["target_modality"]} if "target_modality" in tensors else {}
-    return tensors["image"], label, (), target
+    if "target_modality" not in tensors:
+        return tensors["image"], label, (), {}
+    mask = tensors[foreground_key("image")] > 0
+    return tensors["image"], label, (), {"target": tensors["target_modality"], "mask": mask}
 
 
 class StageInferer(Inferer):
@@ -50,9 +54,20 @@ class StageInferer(Inferer):
         self.amp = amp_choice(amp)
         self.seed = seed
 
-    def __call__(self, inputs: Tensor, network: Any, target: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """Image (B, 1, H, W, D), float32 in [-1, 1], of ``inputs`` (B, 1, H, W, D) for ``target`` (B,)."""
-        translation = Translation(network, inputs, amp=self.amp)
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Any,
+        target: Tensor | None = None,
+        mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Image (B, 1, H, W, D), float32 in [-1, 1], of ``inputs`` (B, 1, H, W, D) for ``target`` (B,).
+
+        It is background outside the ``mask`` of the inputs, as the evaluation's and a user's are.
+        """
+        translation = Translation(network, inputs, mask=mask, amp=self.amp)
         if self.stage == "autoencoder":
             return translation.reconstruct().image
         assert target is not None

@@ -14,7 +14,7 @@ __all__ = ["Vitals"]
 
 logger = logging.getLogger(__name__)
 
-# of the codes in a batch: fewer tell no two tissues apart
+# of the codes of a codebook in a batch: fewer tell no two tissues apart
 FEWEST_CODES = 0.01
 LOWEST_PERPLEXITY = 2.0
 # of the discriminator, hinge or cross-entropy, which begins near 1: below it the generator learns nothing from it
@@ -23,7 +23,7 @@ LARGEST_GROWTH = 10.0  # of the latents' standard deviation over that of the fir
 
 ADVICE = {
     "codebook": (
-        "epoch %d: the codebook is all but empty: a batch uses %.2g %% of the codes (perplexity %.3g). Lower "
+        "epoch %d: a codebook is all but empty: a batch uses %.2g %% of its codes (perplexity %.3g). Lower "
         "learning_rate, or raise the bottleneck's revival_threshold."
     ),
     "discriminator": (
@@ -40,7 +40,8 @@ ADVICE = {
 class Vitals:
     """Warns, each once a run, of an empty codebook, a discriminator that wins outright, latents that explode.
 
-    It judges the means over an epoch of what ``Objective`` and ``StageTrainer`` report.
+    It judges the means over an epoch of what ``Objective`` and ``StageTrainer`` report; of several codebooks that is
+    the emptiest.
     """
 
     def __init__(self) -> None:

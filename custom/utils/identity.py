@@ -63,7 +63,8 @@ def identity(
 
     Two results of equal identities and of sources of equal contents are equal, but for rounding. So whatever is kept on
     a disk carries the digest of its identity, and is made anew where that differs. An attribute counts unless its class
-    says that it changes no voxel, by the names in ``not_in_identity``.
+    says that it changes no voxel, by the names in ``not_in_identity``, or that it does so with another value than one,
+    by ``in_identity_unless``: a setting that came later, whose default computes what was computed before it came.
 
     Args:
         network: with its weights loaded, or the parts of it that take part; None where none does.
@@ -205,11 +206,18 @@ def _members(item: Any) -> dict[str, Any]:
     left_out = _left_out(type(item))
     slots = {name for kind in type(item).__mro__ for name in np.atleast_1d(vars(kind).get("__slots__", ())).tolist()}
     found = {name: getattr(item, name) for name in slots if hasattr(item, name)} | getattr(item, "__dict__", {})
+    for name, usual in _unless(type(item)):
+        if name in found and found[name] == usual:
+            left_out.add(name)
     return {k: v for k, v in found.items() if k not in left_out and not isinstance(v, NO_SETTING)}
 
 
 def _left_out(kind: type) -> set[str]:
     return {name for base in kind.__mro__ for name in vars(base).get("not_in_identity", ())}
+
+
+def _unless(kind: type) -> list[tuple[str, Any]]:
+    return [pair for base in kind.__mro__ for pair in vars(base).get("in_identity_unless", {}).items()]
 
 
 def _network_digest(modules: Iterable[nn.Module]) -> str:

@@ -339,6 +339,19 @@ def _dicom(*, frames: bool) -> Maker:
     return make
 
 
+def _compressed_dicom(folder: Path) -> Path:
+    import pydicom
+    from pydicom.uid import RLELossless
+
+    from custom.inference.dicom_writer import write_dicom
+
+    path = _dicom(frames=True)(folder)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(RLELossless)
+    write_dicom(path, dataset)
+    return path
+
+
 def _text(name: str, content: str) -> Maker:
     def make(folder: Path) -> Path:
         folder.mkdir()
@@ -374,6 +387,7 @@ MAKERS: dict[str, Maker] = {
     "NRRD, compressed": _itk(".nhdr", compression=True),
     "DICOM series": _dicom(frames=False),
     "DICOM, multi-frame": _dicom(frames=True),
+    "DICOM, compressed": _compressed_dicom,
     "data list": _text("list.json", json.dumps(LIST)),
     "split file, JSON": _text("split.json", json.dumps(SECTIONS)),
     "split file, CSV": _text("split.csv", "".join(f"{i};{s}\n" for s, ids in SECTIONS.items() for i in ids)),

@@ -22,6 +22,13 @@ __all__ = ["Check", "Context", "expect", "variables_of_a_client"]
 RUN_SECONDS = 900
 PHANTOM_SPACING = 3.0  # mm: a translation takes seconds
 PHANTOM_COUNTS = (2, 2, 2)  # each of two processes has a subject
+RIVAL = """
+import sys, torch
+from custom.rivals import RegGAN
+torch.manual_seed(0)
+network = RegGAN(["t1", "t1ce", "t2", "flair"], ("t1", "t2"), size="small", intensity_scale="brain")
+torch.save(network.state_dict(), sys.argv[1])
+"""
 SHOWN = 3000  # characters of what a failed command printed
 
 
@@ -51,12 +58,19 @@ class Context:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.artifact = self._package()
+        self.artifact = self._package(folder / "dist")
 
-    def _package(self) -> Path:
-        _run([sys.executable, "-m", "custom", "package", "--out", self.folder / "dist"], REPOSITORY, RUN_SECONDS, {})
-        (artifact,) = (self.folder / "dist").glob("*.zip")
+    def _package(self, out: Path, *options: Any) -> Path:
+        _run([sys.executable, "-m", "custom", "package", "--out", out, *options], REPOSITORY, RUN_SECONDS, {})
+        (artifact,) = out.glob("*.zip")
         return artifact
+
+    @cached_property
+    def rival(self) -> Path:
+        """The zip of a rival's bundle, T1 to T2; its weights are untrained, as no check looks at what they give."""
+        weights = self.folder / "rival.pt"
+        _run([sys.executable, "-c", RIVAL, weights], REPOSITORY, RUN_SECONDS, {})
+        return self._package(self.folder / "rival", "--weights", weights)
 
     def room(self, client: str) -> Path:
         """A new folder for a client's files."""
@@ -64,9 +78,9 @@ class Context:
         room.mkdir(exist_ok=True)
         return room
 
-    def unpack(self, folder: Path) -> Path:
+    def unpack(self, folder: Path, artifact: Path | None = None) -> Path:
         """The bundle's own folder, after unpacking the zip in ``folder``: each client may change its copy."""
-        with zipfile.ZipFile(self.artifact) as archive:
+        with zipfile.ZipFile(artifact or self.artifact) as archive:
             archive.extractall(folder)
             return folder / archive.namelist()[0].partition("/")[0]
 

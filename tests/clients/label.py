@@ -116,6 +116,18 @@ def run(context: Context) -> Iterator[Check]:
         served = Served(context, client, bundle, room, second)
         yield from _good(served)
         yield from _bad(served)
+    rival = context.unpack(app / "model", context.rival)
+    with serving(python, app, rival, studies, inside) as client:
+        served = Served(context, client, rival, context.room("label_rival"), second)
+        check = partial(context.check, "label")
+        yield check("a rival's bundle", lambda: _equal(served, context.scans.las, "t2", "las"))
+        other = "expected t2, the only one that these weights were trained for"
+        yield check("a rival's other target", lambda: _refused(served.client.infer("las", target="flair"), other))
+        names, several = SECOND.removesuffix(".nii.gz"), "expected one source"
+        yield check(
+            "a rival's second source",
+            lambda: _refused(served.client.infer("las", target="t2", sources=names), several),
+        )
 
 
 def _good(served: Served) -> Iterator[Check]:

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from custom.commands.convert import convert
 from custom.networks import LatentTranslator
 from custom.networks.weights import ADDED, load_weights
+from custom.training.checkpoints import load_pretrained
 from custom.utils.bundle import config_folder
 
 SMALL = {
@@ -77,10 +78,64 @@ def test_older_weights_become_whole_and_translate_as_before(network, older, file
 
 def test_what_needs_no_conversion_or_cannot_have_one_is_said(network, older, files, tmp_path) -> None:
     torch.save(network.state_dict(), tmp_path / "whole.pt")
-    with pytest.raises(ValueError, match=r"whole.pt: expected weights of an earlier version; found nothing to add"):
+    with pytest.raises(
+        ValueError, match=r"whole.pt: expected weights of an earlier version .*; found nothing to change"
+    ):
         convert(tmp_path / "whole.pt", tmp_path / "new.pt", config=files)
     state = torch.load(older, weights_only=True)
     torch.save({k: v for k, v in state.items() if not k.startswith("unet.")}, older)
     with pytest.raises(ValueError, match=r"earlier version of this network; found .* missing tensors .*unet"):
         convert(older, tmp_path / "new.pt", config=files)
     assert not (tmp_path / "new.pt").exists()
+
+
+def test_codes_of_one_codebook_become_those_of_several(network, older, files, tmp_path) -> None:
+    """Latents that lie on codes are decoded as before, and the others are not represented worse."""
+    bottleneck = network.autoencoder.bottleneck
+    bottleneck.ema_cluster_size.copy_(torch.arange(16.0))
+    torch.save(network.state_dict(), tmp_path / "one.pt")
+    two = of_codebooks(files, 2)
+    with pytest.raises(ValueError, match=r"found 1 codebook instead of 2. Set .* to 1, .*convert .* --num_codebooks 2"):
+        load_weights(two, tmp_path / "one.pt")
+    with pytest.raises(ValueError, match="found 1 codebook instead of 2"):
+        load_pretrained(two, tmp_path / "one.pt")
+    load_pretrained(two, convert(tmp_path / "one.pt", tmp_path / "two.pt", config=files, num_codebooks=2))
+    counts = two.autoencoder.bottleneck.ema_cluster_size
+    assert torch.equal(counts, torch.arange(16.0).expand(2, 16))
+    image, grid = torch.rand(1, 1, 16, 16, 16) * 2 - 1, torch.randint(16, (1, 4, 4, 4))
+    codes = bottleneck.embed(grid)
+    with torch.no_grad():
+        decoded = two.decode(two.autoencoder.quantize(codes).latent)
+        # files keep kernels in half precision, of 11 significant bits
+        torch.testing.assert_close(decoded, network.decode(codes), rtol=0, atol=1e-2 * decoded.abs().max().item())
+        latent = network.autoencoder.encode(image)
+        errors = [(n.autoencoder.quantize(latent).latent - latent).square().sum(1) for n in (network, two)]
+    assert (errors[1] <= errors[0] + 1e-6).all()
+    assert (errors[1] < errors[0]).any()
+    # and both conversions at once, and several once more
+    load_weights(two, convert(older, tmp_path / "both.pt", config=files, num_codebooks=2))
+    load_weights(
+        of_codebooks(files, 4), convert(tmp_path / "two.pt", tmp_path / "four.pt", config=files, num_codebooks=4)
+    )
+
+
+def of_codebooks(files: list[str], number: int) -> LatentTranslator:
+    parser = ConfigParser()
+    parser.read_config(files)
+    parser["bundle_root"] = str(config_folder().parent)
+    parser["network_def#autoencoder#bottleneck#num_codebooks"] = number
+    return parser.get_parsed_content("network_def").eval()
+
+
+def test_numbers_of_codebooks_that_cannot_be(network, files, tmp_path) -> None:
+    torch.save(of_codebooks(files, 2).state_dict(), tmp_path / "two.pt")
+    with pytest.raises(ValueError, match=r"found 2 codebooks instead of 1. Set num_codebooks .* to 2, as .* have it.$"):
+        load_weights(network, tmp_path / "two.pt")
+    with pytest.raises(ValueError, match=r"earlier version .*; found 2 codebooks instead of 1. Name .* num_codebooks"):
+        convert(tmp_path / "two.pt", tmp_path / "one.pt", config=files)
+    with pytest.raises(ValueError, match=r"num_codebooks: expected a divisor of 8, .* found 3"):
+        convert(tmp_path / "two.pt", tmp_path / "three.pt", config=files, num_codebooks=3)
+    kl = [*files, str(config_folder() / "ablation_kl.json")]
+    with pytest.raises(ValueError, match="num_codebooks: expected a network with a codebook; found a KLBottleneck"):
+        convert(tmp_path / "two.pt", tmp_path / "kl.pt", config=kl, num_codebooks=2)
+    assert [file.name for file in tmp_path.glob("*.pt")] == ["two.pt"]

@@ -115,6 +115,8 @@ def test_each_method_is_trained_for_each_task_and_ours_once(
     assert by_name["train_rival", "rival_res_vit"]["pretrained"] == str(stage1 / "best.pt")
     assert by_name[("train",)]["spade_path"] == str(out / "ours" / "spade" / "best.pt")
     assert all(str(out) in r.values["stage_dir"] for r in runs if r.name != "evaluate")
+    with_trivial = [r.values["pairs"] for r in runs if r.name == "evaluate" and COPY_SOURCE in r.values["methods"]]
+    assert with_trivial == [[["t1", "t2"]], [["t2", "flair"]]]  # scored once, whatever the number of methods
     rows = (out / "tables" / "models_brain.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0].strip('"') for line in rows[1:]] == [
         COPY_SOURCE, "training mean", "intensity lookup", "RegGAN", "NICE-GAN", "ResViT", "ours", "ours"

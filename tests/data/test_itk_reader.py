@@ -29,12 +29,39 @@ def change_header(path: Path, old: str, new: str) -> None:
     path.write_bytes(content.replace(old.encode(), new.encode(), 1))
 
 
-def test_an_image_of_one_axis_is_refused_before_itk_looks_for_it(tmp_path: Path, monkeypatch) -> None:
-    write(tmp_path / "scan.mha")
-    change_header(tmp_path / "scan.mha", "NDims = 3", "NDims = 1")
+@pytest.mark.parametrize(
+    ("said", "found"), [("= 1", "1"), ("= 999999999", "999999999"), ("=", "no number"), (": 3", "no number")]
+)
+def test_other_numbers_of_axes_are_refused_before_itk_makes_room_for_them(
+    tmp_path: Path, monkeypatch, said: str, found: str
+) -> None:
+    """Of hundreds it ends the process."""
+    path = tmp_path / "scan.mha"
+    write(path)
+    change_header(path, "NDims = 3", f"NDims {said}")
+    monkeypatch.setattr(itk, "ImageIOFactory", None)
+    with pytest.raises(ValueError, match=rf"scan\.mha: expected 3 axes; found {found} in its header"):
+        read_volume(path)
+    assert read_shape(path) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("scan.vtk", "DIMENSIONS 16 14 12", "DIMENSIONS 1000 1000 1000"),
+        ("scan.nrrd", "encoding: raw", "encoding: raw\nline skip: 1"),  # where its voxels begin, only ITK finds out
+    ],
+)
+def test_more_voxels_than_a_file_can_hold_are_refused_before_itk_reads_them(
+    tmp_path: Path, monkeypatch, name: str, old: str, new: str
+) -> None:
+    write(tmp_path / name)
+    change_header(tmp_path / name, old, new)
+    if name == "scan.nrrd":
+        change_header(tmp_path / name, "sizes: 16 14 12", "sizes: 160 140 12")
     monkeypatch.setattr(itk, "imread", None)
-    with pytest.raises(ValueError, match=r"scan\.mha: expected 3 axes; found 1 in its header"):
-        read_volume(tmp_path / "scan.mha")
+    with pytest.raises(ValueError, match=rf"{name}: expected the [\d,]+ bytes that its header promises; found"):
+        read_volume(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -6,18 +6,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import itk
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
-from pydicom.uid import generate_uid
+from pydicom.uid import ImplicitVRLittleEndian, RLELossless, generate_uid
 
 from custom.data.dicom import read_geometry
 from custom.data.dicom_files import is_dicom
 from custom.data.readers import read_volume, volume_of_client
 from custom.data.transforms import LoadVolumed
+from custom.inference.dicom_writer import PYDICOM_2
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
 
@@ -49,9 +51,16 @@ def volume(slices: int = 5) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 4000, (8, 7, slices)).astype(np.float32)
 
 
-def write_itk(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
-    import itk
+def save_dataset(dataset: pydicom.Dataset, path: Path, *, implicit: bool = False) -> None:
+    """Write a data set as it is, with a preamble or without, by pydicom 2 or 3."""
+    if PYDICOM_2:
+        dataset.is_little_endian, dataset.is_implicit_VR = True, implicit
+        dataset.save_as(path)
+    else:
+        dataset.save_as(path, implicit_vr=implicit, little_endian=True)
 
+
+def write_itk(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
     lps = np.diag([-1, -1, 1, 1]) @ affine
     image = itk.image_from_array(np.ascontiguousarray(data.T))
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -337,6 +346,63 @@ class TestRefusedSeries:
         with pytest.raises(ValueError, match=rf"{file.name}: expected a readable DICOM slice; found .* does not know"):
             read_volume(file.parent)
 
+    @pytest.mark.parametrize("implicit", [False, True])
+    def test_an_item_that_asks_for_memory(self, write_enhanced, monkeypatch, implicit: bool) -> None:
+        """One byte of an item's length: GDCM takes 2.3 GiB for it, and half a minute."""
+        path = write_enhanced("scan.dcm", volume())
+        if implicit:
+            dataset = pydicom.dcmread(path)
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+            save_dataset(dataset, path, implicit=True)
+        content = path.read_bytes()
+        position = content.index(bytes.fromhex("20003200"))  # of the first frame, alone in its item
+        assert content[position - 8 : position - 4] == bytes.fromhex("feff00e0")
+        path.write_bytes(content[: position - 1] + b"\x4d" + content[position:])
+        monkeypatch.setattr(itk.GDCMImageIO, "New", None)
+        with pytest.raises(ValueError, match=r"scan\.dcm: .* a damaged file \(an item of 12918456\d\d bytes at byte"):
+            read_volume(path)
+
+    def test_an_unknown_type_in_an_item(self, write_enhanced, monkeypatch) -> None:
+        path = write_enhanced("scan.dcm", volume())
+        content = path.read_bytes()
+        path.write_bytes(content.replace(bytes.fromhex("20003200") + b"DS", bytes.fromhex("20003200") + b"D@", 1))
+        monkeypatch.setattr(itk.GDCMImageIO, "New", None)
+        with pytest.raises(ValueError, match=r"scan\.dcm: .*a type that DICOM does not know, 'D@', at byte \d+\)\."):
+            read_volume(path)
+
+    def test_compressed_pixels_of_a_size_that_cannot_be_in_the_file(self, write_enhanced, monkeypatch) -> None:
+        path = write_enhanced("scan.dcm", volume())
+        dataset = pydicom.dcmread(path)
+        dataset.compress(RLELossless)
+        save_dataset(dataset, path)
+        same_image(read_volume(path), volume(), np.diag([2.0, 2.0, 2.0, 1.0]))
+        dataset.Rows = dataset.Columns = 5000
+        save_dataset(dataset, path)
+        monkeypatch.setattr(itk.GDCMImageIO, "New", None)
+        with pytest.raises(ValueError, match=r"scan\.dcm: .* 250000000 of pixels cannot be in them"):
+            read_volume(path)
+        dataset.Rows = dataset.Columns = 20000
+        save_dataset(dataset, path)
+        with pytest.raises(ValueError, match=r"scan\.dcm: expected 1 to .* found 2,000,000,000 in its header"):
+            read_volume(path)
+
+    @pytest.mark.parametrize(("place", "value"), [(0, 0), (0, 3), (4, 65), (8, 9999)])
+    def test_run_lengths_that_are_not_where_they_should_be(
+        self, write_enhanced, monkeypatch, place: int, value: int
+    ) -> None:
+        """By the number of segments GDCM divides."""
+        path = write_enhanced("scan.dcm", volume())
+        dataset = pydicom.dcmread(path)
+        dataset.compress(RLELossless)
+        save_dataset(dataset, path)
+        content = bytearray(path.read_bytes())
+        start = content.index(bytes.fromhex("0200000040000000"))  # two segments, the first after 64 bytes
+        content[start + place : start + place + 4] = value.to_bytes(4, "little")
+        path.write_bytes(content)
+        monkeypatch.setattr(itk.GDCMImageIO, "New", None)
+        with pytest.raises(ValueError, match=r"scan\.dcm: .* a damaged file \(\d segments at .* of a picture of 2"):
+            read_volume(path)
+
     def test_sheared_grid(self, write_series) -> None:
         sheared = np.diag([1.0, 1.0, 2.0, 1.0])
         sheared[1, 2] = 0.3
@@ -366,13 +432,20 @@ class TestRefusedSeries:
             read_volume(tmp_path / "gone")
 
 
+def test_slices_filled_up_with_zeros(write_series) -> None:
+    folder = write_series("series", volume(), OBLIQUE)
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes() + bytes(512))
+    same_image(read_volume(folder), volume(), OBLIQUE)
+
+
 @pytest.mark.parametrize("implicit", [True, False])
 def test_without_preamble_and_suffix(write_series, implicit: bool) -> None:
     folder = write_series("series", volume(), OBLIQUE)
     for file in list(folder.iterdir()):
         dataset = pydicom.dcmread(file)
         dataset = pydicom.Dataset(dataset)
-        dataset.save_as(file.with_suffix(""), implicit_vr=implicit, little_endian=True)
+        save_dataset(dataset, file.with_suffix(""), implicit=implicit)
         file.unlink()
     same_image(read_volume(folder), volume(), OBLIQUE)
 

@@ -195,6 +195,23 @@ def test_batch_equals_per_item(metric):
         assert together[i].item() == pytest.approx(expected)
 
 
+def test_standardised_psnr_forgives_brightness_and_contrast():
+    truth, brain = head(), head() > 0
+    prediction = noisy(truth)
+    label = labelled(truth[None, None])
+    metric = BrainPSNR(value_range=(0, 1), standardised=True)
+    found = metric(prediction[None, None], label).item()
+    darker = torch.where(brain, 0.7 * prediction + 0.05, 0.0)
+    assert metric(darker[None, None], label).item() == pytest.approx(found, abs=1e-3)
+    assert BrainPSNR(value_range=(0, 1))(darker[None, None], label).item() < found - 1
+    values, wrong = truth[brain].numpy(), prediction[brain].numpy()
+    low, high = np.percentile(values, (0.5, 99.5))
+    spread = np.subtract(*np.percentile(values, (75, 25))) / np.subtract(*np.percentile(wrong, (75, 25)))
+    moved = (wrong - np.median(wrong)) * spread + np.median(values)
+    error = np.clip((moved - low) / (high - low), 0, 1) - np.clip((values - low) / (high - low), 0, 1)
+    assert found == pytest.approx(-10 * np.log10(np.mean(error**2)), abs=1e-3)
+
+
 def test_brain_psnr_as_key_metric_of_an_engine():
     truth = head()[None, None]
     prediction = noisy(truth[0, 0])[None, None]

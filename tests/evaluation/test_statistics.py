@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -76,6 +78,33 @@ def test_paired_comparisons_are_wilcoxon_tests_over_subjects():
     assert found[0].subjects == 12
     with pytest.raises(ValueError, match="found 'other'"):
         paired_comparisons({"ours": scores(base)}, "other")
+
+
+def signed_rank(values: Sequence[float]) -> float:
+    """P-value of the comparison of scores with these differences."""
+    (comparison,) = paired_comparisons({"x": scores(np.asarray(values)), "y": scores(np.zeros(len(values)))}, "y")
+    return comparison.p
+
+
+class TestSignedRank:
+    @pytest.mark.parametrize("values", [[1, 1, 2, -1, 3], [2, -2, 0, 5, 5, 1, 0, -7], [3, 3, 3], [-1, 4, 4, 4, 2, -2]])
+    def test_every_assignment_of_signs_is_counted_where_there_are_ties(self, values: list[int]) -> None:
+        values = [v for v in values if v]
+        ranks = stats.rankdata(np.abs(values))
+        sums = np.array([ranks @ np.array(signs) for signs in product((0, 1), repeat=len(values))])
+        found = ranks[np.array(values) > 0].sum()
+        tails = (sums <= found).mean(), (sums >= found).mean()
+        assert signed_rank(values) == pytest.approx(min(1, 2 * min(tails)), rel=1e-12)
+        assert signed_rank([*values, 0, 0]) == signed_rank(values)
+
+    @pytest.mark.parametrize("count", [1, 2, 9, 25, 50, 51, 200])
+    def test_without_ties_it_is_scipys(self, count: int) -> None:
+        values = np.random.default_rng(count).normal(0.2, 1, count)
+        assert signed_rank(values) == pytest.approx(stats.wilcoxon(values).pvalue, rel=1e-9)
+
+    def test_few_subjects_with_a_tie_are_tested_without_a_warning(self) -> None:
+        assert signed_rank([0, 0, 0, 1]) == 1
+        assert signed_rank([1.0] * 6) == pytest.approx(2 / 2**6)
 
 
 def test_only_what_both_have_is_compared():

@@ -140,6 +140,31 @@ class TestAttributes:
             if source.is_file():
                 assert reference.ReferencedFrameNumber == frame.number + 1
 
+    @pytest.mark.parametrize("frames", [False, True])
+    def test_names_all_sources(
+        self, source: Path, write_series, write_enhanced, write_volume, tmp_path: Path, frames: bool
+    ) -> None:
+        """One in the same place, in the same study; one on another grid, of another study; one that is no DICOM."""
+        study = pydicom.dcmread(next(source.iterdir()) if source.is_dir() else source).StudyInstanceUID
+        beside = write_series("beside", affine=AFFINE, edit=lambda d, _: setattr(d, "StudyInstanceUID", study))
+        elsewhere = write_enhanced("elsewhere.dcm") if frames else write_series("elsewhere")
+        others = (beside, elsewhere, write_volume("scan.nii.gz"))
+        save_synthetic_series(prediction(), tmp_path / "out", source, RECORD, others=others)
+        first, second, other = (read_geometry(place).frames for place in (source, beside, elsewhere))
+        instances = {frame.dataset.SOPInstanceUID for frame in other}
+        for index, dataset in enumerate(slices(tmp_path / "out")):
+            found = [reference.ReferencedSOPInstanceUID for reference in dataset.SourceImageSequence]
+            assert found[:2] == [frames[index].dataset.SOPInstanceUID for frames in (first, second)]
+            assert set(found[2:]) == instances
+            assert len(found) == 2 + len(instances)
+            assert "ReferencedFrameNumber" not in dataset.SourceImageSequence[-1]  # all of them
+            own = {series.SeriesInstanceUID for series in dataset.ReferencedSeriesSequence}
+            assert own == {frames[index].dataset.SeriesInstanceUID for frames in (first, second)}
+            [another] = dataset.StudiesContainingOtherReferencedInstancesSequence
+            assert another.StudyInstanceUID == other[0].dataset.StudyInstanceUID != study
+            [series] = another.ReferencedSeriesSequence
+            assert {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence} == instances
+
     def test_lossy_compression_and_time_zone_are_kept(self, write_series, tmp_path: Path) -> None:
         def edit(dataset: Dataset, index: int) -> None:
             dataset.LossyImageCompression, dataset.TimezoneOffsetFromUTC = "01", "-0930"

@@ -137,7 +137,7 @@ def test_brains_that_do_not_fit_are_warned_about(workflow, sources, write_volume
 
 
 def test_more_sources_than_fit_into_memory(workflow, sources, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1.0)
     said = message(workflow(image=sources, targets="t2").run)
     assert said.startswith("image: expected sources that fit into the 0.0 GiB of memory that are free; found 2 of ")
     assert said.endswith("Translate one alone, or resample them to larger voxels.")
@@ -215,3 +215,14 @@ class TestUncertainty:
         assert headers[3].SeriesDescription == "SYNTHETIC T2 UNCERTAINTY from t1 sag"
         assert "stand for errors of 0 to 1" in headers[3].ImageComments
         assert all(is_synthetic(folder) for folder in folders)
+
+    def test_all_sources_are_referred_to(
+        self, workflow, knowing_translator, write_series, head, tmp_path: Path
+    ) -> None:
+        sources = [write_series(f"in/{name}", head(seed=seed)) for seed, name in enumerate(("t1", "flair"))]
+        workflow(knowing_translator, image=list(map(str, sources)), targets="t2", output_format="dicom").run()
+        [folder] = (tmp_path / "out").iterdir()
+        referred = {
+            r.ReferencedSOPInstanceUID for f in folder.iterdir() for r in pydicom.dcmread(f).SourceImageSequence
+        }
+        assert referred == {pydicom.dcmread(f).SOPInstanceUID for source in sources for f in source.iterdir()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from monai.networks.layers.vector_quantizer import EMAQuantizer
@@ -237,6 +239,145 @@ def test_state_dict_round_trip(check_state_dict) -> None:
 
 def test_script_equals_eager(check_script) -> None:
     check_script(VectorQuantizer(CODES, CHANNELS), latents())
+
+
+class Several(NamedTuple):
+    """A quantizer of two codebooks, and the same as two of one codebook, each of three of its six channels."""
+
+    whole: VectorQuantizer
+    books: list[VectorQuantizer]
+
+    @classmethod
+    def make(cls, **settings: Any) -> Several:
+        whole = VectorQuantizer(CODES, 2 * CHANNELS, num_codebooks=2, **settings)
+        books = [VectorQuantizer(CODES, CHANNELS, **settings) for _ in range(2)]
+        for book, codes, average in zip(
+            books, whole.embedding.weight.chunk(2, 1), whole.ema_w.chunk(2, 1), strict=True
+        ):
+            book.embedding.weight.data.copy_(codes)
+            book.ema_w.copy_(average)
+        return cls(whole, books)
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_several_codebooks_are_as_many_quantizers_of_pieces(update: str, batch: int, assert_near) -> None:
+    whole, books = Several.make(update=update, decay=0.8, epsilon=1e-4, max_chunk_elements=5 * CODES)
+    for _ in range(3):
+        latent = torch.randn(batch, 2 * CHANNELS, 4, 5, 3, requires_grad=True)
+        found, parts = whole(latent), [book(piece) for book, piece in zip(books, latent.chunk(2, 1), strict=True)]
+        assert torch.equal(found.indices, torch.stack([part.indices for part in parts], dim=1))
+        assert_near(found.latent, torch.cat([part.latent for part in parts], dim=1))
+        assert_near(found.loss, (parts[0].loss + parts[1].loss) / 2)
+        assert_near(whole.ema_cluster_size, torch.stack([book.ema_cluster_size for book in books]))
+        assert_near(whole.ema_w, torch.cat([book.ema_w for book in books], dim=1))
+        assert_near(whole.embedding.weight, torch.cat([book.embedding.weight for book in books], dim=1))
+        assert torch.equal(
+            whole.embed(found.indices), torch.cat([b.embed(p.indices) for b, p in zip(books, parts, strict=True)], 1)
+        )
+    if update == "gradient":
+        found.loss.backward()
+        sum(part.loss for part in parts).backward()
+        grads = torch.cat([book.embedding.weight.grad for book in books], dim=1)
+        assert_near(whole.embedding.weight.grad, grads / 2)
+
+
+def test_codes_of_one_codebook_represent_no_latent_worse_in_pieces() -> None:
+    one, two = VectorQuantizer(CODES, 4).eval(), VectorQuantizer(CODES, 4, num_codebooks=2).eval()
+    two.embedding.weight.data.copy_(one.embedding.weight)
+    latent, grid = torch.randn(2, 4, 4, 5, 3), torch.randint(CODES, (2, 3, 2, 4))
+    before, after = ((q(latent).latent - latent).square().sum(dim=1) for q in (one, two))
+    assert (after <= before + 1e-5).all()
+    assert after.mean() < 0.9 * before.mean()
+    torch.testing.assert_close(two(one.embed(grid)).latent, one.embed(grid))
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_codes_of_several_codebooks_are_quantised_to_themselves(number: int) -> None:
+    quantizer = VectorQuantizer(CODES, 6, num_codebooks=number).eval()
+    grid = torch.randint(CODES, (2, number, 3, 2, 4))
+    quantized = quantizer(quantizer.embed(grid))
+    assert torch.equal(quantized.indices, grid)
+    assert quantized.latent.shape == (2, 6, 3, 2, 4)
+    assert quantized.loss == 0
+
+
+def test_a_dead_code_is_revived_in_its_own_codebook_alone() -> None:
+    quantizer = VectorQuantizer(CODES, 6, num_codebooks=2, revival_threshold=0.5, decay=1.0)
+    alive = torch.ones(2, CODES)
+    alive[0, 3] = alive[1, 5] = 0
+    quantizer.ema_cluster_size.copy_(alive)
+    before = quantizer.ema_w.clone()
+    latent = 100 + torch.randn(2, 6, 4, 5, 3)
+    quantizer(latent)
+    changed = (quantizer.ema_w != before).view(CODES, 2, 3).any(dim=2)
+    assert changed.nonzero().tolist() == [[3, 0], [5, 1]]
+    rows = latent.movedim(1, -1).reshape(-1, 6)
+    assert (quantizer.ema_w[3, :3] == rows[:, :3]).all(dim=1).any()
+    assert (quantizer.ema_w[5, 3:] == rows[:, 3:]).all(dim=1).any()
+    assert (quantizer.ema_cluster_size == 1).all()
+
+
+def test_codes_of_several_codebooks_start_from_the_first_training_batch() -> None:
+    quantizer = VectorQuantizer(CODES, 6, num_codebooks=2, data_init=True)
+    quantizer(50 + torch.randn(2, 6, 4, 5, 3))
+    assert quantizer.initialized
+    assert quantizer.ema_cluster_size.shape == (2, CODES)
+    assert (quantizer.embedding.weight - 50).abs().max() < 10
+
+
+def test_use_is_that_of_the_emptiest_codebook() -> None:
+    quantizer = VectorQuantizer(8, 2, num_codebooks=2)
+    grid = torch.stack([torch.arange(8), torch.full((8,), 5)]).view(1, 2, 8, 1, 1)
+    usage, perplexity = quantizer.usage(grid)
+    assert (usage, perplexity) == (1 / 8, 1)
+
+
+def test_processes_move_several_codebooks_together(monkeypatch: pytest.MonkeyPatch, assert_near) -> None:
+    """Two processes with one batch each are as one with both batches; here the batches are the same."""
+    alone, (together, _) = VectorQuantizer(CODES, 6, num_codebooks=2), Several.make()
+    together.load_state_dict(alone.state_dict())
+    latent = torch.randn(1, 6, 4, 5, 3)
+    alone(latent.repeat(2, 1, 1, 1, 1))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    together(latent)
+    for name, value in alone.state_dict().items():
+        assert_near(together.state_dict()[name], value)
+
+
+def test_no_matrix_of_voxels_by_codes_of_several_codebooks(largest_result) -> None:
+    codes, bound = 512, 4096
+    quantizer = VectorQuantizer(
+        codes, 4, num_codebooks=2, max_chunk_elements=bound, revival_threshold=0.1, data_init=True
+    )
+    latent = torch.randn(1, 4, 8, 8, 8)
+    with largest_result:
+        quantizer(latent)
+    assert largest_result.elements <= bound
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # that the loss compares sizes
+def test_several_codebooks_in_every_form(check_script, check_state_dict) -> None:
+    def make() -> VectorQuantizer:
+        return VectorQuantizer(CODES, 6, num_codebooks=2).eval()
+
+    quantizer, latent, larger = make(), torch.randn(2, 6, 4, 5, 3), torch.randn(3, 6, 5, 5, 3)
+    check_script(quantizer, latent)
+    check_state_dict(make, latent)
+    traced = torch.jit.trace(quantizer, latent)
+    assert torch.equal(traced(larger)[2], quantizer(larger).indices)
+    program = torch.export.export(quantizer, (latent,), strict=False)
+    assert torch.equal(program.module()(latent).indices, quantizer(latent).indices)
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    assert [str(node.target) for graph in graphs for node in graph.nodes].count("aten.addmm.default") == 2
+    assert quantizer.to("meta")(latent.to("meta")).indices.shape == (2, 2, 4, 5, 3)
+
+
+@pytest.mark.parametrize("number", [0, 4, 7])
+def test_codebooks_that_cannot_share_the_channels(number: int) -> None:
+    with pytest.raises(ValueError, match=f"num_codebooks: expected 1 or another divisor of the 6 .* found {number}"):
+        VectorQuantizer(CODES, 6, num_codebooks=number)
 
 
 def test_unknown_update() -> None:

@@ -120,8 +120,8 @@ def test_state_dict_round_trip(bottleneck, check_state_dict) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"bottleneck": KLBottleneck(3)}, ATTENTIVE, {"intensity_range": [0, 1]}],
-    ids=["vq", "kl", "attention", "range"],
+    [{}, {"num_codebooks": 3}, {"bottleneck": KLBottleneck(3)}, ATTENTIVE, {"intensity_range": [0, 1]}],
+    ids=["vq", "codebooks", "kl", "attention", "range"],
 )
 def test_script_equals_eager(settings, check_script) -> None:
     check_script(Reconstruction(vqgan(**settings)), image())

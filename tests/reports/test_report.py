@@ -20,7 +20,7 @@ from custom.evaluation import slices
 from custom.evaluation.metrics import PROTOCOL, Reference
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp, resized
 from custom.evaluation.results import Results, Setup, SubjectResult
-from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, read_rows, rows_of
+from custom.evaluation.rows import CEILING, COPY_SOURCE, EXPECTED_ERROR, FULL_MODEL, read_rows, rows_of
 from custom.evaluation.segmentation import OF_LABEL_REAL, OF_LABEL_SYNTHETIC, OF_REAL, WHOLE
 from custom.reports.html import sprite
 from custom.reports.measurements import cost_table, dice_table, reliability_table, uncertainty_table
@@ -55,6 +55,8 @@ def one_subject(results: Results, subject: str, seed: int, *, labelled: bool) ->
             scores = Reference(truth, brain=truth > 0).score(torch.from_numpy(values))
             result.rows += rows_of(subject, source, target, method, scores)
             pictures.add((method, source, target), values, scroll=method != COPY_SOURCE)
+        if (source, target) == ("t1", "t2"):
+            pictures.add((EXPECTED_ERROR, source, target), 0.2 * truths[target], scroll=True)
         result.costs.append([methods[-1], source, target, 1.5, 4, 100.0])
     result.uncertainty = [["t1", "t2", 0.5, [[0.1 * i, 0.08 * i] for i in range(10)], 0.3]]
     result.dice = [["t1", "t2", WHOLE, kind, 0.8] for kind in (OF_REAL, OF_LABEL_REAL, OF_LABEL_SYNTHETIC)]
@@ -62,6 +64,11 @@ def one_subject(results: Results, subject: str, seed: int, *, labelled: bool) ->
         pictures.add_lesion(truths["t1"] > 0.6)
     results.save(result, pictures, "state")
     return result
+
+
+def pixels(uri: str) -> np.ndarray:
+    """Grey levels (rows, columns) of a picture in a page."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("L"))
 
 
 @pytest.fixture
@@ -89,6 +96,7 @@ def test_results_round_trip(folder):
     assert pictures.volumes[TRUTH, "t1", "t1"].shape == SHAPE
     assert set(pictures.slices) == {
         (TRUTH, "t1", "t1"), (TRUTH, "t2", "t2"), (CEILING, "t1", "t1"), (CEILING, "t2", "t2"),
+        (EXPECTED_ERROR, "t1", "t2"),
         *((m, *pair) for m in (COPY_SOURCE, FULL_MODEL) for pair in (("t1", "t2"), ("t2", "t1"))),
     }  # fmt: skip
     assert pictures.lesion.axial.any()
@@ -151,6 +159,40 @@ def test_page_needs_no_network(folder, capsys):
 
 
 @pytest.mark.slow
+def test_viewer_shows_the_error_map(folder, capsys):
+    page = report(str(folder)).read_text(encoding="utf-8")
+    capsys.readouterr()
+    data = json.loads(re.search(r'id="report-data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["panels"] == ["source", "prediction", "truth", "error", "expected"]
+    assert '<figure class="expected">' in page
+    assert "0<i></i>0.25</small>" in page
+    assert "its own estimate, made without the truth" in page
+    for subject, seed in zip(data["subjects"], (0, 1), strict=True):
+        [pair] = [p for p in subject["pairs"] if "expected" in p]
+        assert (pair["source"], pair["target"], pair["method"]) == ("t1", "t2", FULL_MODEL)
+        assert all(not p["key"].startswith(EXPECTED_ERROR) for p in subject["pairs"])
+        shown = pixels(subject["volumes"][pair["expected"]])
+        # in 255 steps of the panel's range; WebP loses a little
+        mean = shown.sum() / math.prod(subject["shape"])
+        assert mean == pytest.approx(255 * 0.2 * volumes(seed)["t2"].mean() / 0.25, abs=2)
+
+
+@pytest.mark.slow
+def test_viewer_has_no_panel_for_error_maps_where_there_are_none(folder, capsys):
+    results = Results(folder)
+    for path in (folder / "subjects").glob("*.npz"):
+        pictures = Pictures.load(path)
+        pictures.volumes = {k: v for k, v in pictures.volumes.items() if k[0] != EXPECTED_ERROR}
+        pictures.save(path)
+    setup = results.load_setup()
+    page = write_report(results, setup, [results.load(s) for s in setup.subjects]).read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert '<figure class="error">' in page
+    assert 'class="expected"' not in page
+    assert "its own estimate" not in page
+
+
+@pytest.mark.slow
 def test_viewer_keeps_to_its_budget_and_says_so(folder, capsys):
     results = Results(folder)
     setup = results.load_setup()
@@ -170,9 +212,7 @@ def test_viewer_keeps_to_its_budget_and_says_so(folder, capsys):
 def test_sprite_holds_the_volume():
     volume = (255 * np.stack([np.full((10, 6), z / 12) for z in range(13)], axis=-1)).astype(np.uint8)
     volume[:5] = 0
-    picture = np.asarray(
-        Image.open(io.BytesIO(base64.b64decode(sprite(volume, columns=4).partition(",")[2]))).convert("L")
-    )
+    picture = pixels(sprite(volume, columns=4))
     assert picture.shape == (4 * 6, 4 * 10)
     for z in range(13):
         row, column = divmod(z, 4)
@@ -236,4 +276,5 @@ def test_viewer_runs_in_a_browser(folder, tmp_path, capsys):
     shell = re.sub(r"<script.*?</script>", "", shown, flags=re.DOTALL)
     assert 'data-ready="true"' in shell, re.search(r'class="status">(.*?)</p>', shell)
     assert "Predicted T2 (synthetic), full model" in shell
+    assert "Error that the model expects" in shell
     assert re.search(r'class="scores">volume: PSNR [\d.]+ dB', shell)

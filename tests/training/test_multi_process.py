@@ -30,6 +30,7 @@ TINY = {
     "amp": "false",
     "network_def#autoencoder#channels": [8],
     "network_def#autoencoder#bottleneck#num_embeddings": 64,
+    "network_def#autoencoder#bottleneck#num_codebooks": 2,  # one is the same with fewer indices
     # half of the 64 codes are dead in a step that sees few voxels, so that revival is part of the comparison
     "network_def#autoencoder#bottleneck#revival_threshold": 0.995,
     "network_def#style_transfer#width": 8,

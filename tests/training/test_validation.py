@@ -68,6 +68,15 @@ def test_batch_of_pairs() -> None:
     assert torch.equal(label, torch.ones(1, 2, 2, 2, 2))
     assert args == ()
     assert kwargs["target"].tolist() == [2]
+    assert not kwargs["mask"].any()
+    assert kwargs["mask"].dtype == torch.bool
+
+
+def test_translation_is_background_outside_the_source(tiny_translator: LatentTranslator, image: torch.Tensor) -> None:
+    mask = torch.zeros_like(image, dtype=torch.bool)
+    mask[:, :, 4:12] = True
+    whole, masked = (StageInferer("style_transfer")(image, tiny_translator, TARGET, mask=m) for m in (None, mask))
+    torch.testing.assert_close(masked, torch.where(mask, whole, -1.0))
 
 
 def test_batch_of_single_images_is_its_own_truth() -> None:

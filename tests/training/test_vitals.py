@@ -30,8 +30,8 @@ def test_sound_training_is_not_warned_about(caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codebook_usage": 0.005}, "epoch 2: the codebook is all but empty: a batch uses 0.5 % of the codes"),
-        ({"codebook_perplexity": 1.2}, "epoch 2: the codebook is all but empty"),
+        ({"codebook_usage": 0.005}, "epoch 2: a codebook is all but empty: a batch uses 0.5 % of its codes"),
+        ({"codebook_perplexity": 1.2}, "epoch 2: a codebook is all but empty"),
         ({"d_loss": 0.001}, "epoch 2: the discriminator tells every image apart (loss 0.001)"),
         (
             {"latent_std": 40.0},

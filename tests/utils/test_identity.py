@@ -19,7 +19,7 @@ from torch import nn
 
 import custom.utils.identity
 from custom.data.transforms import CropForegroundUniond
-from custom.networks import LatentTranslator
+from custom.networks import LatentTranslator, VectorQuantizer
 from custom.utils.identity import VOXELS, FileDigests, describe, differences, digest, identity
 from custom.utils.precision import fast_bfloat16
 
@@ -142,6 +142,23 @@ def test_what_a_class_leaves_out_does_not_count() -> None:
         pass
 
     assert identity(Special(1, 0.0), None, None) == identity(Special(2, 1.0), None, None)
+
+
+def test_a_later_setting_counts_where_it_has_not_its_usual_value() -> None:
+    class Search:
+        in_identity_unless = {"books": 1}  # noqa: RUF012
+
+        def __init__(self, **members: int) -> None:
+            vars(self).update(members)
+
+    assert describe(Search(size=2)) == describe(Search(size=2, books=1)) != describe(Search(size=2, books=2))
+
+
+def test_number_of_codebooks_counts() -> None:
+    networks = [VectorQuantizer(16, 4, num_codebooks=number) for number in (1, 2, 4)]
+    for network in networks:
+        network.embedding.weight.data.fill_(1.0)
+    assert len({identity(network, None, {})["network"] for network in networks}) == 3
 
 
 def test_parts_of_an_identity() -> None:

@@ -138,9 +138,15 @@ def _moments(network: nn.Module, latent: int) -> dict[str, Tensor]:
 
 
 def quantizer(network: nn.Module) -> Exported | None:
-    """The codebook of a ``VQGAN`` as ``EMAQuantizer``; None for a latent that is not quantised."""
+    """The codebook of a ``VQGAN`` as ``EMAQuantizer``; None for a latent that is not quantised.
+
+    Raises:
+        ValueError: for several codebooks.
+    """
     if not isinstance(network.bottleneck, VectorQuantizer):
         return None
+    if network.bottleneck.num_codebooks > 1:
+        raise _inexpressible("autoencoder", f"{network.bottleneck.num_codebooks} codebooks for a latent voxel")
     sizes: dict[str, Any] = {
         "num_embeddings": network.bottleneck.num_embeddings,
         "embedding_dim": network.bottleneck.embedding_dim,

@@ -1,17 +1,17 @@
-// The viewer of a report: source, prediction, truth and error of one pair, side by side and scrolled together.
+// The viewer of a report: source, prediction, truth, error and expected error of one pair, side by side and scrolled
+// together.
 //
 // `report` (JSON in the page) holds for each subject its volumes as sprites: axial slices, left to right and top to
 // bottom, `columns` to a row, first column of a tile the patient's left, first row the back. NiiVue draws them.
 "use strict";
 
-const ERROR_RANGE = 0.5;
-const PANELS = ["source", "prediction", "truth", "error"];
+const COLORMAPS = { error: "inferno", expected: "mako" };
 
 async function startViewer(report, root) {
   const select = (name) => root.querySelector(`select[name=${name}]`);
   const status = root.querySelector(".status");
   const views = {};
-  for (const panel of PANELS) {
+  for (const panel of report.panels) {
     const view = new niivue.Niivue({
       backColor: [0, 0, 0, 1], crosshairColor: [0.2, 0.8, 0.3, 0.6], crosshairWidth: 1,
       isRadiologicalConvention: true, sagittalNoseLeft: true, isCornerOrientationText: false,
@@ -22,8 +22,8 @@ async function startViewer(report, root) {
     view.setSliceType(view.sliceTypeMultiplanar);
     views[panel] = view;
   }
-  for (const panel of PANELS) {
-    views[panel].broadcastTo(PANELS.filter((other) => other !== panel).map((other) => views[other]), { "2d": true });
+  for (const panel of report.panels) {
+    views[panel].broadcastTo(report.panels.filter((other) => other !== panel).map((other) => views[other]), { "2d": true });
   }
 
   const name = (key) => report.names[key] ?? key;
@@ -54,19 +54,20 @@ async function startViewer(report, root) {
     root.dataset.ready = "false";
     const { shape, spacing, volumes, position } = subject();
     const load = (key) => (key in volumes ? decodeSprite(volumes[key], shape, report.columns) : null);
-    const [source, prediction, truth] = await Promise.all([pair.source, pair.key, pair.target].map(load));
+    const keys = [pair.source, pair.key, pair.target, pair.expected];
+    const [source, prediction, truth, expected] = await Promise.all(keys.map(load));
     if (run !== latest) return;
-    const error = truth && prediction.map((value, i) => Math.min(255, Math.abs(value - truth[i]) / ERROR_RANGE));
-    const voxels = { source, prediction, truth, error };
-    for (const panel of PANELS) {
+    const error = truth && prediction.map((value, i) => Math.min(255, Math.abs(value - truth[i]) / report.ranges.error));
+    const voxels = { source, prediction, truth, error, expected };
+    for (const panel of report.panels) {
       const view = views[panel];
       while (view.volumes.length) view.removeVolume(view.volumes[0]);
       view.canvas.parentElement.classList.toggle("absent", !voxels[panel]);
       if (!voxels[panel]) continue;
-      const scale = (panel === "error" ? ERROR_RANGE : 1) / 255;
+      const scale = (report.ranges[panel] ?? 1) / 255;
       const image = await niivue.NVImage.loadFromUrl({
         url: `${panel}.nii`, name: `${panel}.nii`, buffer: niftiOf(voxels[panel], shape, spacing, scale),
-        colormap: panel === "error" ? "inferno" : "gray", cal_min: 0, cal_max: 255 * scale, trustCalMinMax: false,
+        colormap: COLORMAPS[panel] ?? "gray", cal_min: 0, cal_max: 255 * scale, trustCalMinMax: false,
       });
       image.cal_min = 0;
       image.cal_max = 255 * scale;
@@ -75,8 +76,9 @@ async function startViewer(report, root) {
       view.drawScene();
     }
     const titles = { source: `Source ${name(pair.source)}`, truth: `True ${name(pair.target)}`, error: "|Error|" };
+    titles.expected = "Error that the model expects";
     titles.prediction = `Predicted ${name(pair.target)} (synthetic), ${pair.method}`;
-    for (const panel of PANELS) root.querySelector(`figure.${panel} figcaption span`).textContent = titles[panel];
+    for (const panel of report.panels) root.querySelector(`figure.${panel} figcaption span`).textContent = titles[panel];
     root.querySelector(".scores").textContent = pair.scores;
     root.dataset.ready = "true";
   }

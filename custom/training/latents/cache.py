@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from custom.data.readers import read_shape
 from custom.networks import VQGAN, VectorQuantizer
+from custom.networks.quantizer import embed
 from custom.utils.distributed import is_main, world_size
 from custom.utils.files import atomic_write
 from custom.utils.identity import FileDigests, differences, digest, identity
@@ -48,15 +48,18 @@ class StoredLatents:
     """Latents (m, L, h, w, d) of a subject's m modalities in a file, of which only what is asked for is read.
 
     Args:
-        path: of the ``.npy`` file: indices of codes (m, h, w, d), or values (m, L, h, w, d) where ``codes`` is None.
-        codes: the codebook (K, L).
+        path: of the ``.npy`` file: indices of codes (m, h, w, d), of G > 1 codebooks (m, G, h, w, d), or values
+            (m, L, h, w, d) where ``codes`` is None.
+        codes: the codebooks (K, L).
+        num_codebooks: their number G.
     """
 
-    def __init__(self, path: str | os.PathLike[str], codes: Tensor | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], codes: Tensor | None = None, num_codebooks: int = 1) -> None:
         self.path = str(path)
         self.codes = codes
+        self.num_codebooks = num_codebooks
         stored = self._open().shape
-        self.shape = torch.Size(stored if codes is None else (stored[0], codes.shape[1], *stored[1:]))
+        self.shape = torch.Size(stored if codes is None else (stored[0], codes.shape[1], *stored[-3:]))
 
     def _open(self) -> np.ndarray:
         # opened anew for each crop: a map that stays open holds a file descriptor, of which a process has about 1000
@@ -67,10 +70,12 @@ class StoredLatents:
 
         Indices (N,) along each axis in place of slices give these voxels, (L, N).
         """
+        stored = self._open()[number]
+        found = stored[(slice(None), *region) if stored.ndim > 3 else region]
         if self.codes is None:
-            return torch.from_numpy(self._open()[number][(slice(None), *region)].astype(np.float32))
-        indices = torch.from_numpy(self._open()[(number, *region)].astype(np.int64))
-        return F.embedding(indices, self.codes).movedim(-1, 0).contiguous()
+            return torch.from_numpy(found.astype(np.float32))
+        indices = torch.from_numpy(found.astype(np.int64))
+        return embed(indices.unsqueeze(0), self.codes, self.num_codebooks).squeeze(0)
 
 
 class StoredImages:
@@ -111,8 +116,8 @@ class LatentCache:
     precision; the subject's from the contents of its files. So whatever changes is computed anew, nothing that is found
     needs to be trusted, and stages, runs and processes can share a folder. Files appear whole or not at all.
 
-    Latents of a codebook are stored as the codes' indices: exact, and 2 bytes a latent voxel, where values in float32
-    take 12 to 32. Those of a ``KLBottleneck`` are stored in float32.
+    Latents of codebooks are stored as the codes' indices: exact, and 2 bytes a latent voxel and codebook, where values
+    in float32 take 12 to 32. Those of a ``KLBottleneck`` are stored in float32.
 
     Args:
         cache_dir: folder of all encodings.
@@ -127,6 +132,7 @@ class LatentCache:
         self.root = Path(cache_dir).expanduser()
         book = autoencoder.bottleneck
         self.codes = book.embedding.weight.detach().float().cpu().clone() if isinstance(book, VectorQuantizer) else None
+        self.num_codebooks = book.num_codebooks if isinstance(book, VectorQuantizer) else 1
         self.channels = autoencoder.embedding_dim
         self.downsampling = autoencoder.downsampling
         parts = [part for name, part in autoencoder.named_children() if name not in DECODING]
@@ -148,14 +154,14 @@ class LatentCache:
 
     def find(self, file: Path) -> StoredLatents | None:
         """Stored latents; None where they must be computed. A file in use is marked by the file's time."""
-        return find_stored(file, lambda: StoredLatents(file, self.codes))
+        return find_stored(file, lambda: StoredLatents(file, self.codes, self.num_codebooks))
 
     def find_images(self, file: Path) -> StoredImages | None:
         """The images of the latents in ``file``; None where they must be read."""
         return find_stored(_images_of(file), lambda: StoredImages(_images_of(file)))
 
     def write(self, file: Path, latents: Tensor) -> None:
-        """Store indices (m, h, w, d) or values (m, L, h, w, d).
+        """Store indices (m, h, w, d), of G > 1 codebooks (m, G, h, w, d), or values (m, L, h, w, d).
 
         Raises:
             OSError: where that cannot be done.
@@ -187,7 +193,7 @@ class LatentCache:
         Raises:
             OSError: if the disk is too small.
         """
-        value = self.dtype.itemsize * (1 if self.codes is not None else self.channels)
+        value = self.dtype.itemsize * (self.num_codebooks if self.codes is not None else self.channels)
         voxels = [_voxels(files[0], divisor) * len(files) for files in images]
         known = [v for v in voxels if v > 0]
         if not known:

@@ -35,6 +35,7 @@ __all__ = ["LatentPairs", "cat_collate", "encode_subjects", "latent_pairs", "mea
 
 # voxels that stand for a whole latent where a crop is translated: enough that the averages over them vary little
 CONTEXT_VOXELS = 2048
+PHANTOM_POOL = 2  # times as many phantoms as an epoch has are encoded, which takes 6 to 12 seconds each
 MOST_SOURCES = 1000  # far more than a subject has
 MAX_COPIES = 10_000
 
@@ -160,7 +161,7 @@ def _copies(
 
 
 def _encode(network: LatentTranslator, images: Tensor, device: torch.device, amp: bool) -> Tensor:
-    """Indices of codes (m, h, w, d), or latents (m, L, h, w, d) without a codebook, of ``images`` (m, 1, H, W, D)."""
+    """What ``LatentCache.write`` takes, indices or without a codebook latents, of ``images`` (m, 1, H, W, D)."""
     parts = []
     for image in images.unsqueeze(1):  # one at a time: a subject's images together may not fit the device
         with accelerate(network), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
@@ -215,6 +216,8 @@ class LatentPairs(Dataset, Randomizable):
         pairs_per_subject: pairs K of an item; they share their size, so they form a batch with mixed targets.
         crop_size: latent voxels of a random crop, each pair its own; the whole volume where not given.
         max_sources: most sources of a pair; all but the target where not given.
+        pool: so many of ``data``, its last, are a pool of which each epoch draws ``drawn``, anew.
+        drawn: items of an epoch that are of the pool.
 
     Raises:
         ValueError: for a subject with fewer than two modalities, or a ``max_sources`` below 1.
@@ -226,6 +229,9 @@ class LatentPairs(Dataset, Randomizable):
         pairs_per_subject: int = 4,
         crop_size: Sequence[int] | None = None,
         max_sources: int | None = None,
+        *,
+        pool: int = 0,
+        drawn: int = 0,
     ) -> None:
         super().__init__(data)
         self.max_sources = (
@@ -235,7 +241,9 @@ class LatentPairs(Dataset, Randomizable):
             check_pairable(len(subject["modality"]), f"subject {index} of the training")
         self.pairs_per_subject = pairs_per_subject
         self.crop_size = crop_size
-        self.length = largest(len(data))
+        self.fixed = len(data) - pool
+        self.own_length = self.fixed + drawn
+        self.length = largest(self.own_length)
 
     def __len__(self) -> int:
         return self.length
@@ -249,7 +257,7 @@ class LatentPairs(Dataset, Randomizable):
         the same regions; where target-like latents were, ``target_like`` (K, S, L, h, w, d), for which no such voxels
         are needed.
         """
-        subject = self.data[index % len(self.data)]
+        subject = self._subject(index)
         latents, modality = subject["latents"], subject["modality"]
         n = len(modality)
         first = self.R.randint(n, size=self.pairs_per_subject)
@@ -276,6 +284,12 @@ class LatentPairs(Dataset, Randomizable):
             item["source_context"] = _read_sets(latents.read, sources, [voxels] * len(sources))
             item["target_context"] = torch.stack([latents.read(t, voxels) for t in target])
         return item
+
+    def _subject(self, index: int) -> dict[str, Any]:
+        number = index % self.own_length
+        if number >= self.fixed:
+            number = int(self.R.randint(self.fixed, len(self.data)))
+        return self.data[number]
 
     def _sources(self, first: int, target: int, count: int) -> list[int]:
         """Sources of a pair: ``first`` and others of the ``count`` modalities, in random order."""
@@ -321,17 +335,24 @@ def latent_pairs(
         pairs_per_subject, crop_size, max_sources: as for ``LatentPairs``.
         target_like: also keep what the frozen MS-SPADE makes of every pair, see ``translate_subjects``.
         phantoms: entries to train on beside, of which there are no copies but the mirrored ones.
-        phantom_share: of all subjects, copies counted, that are to be phantoms.
+        phantom_share: of an epoch's subjects, copies counted, that are to be phantoms. They are drawn anew in each
+            epoch, of twice as many where there are.
     """
     copies = whole_number("augmented_copies", kwargs.pop("augmented_copies", 0), smallest=0, largest=MAX_COPIES)
     subjects = encode_subjects(share_of_rank(data), transform, network, modalities, augmented_copies=copies, **kwargs)
     twins = 2 if as_bool("flip", kwargs.get("flip", False)) else 1
-    chosen = choose_phantoms(phantoms, round(len(data) * (copies + twins) / twins), phantom_share)
-    if chosen:
-        subjects += encode_subjects(share_of_rank(chosen), transform, network, modalities, **kwargs)
+    wanted = len(choose_phantoms(phantoms, round(len(data) * (copies + twins) / twins), phantom_share))
+    real, drawn = len(subjects), 0
+    if wanted:
+        drawn = len(share_of_rank(range(wanted))) * twins
+        pool = share_of_rank(phantoms[: wanted * PHANTOM_POOL])
+        subjects += encode_subjects(pool, transform, network, modalities, **kwargs)
     if as_bool("cache_target_like", target_like):
         subjects = translate_subjects(subjects, network, device=kwargs["device"], amp=kwargs.get("amp", False))
-    return LatentPairs(subjects, pairs_per_subject, crop_size, max_sources)
+    return LatentPairs(
+        subjects, pairs_per_subject, crop_size, max_sources,
+        pool=len(subjects) - real, drawn=drawn,
+    )  # fmt: skip
 
 
 def style_pairs(

@@ -83,6 +83,8 @@ def test_codebook() -> None:
     assert torch.equal(indices, expected.indices)
     torch.testing.assert_close(quantizer.embed(indices), expected.latent.detach())
     assert monai_export.quantizer(VQGAN(**VQ, bottleneck=KLBottleneck(4))) is None
+    with pytest.raises(ValueError, match="MONAI core's class can express; found 2 codebooks for a latent voxel"):
+        monai_export.quantizer(VQGAN(**VQ, num_codebooks=2))
 
 
 @pytest.mark.parametrize(

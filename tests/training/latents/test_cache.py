@@ -42,6 +42,21 @@ def test_crops_of_codes(cache: LatentCache, tiny_translator: LatentTranslator) -
     assert np.load(file, allow_pickle=False).dtype == np.uint16
 
 
+def test_crops_of_codes_of_several_codebooks(tmp_path: Path) -> None:
+    network = VQGAN([8, 8], 4, 32, num_codebooks=2, num_res_blocks=[1, 1], norm_num_groups=4)
+    cache = LatentCache(tmp_path, network, Compose([]))
+    indices = torch.stack([INDICES, 31 - INDICES], dim=1)
+    cache.write(cache.folder / "a.npy", indices)
+    assert np.load(cache.folder / "a.npy", allow_pickle=False).nbytes == 2 * indices.numel()
+    stored = cache.find(cache.folder / "a.npy")
+    expected = network.bottleneck.embed(indices).detach()
+    assert stored.shape == expected.shape == (2, 4, 4, 3, 5)
+    assert torch.equal(stored.read(1), expected[1])
+    assert torch.equal(stored.read(1, REGION), expected[(1, slice(None), *REGION)])
+    voxels = tuple(np.array([0, 2, 1]) for _ in range(3))
+    assert torch.equal(stored.read(0, voxels), expected[(0, slice(None), *voxels)])
+
+
 def test_crops_of_values(tmp_path: Path) -> None:
     network = VQGAN([8, 8], 4, num_res_blocks=[1, 1], norm_num_groups=4, bottleneck=KLBottleneck(4))
     cache = LatentCache(tmp_path, network, Compose([]))
@@ -70,10 +85,10 @@ def test_crops_of_images(cache: LatentCache) -> None:
 
 def test_only_the_crop_is_read(tmp_path: Path) -> None:
     """Of a file of 4 GiB, which is a hole on the disk."""
-    shape = (2, 1024, 1024, 1024)
-    np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, shape)
-    crop = StoredLatents(tmp_path / "large.npy", torch.ones(1, 3)).read(1, (slice(500, 504),) * 3)
-    assert crop.shape == (3, 4, 4, 4)
+    for number, shape in ((1, (2, 1024, 1024, 1024)), (2, (2, 2, 1024, 1024, 512))):
+        np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, shape)
+        stored = StoredLatents(tmp_path / "large.npy", torch.ones(1, 4), number)
+        assert stored.read(1, (slice(500, 504),) * 3).shape == (4, 4, 4, 4)
 
 
 def test_a_map_holds_no_file_descriptor(cache: LatentCache) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from custom.data.augmentation import AugmentSubjectd
 from custom.data.transforms import LoadVolumed
-from custom.networks import LatentTranslator
+from custom.networks import LatentTranslator, VectorQuantizer
 from custom.training.latents.cache import LatentCache, StoredLatents
 from custom.training.latents.pairs import (
     CONTEXT_VOXELS,
@@ -87,11 +87,14 @@ def tagged(folder: Path, number: int, shape: tuple[int, int, int] = (6, 5, 4)) -
     return {"latents": StoredLatents(folder / f"{number}.npy"), "modality": torch.from_numpy(modality)}
 
 
+@pytest.mark.parametrize("num_codebooks", [1, 2])
 def test_cache_holds_what_the_encoder_gives(
-    tiny_translator: LatentTranslator, make_subject: Make, encode: Callable
+    tiny_translator: LatentTranslator, make_subject: Make, encode: Callable, num_codebooks: int
 ) -> None:
+    tiny_translator.autoencoder.bottleneck = VectorQuantizer(32, 4, num_codebooks=num_codebooks)
     subjects = [make_subject("flair", "t1"), make_subject("t2", "t1ce", "t1", seed=1)]
     encoded = encode(subjects)
+    assert np.load(encoded[0]["latents"].path).ndim == (4 if num_codebooks == 1 else 5)  # indices, not values
     assert [e["modality"].tolist() for e in encoded] == [[0, 3], [0, 1, 2]]
     for item, cached in zip(subjects, encoded, strict=True):
         latents = whole(cached)
@@ -176,6 +179,23 @@ def test_phantoms_are_a_share_of_the_subjects(
     assert not caplog.records
     assert len(pairs(0.9)) == 6
     assert "expected 18 phantoms for a share of 0.9; found 4, a share of 0.67" in caplog.text
+
+
+def test_phantoms_are_drawn_anew_from_twice_as_many(
+    tiny_translator: LatentTranslator, make_subject: Make, tmp_path: Path
+) -> None:
+    data = [make_subject("t1", "t2", seed=seed) for seed in range(2)]
+    phantoms = [make_subject("t1", "t2", seed=seed) for seed in range(10, 16)]
+    pairs = latent_pairs(
+        data, preprocessing(), tiny_translator, MODALITIES, device=CPU, cache_dir=tmp_path / "latents",
+        phantoms=phantoms, phantom_share=0.5, pairs_per_subject=1,
+    )  # fmt: skip
+    pairs.set_random_state(0)
+    epochs = [[pairs[i]["subject"][0] for i in range(len(pairs))] for _ in range(20)]
+    real = [entry["subject"] for entry in data]
+    assert all(epoch[:2] == real and not set(epoch[2:]) & set(real) for epoch in epochs)
+    assert {name for epoch in epochs for name in epoch[2:]} == {entry["subject"] for entry in phantoms[:4]}
+    assert len(pairs.data) == 6  # the latents' scale is that of all
 
 
 def test_images_are_kept_where_asked_for(make_subject: Make, encode: Callable) -> None:
