@@ -59,7 +59,7 @@ def train(side: str, settings: argparse.Namespace) -> Path:
             "spade_path": str(out / side / "spade" / "best.pt"), "ckpt_path": str(final),
             "output_dir": str(out / side), "stage_dir": str(out / side / folder), "cache_dir": str(out / "latents"),
             "max_epochs": epochs, "val_interval": 10 * epochs, "checkpoint_interval": epochs, "cache_rate": 0.0,
-            "warmup_steps": settings.warmup, "learning_rate": settings.rate, "seed": settings.seed, "amp": False,
+            "warmup_steps": settings.warmup, "learning_rate": settings.rate, "seed": settings.seed, "amp": "auto",
             "subjects_per_batch": 1, "pairs_per_subject": settings.pairs, "latent_crop": [settings.crop] * 3,
             "part_size": settings.part,
             "adversarial_start_epoch": 10 * epochs, "device": "$torch.device('cpu')",
