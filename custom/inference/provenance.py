@@ -197,8 +197,8 @@ def check_replaceable(path: Path) -> None:
     """
     if path.exists() and read_provenance(path) is None:
         raise ValueError(
-            f"{path}: expected no file, or an earlier translation, which is replaced; found a file that is no output of "
-            "this program. Choose another name, or move it away."
+            f"{path}: expected no file, or an earlier translation, which is replaced; found a file that is no output "
+            "of this program. Choose another name, or move it away."
         )
 
 
