@@ -31,7 +31,7 @@ from custom.data.names import PROVENANCE_KEY, RECORDS_KEY
 from custom.data.readers import volume_of_image
 from custom.data.sets import sources_of
 from custom.inference.inputs import inference_inputs
-from custom.inference.provenance import Provenance, uncertainty_record
+from custom.inference.provenance import Provenance, check_replaceable, uncertainty_record
 from custom.inference.saver import save_synthetic
 from custom.utils.bundle import bundle_folder
 from custom.utils.errors import user_errors
@@ -175,10 +175,10 @@ class Translator:
 
         Args:
             image: of a call, or its uncertainty.
-            path: file to write, ``.nii`` or ``.nii.gz``; its folder is made.
+            path: file to write, ``.nii`` or ``.nii.gz``; its folder is made. An earlier translation is replaced.
 
         Raises:
-            ValueError: for another suffix, or an image that no call gave.
+            ValueError: for another suffix, an image that no call gave, or a file there that is no translation.
         """
         file = Path(path).expanduser()
         if not re.fullmatch(r".+\.nii(\.gz)?", file.name, re.IGNORECASE):
@@ -193,6 +193,7 @@ class Translator:
                 raise ValueError(
                     f"{file}: expected another file than the scan itself; found its path. Choose another name."
                 )
+        check_replaceable(file)
         record = image.meta[RECORDS_KEY][image.meta[TARGET]]
         if image.meta.get(IS_UNCERTAINTY):
             record = uncertainty_record(record)

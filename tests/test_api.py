@@ -112,6 +112,9 @@ def test_saving_what_must_not_be_saved(translator, scan, tmp_path):
     with pytest.raises(ValueError, match="expected another file than the scan itself"):
         translator.save(translator(copied, "t2"), copied)
     assert copied.read_bytes() == before
+    with pytest.raises(ValueError, match="expected no file, or an earlier translation"):
+        translator.save(translator(scan, "t2"), copied)
+    assert copied.read_bytes() == before
     with pytest.raises(ValueError, match="Of several targets save one after the other"):
         translator.save(translator(scan, TARGETS), tmp_path / "t2.nii.gz")
     of_memory = translator(tensor_of(scan), "t2")

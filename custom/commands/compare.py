@@ -26,8 +26,19 @@ from custom.evaluation.evaluator import NativeGrid, make_reference, unit
 from custom.evaluation.pictures import TRUTH, Pictures, Stamp
 from custom.evaluation.predictions import Matched, PredictedFile, find_truths, match_predictions
 from custom.evaluation.results import Results, Setup, SubjectResult
-from custom.evaluation.rows import COPY_SOURCE, rows_of
-from custom.evaluation.scales import AS_TRUTH, AUTO, RANGES, Range, Truth, decide_range, on_scale, scale_of
+from custom.evaluation.rows import COPY_SOURCE, number_of_sources, rows_of
+from custom.evaluation.scales import (
+    AS_TRUTH,
+    AUTO,
+    RANGES,
+    UNIT,
+    Range,
+    Truth,
+    check_unit,
+    decide_range,
+    on_scale,
+    scale_of,
+)
 from custom.reports.report import write_report
 from custom.reports.tables import task_name
 from custom.utils.errors import user_message
@@ -164,7 +175,11 @@ class _Subject:
         truth = self._truth(file.target)
         try:
             image, remarks = _on_grid(read_volume(file.path), truth.image)
-            values, read_as = on_scale(image.as_tensor()[0].float(), truth, reading.kind, guessed=reading.guessed)
+            values = image.as_tensor()[0].float()
+            if file.recorded and reading.guessed:
+                check_unit(values)
+                reading = _Reading(UNIT)
+            values, read_as = on_scale(values, truth, reading.kind, guessed=reading.guessed)
             scores = truth.reference.score_rescaled(values)
         except ValueError as error:
             self.result.notes.append(
@@ -229,7 +244,7 @@ class _Subject:
 
 
 class _Reading(NamedTuple):
-    """How a model's intensities are read, and whether that was guessed from them."""
+    """How a model's intensities are read, and whether that was guessed from them; then a file's record goes before."""
 
     kind: Range
     guessed: bool = False
@@ -266,7 +281,7 @@ def _decided(
     """One reading for all the files of a model: that of its first file which tells."""
     readings = {model: _Reading(kind) for model, kind in kinds.items() if kind != AUTO}
     for subject, own in files.items():
-        waiting = [(model, file) for model, file in own if model not in readings]
+        waiting = [(model, file) for model, file in own if model not in readings and not file.recorded]
         if not waiting:
             continue
         try:
@@ -298,24 +313,32 @@ def _tasks(
     keys: dict[str, set[tuple[str, str, str]]] = {model: set() for model in matched}
     notes = []
     for model, found in matched.items():
-        notes += [f"{model}, {name}: not used: {why}." for name, why in found.unmatched.items()]
+        unused: dict[str, list[str]] = {}
+        for name, why in found.unmatched.items():
+            unused.setdefault(why, []).append(name)
+        notes += [f"{model}, {_files(names)}: not used: {why}." for why, names in unused.items()]
         guesses = dict(found.guesses)
         for file in found.files:
-            if not file.source and len(sources[file.target]) == 1:
+            others = sources[file.target]
+            if not file.source and len(others) == 1 and number_of_sources(*others) == 1:
                 # one source is all that the others' names hold: then it is this one's too
-                file = file._replace(source=next(iter(sources[file.target])))
+                file = file._replace(source=next(iter(others)))
                 guesses.setdefault(f"source taken to be {file.source}, as in the other models' names", []).append(
                     file.path.name
                 )
             by_subject.setdefault(file.subject, []).append((model, file))
             keys[model].add(file[:3])
-        notes += [f"{model}, {len(names)} files such as {names[0]}: {guess}." for guess, names in guesses.items()]
+        notes += [f"{model}, {_files(names)}: {guess}." for guess, names in guesses.items()]
     if not by_subject:
         raise ValueError(f"predictions: none belongs to one of the {len(truths)} true subjects ({' '.join(notes)}).")
     for model, own in keys.items():
         absent = sorted(set().union(*keys.values()) - own)
         notes += [f"{model}: no prediction of {task_name(s, t)} for {subject}." for subject, s, t in absent]
     return by_subject, notes
+
+
+def _files(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} files such as {names[0]}"
 
 
 def _on_grid(prediction: MetaTensor, truth: MetaTensor) -> tuple[MetaTensor, list[str]]:

@@ -1,4 +1,4 @@
-"""Which predicted file belongs to which true one: names alone tell, whoever wrote them.
+"""Which predicted file belongs to which true one: its record tells where this program wrote it, else its name.
 
 A true file is ``<subject>_<modality>``, in any folder, or ``<subject>/<modality>``; a folder with a datalist is read by
 it. A predicted file is ``<subject>_<source>_<target>``, ``<subject>_<source>_to_<target>``,
@@ -11,26 +11,47 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from custom.data.datalist import DATALIST_NAME, SECTIONS, read_datalist
 from custom.data.layouts import SEGMENTATION_KEY, SUBJECT_KEY
-from custom.data.names import KNOWN, SYNTHETIC_SUFFIX, WORDS, bids_words, image_stem, words_of
+from custom.data.names import (
+    KNOWN,
+    SYNTHETIC_SUFFIX,
+    UNCERTAINTY_SUFFIX,
+    WORDS,
+    bids_words,
+    contrast_of,
+    image_stem,
+    words_of,
+)
 from custom.data.readers import IMAGE_SUFFIXES
-from custom.utils.modalities import canonical
+from custom.evaluation.rows import TOGETHER
+from custom.inference.provenance import QUANTITY, read_record
+from custom.utils.modalities import ALIASES, canonical
 
 __all__ = ["Matched", "PredictedFile", "find_truths", "match_predictions"]
 
 FROM, TO = "from", "to"
+ERROR_MAP = "an error map, no prediction"
 
 
 class PredictedFile(NamedTuple):
-    """A predicted file and what its name says; ``source`` is empty where the name holds none."""
+    """A predicted file, and what its record or its name says.
+
+    Attributes:
+        subject: of the truths.
+        source: of several the names with ``+`` between them; empty where nothing tells it.
+        target: canonical name.
+        path: of the file.
+        recorded: whether it holds the record of this program, whose images are in [0, 1].
+    """
 
     subject: str
     source: str
     target: str
     path: Path
+    recorded: bool = False
 
 
 class Matched(NamedTuple):
@@ -98,7 +119,7 @@ def match_predictions(folder: Path, truths: Mapping[str, Mapping[str, Path]]) ->
     for path in _images(folder):
         name = path.relative_to(folder).as_posix()
         try:
-            found, guess = _read_name(path, folder, truths)
+            found, guess = _identified(path, folder, truths)
         except ValueError as error:
             matched.unmatched[name] = str(error)
             continue
@@ -123,6 +144,44 @@ def _true_name(path: Path, known: Container[str]) -> tuple[str, str] | None:
     if last not in known:
         return None
     return stem[: -len(last)].rstrip("_-. ") if before else path.parent.name, canonical(last)
+
+
+def _identified(path: Path, folder: Path, truths: Mapping[str, Mapping[str, Path]]) -> tuple[PredictedFile, str]:
+    """What a predicted file is, by its record where it has one, and what of it was guessed.
+
+    Raises:
+        ValueError: with the reason why it is not used.
+    """
+    record = read_record(path)
+    if image_stem(path).endswith(UNCERTAINTY_SUFFIX) or QUANTITY in (record or {}):
+        raise ValueError(ERROR_MAP)
+    if record is None or "Target" not in record:
+        return _read_name(path, folder, truths)
+    subject, _ = _subject_of(image_stem(path), path.relative_to(folder).parts[:-1], truths)
+    target = canonical(record["Target"])
+    if target not in truths[subject] or target == SEGMENTATION_KEY:
+        raise ValueError(f"no true {target} of {subject}")
+    return PredictedFile(subject, _recorded_source(record, truths), target, path, recorded=True), ""
+
+
+def _recorded_source(record: Mapping[str, Any], truths: Mapping[str, Mapping[str, Path]]) -> str:
+    """The source that a record names, or several; empty for one whose name tells no contrast.
+
+    Raises:
+        ValueError: for several of which that holds.
+    """
+    named, contents = record.get("Sources") or [], record.get("SourceSHA")
+    true = {path.name: contrast for files in truths.values() for contrast, path in files.items()}
+    known = sorted(({contrast for files in truths.values() for contrast in files} | KNOWN) - {SEGMENTATION_KEY})
+    found = [true.get(name) or contrast_of(name, known) for name in named]
+    number = max(len(named), len(contents) if isinstance(contents, list) else 1)
+    if number == 1:
+        return found[0] or "" if found else ""
+    names = {name for name in found if name}
+    if len(names) < number:
+        told = ", ".join(named) or "images in memory"
+        raise ValueError(f"it was made of {number} sources, of which the names do not tell the contrasts ({told})")
+    return TOGETHER.join([*(m for m in ALIASES if m in names), *sorted(names - set(ALIASES))])
 
 
 def _read_name(path: Path, folder: Path, truths: Mapping[str, Mapping[str, Path]]) -> tuple[PredictedFile, str]:

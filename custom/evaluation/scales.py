@@ -12,7 +12,19 @@ from torch import Tensor
 
 from custom.evaluation.metrics import Reference, bounding_box
 
-__all__ = ["AS_TRUTH", "AUTO", "RANGES", "Range", "Truth", "decide_range", "described", "on_scale", "scale_of"]
+__all__ = [
+    "AS_TRUTH",
+    "AUTO",
+    "RANGES",
+    "UNIT",
+    "Range",
+    "Truth",
+    "check_unit",
+    "decide_range",
+    "described",
+    "on_scale",
+    "scale_of",
+]
 
 AUTO, AS_TRUTH, UNIT, SIGNED, OWN = "auto", "truth", "unit", "signed", "own"
 RANGES = {
@@ -103,6 +115,19 @@ def decide_range(prediction: Tensor, truth: Truth) -> str | None:
             + ", ".join(f"{kind!r} ({described(kind, truth)})" for kind in fitting)
         )
     return fitting[0] if fitting else None
+
+
+def check_unit(values: Tensor) -> None:
+    """Refuse a translation of this program, as its record says, whose values were brought elsewhere since.
+
+    Raises:
+        ValueError: for values outside [0, 1].
+    """
+    if bool(((values < -SLACK) | (values > 1 + SLACK)).any()):
+        raise ValueError(
+            f"expected intensities in [0, 1], as those of its record are; found {float(values.min()):.4g} to "
+            f"{float(values.max()):.4g}. Say how they are to be read with ranges"
+        )
 
 
 def on_scale(prediction: Tensor, truth: Truth, kind: Range, *, guessed: bool) -> tuple[Tensor, list[str]]:

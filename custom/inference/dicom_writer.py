@@ -31,6 +31,7 @@ from pydicom.valuerep import DSfloat
 
 from custom.data.dicom import DicomReader, DicomVolume, Frame, read_geometry
 from custom.data.grids import same_grid
+from custom.inference.inferer import METHOD
 from custom.utils.files import atomic_folder
 
 __all__ = ["MAXIMUM", "check_dicom_source", "save_synthetic_series", "write_dicom"]
@@ -43,6 +44,7 @@ LONG_STRING = 64  # characters of a LO
 SHORT_TEXT = 1024  # characters of a ST
 # the record as JSON, for programs; tools that take private elements away leave the contribution's description
 PRIVATE_GROUP, PRIVATE_CREATOR, RECORD_ELEMENT = 0x0071, "BRAIN_MRI_MODALITY_TRANSLATION", 0x01
+OWN_METHOD = "latent diffusion"
 DESCRIBED = ("Seed", "Steps", "Samples", "WeightsSHA", "SourceSHA")
 
 COPIED_GROUPS = (0x0010, 0x0012)  # patient; clinical trial and de-identification
@@ -149,7 +151,8 @@ def _series(geometry: DicomVolume, record: Mapping[str, Any]) -> Dataset:
     if "FrameOfReferenceUID" not in new:
         new.FrameOfReferenceUID = generate_uid(prefix=None)
     _declare_synthetic(new, source, record, f"{bundle} {version}".strip())
-    new.Manufacturer, new.ManufacturerModelName, new.SoftwareVersions = bundle, "latent diffusion", version
+    new.Manufacturer, new.SoftwareVersions = bundle, version
+    new.ManufacturerModelName = record.get(METHOD, OWN_METHOD)
     new.ContributingEquipmentSequence = [_acquisition(source), _modification(bundle, version, record, now)]
     block = new.private_block(PRIVATE_GROUP, PRIVATE_CREATOR, create=True)
     block.add_new(RECORD_ELEMENT, "UT", json.dumps(record, sort_keys=True))
@@ -211,7 +214,8 @@ def _acquisition(source: Dataset) -> Dataset:
 
 def _modification(bundle: str, version: str, record: Mapping[str, Any], now: datetime) -> Dataset:
     item = Dataset()
-    item.Manufacturer, item.ManufacturerModelName, item.SoftwareVersions = bundle, "latent diffusion", version
+    item.Manufacturer, item.SoftwareVersions = bundle, version
+    item.ManufacturerModelName = record.get(METHOD, OWN_METHOD)
     item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f")
     said = "; ".join(f"{name} {record[name]}" for name in DESCRIBED if record.get(name) is not None)
     doubts = " ".join(f"Warning: {warning}." for warning in record["Warnings"])

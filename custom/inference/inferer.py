@@ -15,17 +15,19 @@ from custom.inference.memory import check_memory
 from custom.inference.translation import Sampling, Translation
 from custom.networks.fast import accelerate
 from custom.networks.translator import RANGE
+from custom.networks.weights import read_card
 from custom.utils.arguments import as_bool, whole_number
 from custom.utils.errors import telling_label_clients
 from custom.utils.identity import weights_digest
 from custom.utils.modalities import BRATS_MODALITIES, MISSING, canonical, target_indices
 from custom.utils.precision import amp_choice
 
-__all__ = ["MAX_SAMPLES", "MAX_STEPS", "TranslationInferer"]
+__all__ = ["MAX_SAMPLES", "MAX_STEPS", "METHOD", "TranslationInferer"]
 
 MAX_SAMPLES = 1000  # far more than improve a mean
 MAX_STEPS = 1000  # those that the network is trained with
 MAX_SEED = 2**32 - 1
+METHOD = "Method"  # in a record: the name of a comparison method
 
 
 class TranslationInferer(Inferer):
@@ -51,7 +53,7 @@ class TranslationInferer(Inferer):
     """
 
     # a translation does not depend on what else is asked for
-    not_in_identity = ("targets", "uncertainty", "fault", "network", "weights")
+    not_in_identity = ("targets", "uncertainty", "fault", "network", "weights", "method")
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class TranslationInferer(Inferer):
         self.fault: ValueError | None = None
         self.network: Any = None  # of the last call
         self.weights: str | None = None
+        self.method: str | None = None  # of comparison, whose weights these are
         try:
             if in_label_server() and not isinstance(targets, str):
                 raise ValueError(f"target: expected one modality; found {targets!r}. Ask for one after the other.")
@@ -150,13 +153,16 @@ class TranslationInferer(Inferer):
         """What the last call computed with, for the record of its translations; see ``provenance.translation_record``.
 
         Steps are those of the sampler, by the network's default where none were asked for; weights are None of a
-        callable that has none.
+        callable that has none. A method of comparison, which its weights name, samples nothing: its steps are None.
         """
         steps = self.num_steps or getattr(self.network, "num_inference_steps", None)
-        return {"Seed": self.seed, "Steps": steps, "Samples": self.num_samples, "WeightsSHA": self.weights}
+        found = {"Seed": self.seed, "Steps": steps, "Samples": self.num_samples, "WeightsSHA": self.weights}
+        return found if self.method is None else {**found, "Steps": None, METHOD: self.method}
 
     def _remember(self, network: Any) -> None:
         if network is not self.network:
             state = network.state_dict() if hasattr(network, "state_dict") else {}
             computing = {name: tensor for name, tensor in state.items() if name != RANGE}
             self.network, self.weights = network, weights_digest(computing) if computing else None
+            card = read_card(state)
+            self.method = None if card is None else str(card["method"])

@@ -20,6 +20,7 @@ from custom.data.dicom_files import dicom_files
 from custom.data.names import NAME_KEY, image_stem, sidecar_of, targets_of, translation_name, uncertainty_name
 from custom.data.nifti import load_header
 from custom.data.tolerant import FAULT_KEY
+from custom.inference.inferer import METHOD
 from custom.inference.inputs import check_output_format
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, rank, world_size
@@ -30,12 +31,15 @@ from custom.utils.modalities import canonical
 
 __all__ = [
     "NAME",
+    "QUANTITY",
     "TWICE",
     "Provenance",
+    "check_replaceable",
     "check_sidecar",
     "describe_translation",
     "pending_inputs",
     "read_provenance",
+    "read_record",
     "sidecar_text",
     "translation_record",
     "uncertainty_record",
@@ -50,6 +54,7 @@ COMMENT_CODE = 6  # of a NIfTI header extension
 NAME = "brain_mri_modality_translation"
 IDENTITY = "Identity"
 TWICE = "SourceSynthetic"
+QUANTITY = "Quantity"  # of an error map alone
 
 
 class Provenance:
@@ -100,10 +105,15 @@ def _place(source: Source | list[Source]) -> dict[str, str]:
     return {PLACE: digest(place)[:PLACE_DIGITS]}
 
 
-def describe_translation(target: str, version: str = "", *, twice: bool = False) -> str:
+def describe_translation(target: str, version: str = "", *, method: str = "", twice: bool = False) -> str:
     """One line for the metadata of a translation, or of several; ``twice`` of sources that hold a translation."""
     by = "from SYNTHETIC source by" if twice else "from"
-    return f"SYNTHETIC {target} {by} {NAME} {f'v{version}' if version else ''}".rstrip()
+    return f"SYNTHETIC {target} {by} {_program(method)} {f'v{version}' if version else ''}".rstrip()
+
+
+def _program(method: str) -> str:
+    """What made a translation: this program, and the method of comparison whose weights it was given."""
+    return ", ".join(filter(None, (NAME, method)))
 
 
 def translation_record(
@@ -120,7 +130,8 @@ def translation_record(
 
     Args:
         target: its contrast.
-        used: seed, steps, samples and weights, as ``TranslationInferer.used`` gives them.
+        used: seed, steps, samples, weights and, of a comparison method, its name, as ``TranslationInferer.used`` gives
+            them.
         version: of the bundle.
         sources: files or folders that it was made from, of which the names are kept; none of images in memory.
         provenance: of ``Provenance.of``, where there is one.
@@ -137,11 +148,12 @@ def translation_record(
     if content is None and sources and all(Path(source).exists() for source in sources):
         contents = sorted(content_digest(str(source)) for source in sources)
         content = contents if len(contents) > 1 else contents[0]
+    method = str(used.get(METHOD, ""))
     return {
-        "Description": describe_translation(target, version, twice=twice),
+        "Description": describe_translation(target, version, method=method, twice=twice),
         "Synthetic": True,
         TWICE: twice,
-        "GeneratedBy": [{"Name": NAME, "Version": version}],
+        "GeneratedBy": [{"Name": _program(method), "Version": version}],
         "Sources": sorted(Path(source).name for source in sources),
         "SourceSHA": content,
         "Target": target,
@@ -154,7 +166,7 @@ def translation_record(
 def uncertainty_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a translation's error map, which the same decides."""
     told = str(record["Description"]).replace(f" {record['Target']} ", f" {record['Target']} uncertainty ", 1)
-    return {**record, "Description": told, "Quantity": "expected absolute error", "Units": "of the translation"}
+    return {**record, "Description": told, QUANTITY: "expected absolute error", "Units": "of the translation"}
 
 
 def sidecar_text(record: Mapping[str, Any]) -> str:
@@ -177,6 +189,19 @@ def check_sidecar(path: Path) -> Path:
     return sidecar
 
 
+def check_replaceable(path: Path) -> None:
+    """Refuse to write over what is no translation of ours.
+
+    Raises:
+        ValueError: for a file ``path`` whose header holds no record.
+    """
+    if path.exists() and read_provenance(path) is None:
+        raise ValueError(
+            f"{path}: expected no file, or an earlier translation, which is replaced; found a file that is no output "
+            "of this program. Choose another name, or move it away."
+        )
+
+
 def write_provenance(header: nib.Nifti1Header, record: Mapping[str, Any]) -> None:
     """Put ``record`` into ``header`` as a comment, in place of an earlier one."""
     kept = [e for e in header.extensions if not _is_record(e)]
@@ -195,6 +220,18 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any] | None:
         return dict(json.loads(_text(found[0]))[NAME]) if found else None
     except (TypeError, ValueError):
         return {}  # of something else, or cut short
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record of an image, in its header or beside it; None of what is no output of ours."""
+    if found := read_provenance(path):
+        return found
+    try:
+        beside = json.loads(sidecar_of(path).read_text(encoding="utf-8"))
+        ours = beside["Synthetic"] is True and str(beside["GeneratedBy"][0]["Name"]).startswith(NAME)
+    except (OSError, ValueError, LookupError, TypeError):  # none, or somebody else's
+        return None
+    return beside if ours else None
 
 
 def _is_record(extension: nib.nifti1.Nifti1Extension) -> bool:

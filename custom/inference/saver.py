@@ -33,7 +33,7 @@ from custom.data.readers import ASSUMED_KEY
 from custom.data.scans import is_synthetic, says_synthetic
 from custom.data.sets import DISAGREEMENT_KEY, sources_of
 from custom.inference.dicom_writer import save_synthetic_series
-from custom.inference.inferer import TranslationInferer
+from custom.inference.inferer import METHOD, TranslationInferer
 from custom.inference.inputs import check_output_format
 from custom.inference.likeness import doubts
 from custom.inference.provenance import (
@@ -97,7 +97,8 @@ class DeclareSyntheticd(MapTransform):
             meta = getattr(d[key], "meta", {})
             self.records = self._records(meta, targets)
             twice = any(record[TWICE] for record in self.records.values())
-            description = describe_translation(", ".join(self.records), self.version, twice=twice)
+            method = self.inferer.used().get(METHOD, "")
+            description = describe_translation(", ".join(self.records), self.version, method=method, twice=twice)
             if isinstance(d[key], MetaTensor):
                 meta[RECORDS_KEY] = self.records
                 meta["descrip"] = description

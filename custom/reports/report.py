@@ -99,13 +99,15 @@ def write_report(results: Results, setup: Setup, found: Sequence[SubjectResult])
 
 def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult]) -> dict[str, Table]:
     """The tables that have content, by the name of their files."""
-    everything, rows = rows, [row for row in rows if number_of_sources(row.source) == 1]
+    everything, single = rows, [row for row in rows if number_of_sources(row.source) == 1]
+    evaluated = any(row.method == FULL_MODEL for row in rows)  # whose sets of sources have a table of their own
+    rows = single if evaluated else everything
     translated = [m for m in tables.method_order(rows) if m not in METHODS or m == FULL_MODEL]
     made: dict[str, Table | None] = {}
     for region in (*REGIONS, *RESCALED_REGIONS):
         where = region.replace(" ", "_")
         made[f"methods_{where}"] = tables.method_table(rows, region)
-        made[f"sources_{where}"] = tables.sources_table(everything, region)
+        made[f"sources_{where}"] = tables.sources_table(everything, region) if evaluated else None
         if region.endswith("fitted"):
             continue
         made[f"models_{where}"] = tables.model_table(rows, region, pairs=_pairs(setup))
@@ -113,7 +115,7 @@ def make_tables(rows: Sequence[Row], setup: Setup, found: Sequence[SubjectResult
             if {(r.source, r.target) for r in rows if r.method == method} <= set(_pairs(setup)):
                 continue  # the models' table shows them all
             name = "pairs" if method == FULL_MODEL else "pairs_" + re.sub(r"[^\w.-]", "_", method)
-            made[f"{name}_{where}"] = tables.pair_table(rows, region, modalities=setup.modalities, method=method)
+            made[f"{name}_{where}"] = tables.pair_table(single, region, modalities=setup.modalities, method=method)
         made[f"tests_{where}"] = tables.comparison_table(rows, region, setup.reference)
     made["cost"] = cost_table(found)
     made["uncertainty"] = uncertainty_table(found)

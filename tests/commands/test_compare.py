@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from custom.commands.compare import compare
+from custom.data.names import sidecar_of
 from custom.evaluation.rows import COPY_SOURCE, Row, read_rows
+from custom.inference.provenance import sidecar_text, translation_record
 
 SHAPE = (24, 28, 22)
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -162,7 +164,7 @@ def test_normalised_truths_and_predictions_of_another_scale(tmp_path, truths, ca
     assert all(rows[model, "s1"].psnr > 60 for model in ("same", "signed", "bytes"))
     assert "signed: intensities read as in [-1, 1], which is a guess." in report
     assert "bytes: intensities read as in [0, 255]." in report
-    assert "same, 1 files such as s1_t1_t2.nii.gz: read as <source>_<target>" in " ".join(report.split())
+    assert "same, s1_t1_t2.nii.gz: read as <source>_<target>" in " ".join(report.split())
     with pytest.raises(ValueError, match=r"expected some that can be scored; found none.*read with ranges: 'truth'"):
         run(tmp_path, "bytes")
     capsys.readouterr()
@@ -176,3 +178,27 @@ def test_clear_errors(tmp_path, truths):
         run(tmp_path, "ours", ranges={"ours": "loud"})
     with pytest.raises(FileNotFoundError, match="expected a folder of predictions"):
         run(tmp_path, "absent")
+
+
+def test_a_translation_of_several_sources_is_a_task_of_its_own(tmp_path, truths, capsys):
+    record = translation_record("t2", {}, sources=["s1_flair.nii.gz", "s1_t1.nii.gz"])
+    for subject, truth in truths.items():
+        off = np.where(truth > 0, np.abs(truth - 0.1), 0)
+        save(tmp_path / f"ours/{subject}_t2_synthetic.nii.gz", off)
+        save(tmp_path / f"ours/{subject}_t2_synthetic_uncertainty.nii.gz", 0.1 * off)
+        sidecar_of(tmp_path / f"ours/{subject}_t2_synthetic.nii.gz").write_text(sidecar_text(record))
+        save(tmp_path / f"other/{subject}_t1_to_t2.nii.gz", 1000 * truth)
+    rows, report = run(tmp_path, "ours", "other")
+    assert (rows["ours", "s1"].source, rows["other", "s1"].source) == ("t1+flair", "t1")
+    assert rows["ours", "s1"].psnr == pytest.approx(20, abs=1e-3)  # an error of 0.1 everywhere in the brain
+    report = " ".join(report.split())
+    assert "T1 + FLAIR → T2" in report
+    assert "ours: no prediction of T1 → T2 for s1." in report
+    assert "ours: intensities read as in [0, 1]." in report
+    assert "source taken to be" not in report
+    assert "ours, 2 files such as s1_t2_synthetic_uncertainty.nii.gz: not used: an error map" in report
+    save(tmp_path / "ours/s1_t2_synthetic.nii.gz", 1000 * truths["s1"])
+    rows, report = run(tmp_path, "ours", "other")
+    assert ("ours", "s1") not in rows
+    assert "expected intensities in [0, 1], as those of its record are; found 0 to 1000" in " ".join(report.split())
+    capsys.readouterr()

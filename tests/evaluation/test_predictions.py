@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from custom.data.names import sidecar_of
 from custom.evaluation.predictions import find_truths, match_predictions
+from custom.inference.provenance import sidecar_text, translation_record, uncertainty_record
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -113,3 +115,49 @@ def test_clear_errors(tmp_path):
         find_truths(touch(tmp_path / "two", "s_t1.nii.gz", "s_t1w.nii.gz"))
     with pytest.raises(ValueError, match="expected one prediction of t2 for s"):
         match_predictions(touch(tmp_path / "twice", "s_t2.nii.gz", "s_t2.nrrd"), {"s": {"t2": Path("a"), "t1": Path()}})
+
+
+TRUTHS = {"s": {"t1": Path("s_t1.nii.gz"), "t2": Path("s_t2.nii.gz"), "flair": Path("s_flair.nii.gz")}}
+
+
+def recorded(folder: Path, name: str, record: dict) -> None:
+    touch(folder, name)
+    sidecar_of(folder / name).write_text(sidecar_text(record))
+
+
+@pytest.mark.parametrize(
+    ("sources", "source"),
+    [
+        (["s_flair.nii.gz", "s_t1.nii.gz"], "t1+flair"),
+        (["a/T1w.nii.gz", "a/scan_t2f.nii.gz"], "t1+flair"),
+        (["s_t1.nii.gz"], "t1"),
+        (["scan.nii.gz"], ""),
+    ],
+)
+def test_a_record_goes_before_the_name(tmp_path, sources, source):
+    recorded(tmp_path, "s_pd_t2_synthetic.nii.gz", translation_record("t2", {}, sources=sources))
+    (found,) = match_predictions(tmp_path, TRUTHS).files
+    assert found == ("s", source, "t2", tmp_path / "s_pd_t2_synthetic.nii.gz", True)
+
+
+def test_several_sources_that_are_not_known_are_left_out(tmp_path):
+    record = translation_record("t2", {}, sources=["s_t1.nii.gz", "scan.nii.gz"])
+    recorded(tmp_path, "s_t2_synthetic.nii.gz", record)
+    recorded(tmp_path, "s_t1_t2_synthetic.nii.gz", {**record, "Sources": [], "SourceSHA": ["a", "b"]})
+    matched = match_predictions(tmp_path, TRUTHS)
+    assert matched.files == []
+    assert matched.unmatched == {
+        "s_t2_synthetic.nii.gz": "it was made of 2 sources, of which the names do not tell the contrasts "
+        "(s_t1.nii.gz, scan.nii.gz)",
+        "s_t1_t2_synthetic.nii.gz": "it was made of 2 sources, of which the names do not tell the contrasts "
+        "(images in memory)",
+    }
+
+
+def test_error_maps_are_passed_over(tmp_path):
+    touch(tmp_path, "s_t1_t2_synthetic.nii.gz", "s_t1_t2_synthetic_uncertainty.nii.gz")
+    recorded(tmp_path, "s_error_t2.nii.gz", uncertainty_record(translation_record("t2", {}, sources=["s_t1.nii.gz"])))
+    matched = match_predictions(tmp_path, TRUTHS)
+    assert [file.path.name for file in matched.files] == ["s_t1_t2_synthetic.nii.gz"]
+    assert set(matched.unmatched) == {"s_t1_t2_synthetic_uncertainty.nii.gz", "s_error_t2.nii.gz"}
+    assert set(matched.unmatched.values()) == {"an error map, no prediction"}

@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from torch import nn
 
+from custom.data.names import sidecar_of
 from custom.data.tolerant import TolerantDataset
 from custom.inference.inferer import TranslationInferer
 from custom.inference.provenance import (
     PLACE,
     Provenance,
+    check_replaceable,
     pending_inputs,
     read_provenance,
+    read_record,
+    sidecar_text,
     translation_record,
     write_provenance,
 )
@@ -204,3 +209,35 @@ def test_record_without_a_file(tmp_path: Path) -> None:
     image = torch.rand(2, 3, 4)
     contents = [json.loads(provenance().of(i))["source"] for i in (image, image.clone(), image + 1)]
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_only_translations_are_replaced(tmp_path, write_volume):
+    scan = write_volume("scan.nii.gz", np.ones((3, 3, 3), np.float32))
+    with pytest.raises(ValueError, match=r"scan\.nii\.gz: expected no file, or an earlier translation.*Choose another"):
+        check_replaceable(scan)
+    image = nib.load(scan)
+    write_provenance(image.header, translation_record("t2", {}))
+    nib.save(image, tmp_path / "ours.nii.gz")
+    check_replaceable(tmp_path / "ours.nii.gz")
+    check_replaceable(tmp_path / "none.nii.gz")
+
+
+def test_the_record_is_read_from_the_header_or_from_beside(tmp_path, write_volume):
+    scan = write_volume("scan.nii.gz", np.ones((3, 3, 3), np.float32))
+    assert read_record(scan) is None
+    beside = sidecar_of(scan)
+    for text in (
+        "no JSON",
+        "[]",
+        '{"Sources": ["bids::a.nii"]}',
+        '{"Synthetic": true, "GeneratedBy": [{"Name": "a"}]}',
+    ):
+        beside.write_text(text)
+        assert read_record(scan) is None
+    record = translation_record("t2", {"Method": "reg_gan"}, version="1.2")
+    beside.write_text(sidecar_text(record))
+    assert read_record(scan) == record
+    image = nib.load(scan)
+    write_provenance(image.header, translation_record("pd", {}))
+    nib.save(image, scan)
+    assert read_record(scan)["Target"] == "pd"

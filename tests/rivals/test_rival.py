@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 
 from custom.inference.inferer import TranslationInferer
+from custom.inference.saver import DeclareSyntheticd
 from custom.networks.weights import compact, load_weights, read_card
 from custom.rivals.rival import Rival, as_pair, scored_pairs
 from tests.rivals.conftest import MODALITIES, RIVALS
@@ -190,3 +192,14 @@ def test_a_card_can_be_built_from(make: Callable[..., Rival]) -> None:
         again = type(network)(**arguments)
         assert card["target"] == f"custom.rivals.{type(network).__name__}"
         assert read_card(again.state_dict()) == card
+
+
+def test_translations_name_the_method_that_made_them(make):
+    inferer = TranslationInferer("t2", MODALITIES)
+    pred = MetaTensor(inferer(brain(32, 32, 4), make("reg_gan"))[0])
+    found = DeclareSyntheticd("pred", inferer, version="1.2")({"pred": pred})["pred"]
+    record = found.meta["translations"]["t2"]
+    said = "SYNTHETIC t2 from brain_mri_modality_translation, reg_gan v1.2"
+    assert record["Description"] == found.meta["descrip"] == said
+    assert record["GeneratedBy"] == [{"Name": "brain_mri_modality_translation, reg_gan", "Version": "1.2"}]
+    assert (record["Method"], record["Steps"]) == ("reg_gan", None)
