@@ -191,12 +191,14 @@ def test_uncertainty(translator, pair, tmp_path, monkeypatch):
     assert "Quantity" not in read_provenance(translator.save(single.image, tmp_path / "image.nii.gz"))
 
 
+@pytest.mark.slow
 def test_the_artifact_serves_too(translator, scan, tmp_path):
     archive = package(tmp_path)
     of_zip = Translator.load(archive, device="cpu", amp=False)
     assert torch.equal(of_zip(scan, "t2").as_tensor(), translator(scan, "t2").as_tensor())
 
 
+@pytest.mark.slow
 def test_settings_of_a_call(translator, scan):
     with pytest.raises(ValueError, match="num_samples: expected a whole number"):
         translator(scan, "t2", num_samples=1.5)

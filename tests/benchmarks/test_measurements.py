@@ -59,6 +59,7 @@ def test_memory_of_a_tensor() -> None:
     assert seconds > 0
 
 
+@pytest.mark.slow
 def test_rate() -> None:
     assert 0 < ConvolutionRate(CPU, amp=False, edge=8)() < 100
 

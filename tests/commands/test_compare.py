@@ -121,6 +121,7 @@ def zscored(values: np.ndarray, background: float) -> np.ndarray:
     return np.where(values > 0, (values - inside.mean()) / inside.std(), background).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("background", [0.0, -2.0])
 def test_a_copy_of_z_scored_truths_is_perfect(tmp_path, truths, capsys, background):
     for subject, truth in truths.items():
@@ -139,6 +140,7 @@ def test_a_copy_of_z_scored_truths_is_perfect(tmp_path, truths, capsys, backgrou
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_what_can_be_read_in_two_ways_stops_and_asks(tmp_path, truths, capsys):
     for subject, truth in truths.items():
         save(tmp_path / f"truth/{subject}_t2.nii.gz", 1.6 * truth)

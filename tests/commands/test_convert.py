@@ -89,6 +89,7 @@ def test_what_needs_no_conversion_or_cannot_have_one_is_said(network, older, fil
     assert not (tmp_path / "new.pt").exists()
 
 
+@pytest.mark.slow
 def test_codes_of_one_codebook_become_those_of_several(network, older, files, tmp_path) -> None:
     """Latents that lie on codes are decoded as before, and the others are not represented worse."""
     bottleneck = network.autoencoder.bottleneck

@@ -125,6 +125,7 @@ class TestRelease:
         assert "used for style_transfer\tspade.block.3.conv_s.weight" in lines
         assert len(lines) == 1 + count + 1
 
+    @pytest.mark.slow
     def test_network_translates_as_the_release(self, tmp_path: Path) -> None:
         model = made()
         done = import_release(tmp_path, model)
@@ -194,6 +195,7 @@ class TestRelease:
         parser["network_def#autoencoder#embedding_dim"] = 4
         check_crop(parser.get_parsed_content("discriminator_def"), "latent_crop", overlay["latent_crop"])
 
+    @pytest.mark.slow
     def test_same_network_in_every_training(self, tmp_path: Path, check_shapes) -> None:
         done = import_release(tmp_path)
         for name in ("train_spade", "train", "inference"):

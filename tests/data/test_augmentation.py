@@ -62,6 +62,7 @@ def test_the_background_stays_background(copies) -> None:
         assert (faces == -1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_contrasts_and_labels_stay_aligned(seed: int) -> None:
     """T2 is T1's negative; after any common deformation it still is, and the label marks what is bright in T1."""
@@ -87,6 +88,7 @@ def boxed(image: Tensor) -> Tensor:
     return image[tuple(slice(int(i.min()), int(i.max()) + 1) for i in torch.nonzero(image > -1, as_tuple=True))]
 
 
+@pytest.mark.slow
 def test_nothing_but_the_flip_remains_when_all_is_off() -> None:
     whole, seen = subject()["t1"], []
     for seed in range(4):

@@ -99,6 +99,7 @@ lists = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @quick
 @given(content=lists | values | st.binary(max_size=40))
 def test_whatever_is_in_a_data_list(tmp_path: Path, content: object) -> None:

@@ -135,6 +135,7 @@ def run(
     return engine
 
 
+@pytest.mark.slow
 def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, toy):
     entries = [write_subject(tmp_path, "one"), write_subject(tmp_path, "three", ("t1", "t2"), lesion=False)]
     network = toy()
@@ -161,6 +162,7 @@ def test_evaluation_writes_scores_tables_figures_and_the_page(tmp_path, capsys, 
     assert network.training  # its mode is as it was before
 
 
+@pytest.mark.slow
 def test_scans_unlike_those_of_the_training_are_in_the_report(tmp_path, capsys, caplog, toy):
     entries, network, transform = (
         [write_subject(tmp_path, name) for name in ("one", "two")],

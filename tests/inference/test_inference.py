@@ -91,6 +91,7 @@ def test_output_lies_on_the_sources_grid(workflow, write_volume, head, tmp_path,
         assert values[head() > 0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of ITK's wrapping
 @pytest.mark.parametrize("suffix", ["nrrd", "mha"])
 def test_other_formats(workflow, write_volume, tmp_path: Path, suffix: str) -> None:

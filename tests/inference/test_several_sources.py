@@ -58,6 +58,7 @@ def test_a_set_gives_one_result_whatever_its_order(workflow, sources, tmp_path: 
     assert str(tmp_path) not in json.dumps(record)
 
 
+@pytest.mark.slow
 def test_every_source_counts(workflow, knowing_translator, sources, tmp_path: Path) -> None:
     results = []
     for image in (sources, sources[:1], sources[0]):
@@ -68,6 +69,7 @@ def test_every_source_counts(workflow, knowing_translator, sources, tmp_path: Pa
     np.testing.assert_array_equal(results[1], results[2])  # a list of one is that one
 
 
+@pytest.mark.slow
 def test_whether_a_result_is_valid_does_not_depend_on_the_order(
     workflow, sources, write_volume, brain, tmp_path
 ) -> None:
@@ -111,6 +113,7 @@ def test_one_bad_subject_does_not_lose_the_others(workflow, cohort_with_gaps: Pa
     assert f"{bad}: expected another scan than" in said
 
 
+@pytest.mark.slow
 def test_another_grid_is_refused_or_registered(workflow, sources, write_volume, brain, tmp_path: Path) -> None:
     coarse = write_volume("in/p_t2.nii.gz", brain("t2", shape=(20, 23, 19)), affine=np.diag([4.8, 4.8, 4.8, 1]))
     given = [str(coarse), sources[0]]

@@ -57,6 +57,7 @@ def test_sizes(make: Callable[..., Rival], method: str) -> None:
         make(method, "large")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", RIVALS)
 def test_a_volume_of_odd_sides_beside_an_empty_one(make: Callable[..., Rival], method: str) -> None:
     """Also scripted: TorchScript gives the same."""

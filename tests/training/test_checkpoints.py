@@ -124,6 +124,7 @@ def interrupted(folder: Path, translator: LatentTranslator, stop_after: int, **k
     return run
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_one_that_never_stopped(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
     whole = start(make_run(tmp_path / "whole", tiny_translator))
     first = interrupted(tmp_path / "half", tiny_translator, stop_after=EPOCHS // 2)
@@ -153,6 +154,7 @@ def differing(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [path]
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_named_and_the_one_before_it_used(
     tiny_translator: LatentTranslator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,6 +186,7 @@ def test_last_checkpoint_that_is_cut_or_gone(tmp_path: Path, damage: Callable[[P
         Stage(tmp_path, [None] * 3, resume=True).run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("interval", [1, 3])
 def test_signal_ends_the_run_after_saving_the_last_complete_epoch(
