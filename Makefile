@@ -16,7 +16,7 @@ comma := ,
 .PHONY: help install demo test test-fast test-lowest clients campaign lint format phantoms train evaluate ablation table1 bench clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## build .venv with everything that the project needs
 

@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from custom.commands.trainings import applicable, check_settings, train, trained
+from custom.commands.trainings import (
+    applicable,
+    check_overrides,
+    check_settings,
+    keep_settings,
+    train,
+    trained,
+)
 from custom.commands.workflows import bundle_workflow
 from custom.data.datalist import ensure_phantom
 from custom.evaluation.pictures import TRUTH, Slices
@@ -122,15 +129,16 @@ def ablation(
         raise ValueError(f"variants: expected some of {', '.join(VARIANTS)}; found {', '.join(unknown)}.")
     if not share > 0:
         raise ValueError(f"share: expected a positive share of the configs' epochs; found {share}.")
-    for config in (*FOLDERS, "evaluate"):
-        bundle_workflow(config, overrides)  # a wrong option is an error now, and not the failure of every variant
+    check_overrides(ablation, (*FOLDERS, "evaluate"), overrides)
     output = Path(output_dir).expanduser().resolve()
     training, validation, test = map(int, subjects)
     budget = Budget(float(share), (training, validation, test), float(spacing), int(seed))
-    check_settings(output / "settings.json", {**budget._asdict(), "dataset_dir": str(dataset_dir), **overrides})
+    settings = {**budget._asdict(), "dataset_dir": str(dataset_dir), **overrides}
+    check_settings(output / "settings.json", settings)
     data = dataset_dir or ensure_phantom(
         output / "phantom", counts=budget.counts, seed=budget.seed, spacing=budget.spacing
     )
+    keep_settings(output / "settings.json", settings)
     values = {"dataset_dir": str(data), "seed": budget.seed, "amp": amp_choice(amp), **overrides}
     done: list[Ablation] = []
     failures: dict[str, str] = {}

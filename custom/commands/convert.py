@@ -55,7 +55,13 @@ def convert(
     with torch.random.fork_rng(devices=[]):  # the same file every time
         torch.random.default_generator.manual_seed(0)
         network = parser.get_parsed_content("network_def")
-    state, target = compact(convert_weights(network, weights)), Path(out).expanduser().absolute()
+    target = Path(out).expanduser().absolute()
+    if target.resolve() == (config_folder().parent / "models" / "model.pt").resolve():
+        raise ValueError(
+            f"{target}: expected another file than the bundle's own weights, which every command uses; found those. "
+            "Convert to a new file, and put it there by yourself if that is what you want."
+        )
+    state = compact(convert_weights(network, weights))
     with atomic_write(target) as temporary:
         torch.save(state, temporary)
     return target

@@ -10,18 +10,26 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
 
-from custom.commands.trainings import applicable, check_settings, train, trained
+from custom.commands.trainings import (
+    applicable,
+    check_overrides,
+    check_settings,
+    keep_settings,
+    train,
+    trained,
+)
 from custom.commands.workflows import bundle_workflow
 from custom.data.datalist import ensure_phantom, load_datalist
 from custom.evaluation.pictures import Pictures
 from custom.evaluation.results import Results, Setup, SubjectResult
-from custom.evaluation.rows import COPY_SOURCE, FULL_MODEL, LOOKUP, TRAINING_MEAN
+from custom.evaluation.rows import COPY_SOURCE, EXPECTED_ERROR, FULL_MODEL, LOOKUP, TRAINING_MEAN
 from custom.networks.weights import CARD, read_weights
 from custom.reports.render import Table, to_text, write_table
 from custom.reports.report import write_report
@@ -158,17 +166,20 @@ def table1(
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
         raise ValueError(f"methods: expected some of {', '.join(METHODS)}; found {', '.join(unknown) or 'none'}.")
-    if size not in SIZES or not budget > 0:
+    if size not in SIZES or not _is_positive(budget):
         raise ValueError(
             f"size, budget: expected one of {', '.join(SIZES)} and a positive number of TFLOP; found {size}, {budget}."
         )
     output = Path(output_dir).expanduser().resolve()
     counts = tuple(map(int, subjects))
     settings = {"budget": float(budget), "size": size, "subjects": counts, "spacing": float(spacing), "seed": int(seed)}
-    check_settings(output / "settings.json", {**settings, "dataset_dir": str(dataset_dir), **overrides})
+    check_overrides(table1, ("train_rival", "evaluate"), overrides)
+    whole = {**settings, "dataset_dir": str(dataset_dir), **overrides}
+    check_settings(output / "settings.json", whole)
     data = dataset_dir or ensure_phantom(output / "phantom", counts=counts, seed=int(seed), spacing=float(spacing))
     values = {"dataset_dir": str(data), "seed": int(seed), "amp": amp_choice(amp), "size": size, **overrides}
     run, wanted = _prepare(output, float(budget), values, tasks)
+    keep_settings(output / "settings.json", whole)
     results = _Merged(output)
     for name in names:
         for task in _tasks_of(METHODS[name], wanted, all_tasks):
@@ -177,6 +188,10 @@ def table1(
                 METHODS[name], task, lambda name=name, task=task, rows=trivial: _train_and_score(run, name, task, rows)
             )
     return results.report(wanted, num_figures, {**settings, "data": str(data)})
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < float("inf")
 
 
 def _prepare(
@@ -335,7 +350,9 @@ class _Merged:
             merged.notes += [note for note in result.notes if note not in merged.notes]
             if pictures is not None:
                 kept = self.pictures.setdefault(subject, pictures)
-                slices = {(_renamed(key[0], label), *key[1:]): s for key, s in pictures.slices.items()}
+                # the figures have a column a method, and none for the error that one of them expects
+                own_slices = {key: s for key, s in pictures.slices.items() if key[0] != EXPECTED_ERROR}
+                slices = {(_renamed(key[0], label), *key[1:]): s for key, s in own_slices.items()}
                 kept.slices = {**(kept.slices if kept is not pictures else {}), **slices}
                 kept.volumes = {}
 

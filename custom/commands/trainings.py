@@ -5,19 +5,43 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 from custom.commands.workflows import bundle_workflow
+from custom.utils.arguments import nearest
 from custom.utils.bundle import config_folder
 from custom.utils.files import atomic_write
 
-__all__ = ["applicable", "check_settings", "train", "trained"]
+__all__ = ["applicable", "check_overrides", "check_settings", "keep_settings", "train", "trained"]
 
 RECORD = "trained.json"
 SCALED = ("adversarial_start_epoch", "warmup_steps")
 CHECKPOINTS = 20  # that a training leaves on its way
+
+
+def check_overrides(command: Callable[..., Any], configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
+    """Refuse wrong overrides now, before anything is made and lest every training fails by them.
+
+    Args:
+        command: whose own options they may be misspelt.
+        configs: that read them.
+        overrides: values by key.
+
+    Raises:
+        ValueError: naming the option that was likely meant.
+    """
+    own = [name for name, p in signature(command).parameters.items() if p.kind is not Parameter.VAR_KEYWORD]
+    known = {*own, *(key for config in configs for key in bundle_workflow(config, {}).parser.get())}
+    for key in overrides:
+        if key.partition("#")[0] not in known:
+            meant = nearest(key, known)
+            advice = f"Did you mean --{meant}?" if meant else f"Choose from {', '.join(own)}."
+            raise ValueError(f"--{key}: expected an option or a key of the configs; found none. {advice}")
+    for config in configs:
+        bundle_workflow(config, overrides)
 
 
 def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -26,13 +50,26 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if they were not.
     """
-    text = json.dumps(settings, indent=2, default=str)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    if not path.is_file():
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(_as_text(settings))
+    differing = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
+    if differing:
+        said = "; ".join(f"{n} {json.dumps(there.get(n))}, not {json.dumps(wanted.get(n))}" for n in differing)
         raise ValueError(
-            f"{path}: expected the settings of this run; found others. Give another output_dir, or the settings there."
+            f"{path}: expected the settings of this run; found {said}. Give another output_dir, or the settings there."
         )
+
+
+def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write what ``check_settings`` will hold later runs against."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(_as_text(settings), encoding="utf-8")
+
+
+def _as_text(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, indent=2, default=str)
 
 
 def trained(folder: Path) -> dict[str, Any] | None:

@@ -97,6 +97,11 @@ class VQGAN(nn.Module):
         self.haar = HaarTransform(haar_levels)
         self.downsampling = 2 ** (len(channels) - 1 + haar_levels)
         image_channels = 8**haar_levels
+        if bottleneck is not None and num_codebooks != 1:
+            raise ValueError(
+                f"num_codebooks: expected it in the bottleneck, which replaces the codebooks; found {num_codebooks} "
+                "beside one. Set bottleneck#num_codebooks."
+            )
         self.bottleneck = bottleneck or VectorQuantizer(num_embeddings, embedding_dim, num_codebooks=num_codebooks)
         moments = embedding_dim * (2 if isinstance(self.bottleneck, KLBottleneck) else 1)
 

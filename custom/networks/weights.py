@@ -233,7 +233,11 @@ def _advice(
     """What to do with weights that differ from what is expected."""
     convertible = not _differences(network, expected, _converted(network, expected, state))
     if books := _other_codebooks(network, state):
-        advice = f"Set num_codebooks in network_def#autoencoder to {books.found}, as the weights have it"
+        advice = (
+            f"Set num_codebooks of the codebook in network_def to {books.found}, as the weights have it "
+            f"(--network_def#autoencoder#bottleneck#num_codebooks {books.found}, or #autoencoder#num_codebooks where "
+            "there is no bottleneck)"
+        )
         if not convertible:
             return f"{advice}."
         return (

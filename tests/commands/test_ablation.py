@@ -156,7 +156,7 @@ def test_what_is_complete_is_not_done_again(tmp_path: Path, runs: list[FakeWorkf
 
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     ablation(tmp_path / "out", variants=["palette"], dataset_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"settings\.json: expected the settings of this run; found others"):
+    with pytest.raises(ValueError, match=r"settings\.json: expected the settings of this run; found share"):
         ablation(tmp_path / "out", variants=["palette"], dataset_dir=tmp_path, share=0.5)
 
 
@@ -191,6 +191,7 @@ def test_table_3(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     [
         ({"variants": ["gan"]}, "variants: expected some of diffusion_only.*found gan"),
         ({"share": 0}, "share: expected a positive share"),
+        ({"shar": 1}, "--shar: expected an option or a key of the configs; found none. Did you mean --share"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: dict, message: str) -> None:

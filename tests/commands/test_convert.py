@@ -127,9 +127,20 @@ def of_codebooks(files: list[str], number: int) -> LatentTranslator:
     return parser.get_parsed_content("network_def").eval()
 
 
+def test_the_weights_of_the_bundle_are_not_replaced() -> None:
+    own = config_folder().parent / "models" / "model.pt"
+    before = own.stat()
+    with pytest.raises(ValueError, match=r"model\.pt: expected another file than the bundle's own weights"):
+        convert(own, own, num_codebooks=2)
+    assert own.stat() == before
+
+
 def test_numbers_of_codebooks_that_cannot_be(network, files, tmp_path) -> None:
     torch.save(of_codebooks(files, 2).state_dict(), tmp_path / "two.pt")
-    with pytest.raises(ValueError, match=r"found 2 codebooks instead of 1. Set num_codebooks .* to 2, as .* have it.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"found 2 codebooks instead of 1. Set num_codebooks .* to 2, .*bottleneck#num_codebooks 2",
+    ):
         load_weights(network, tmp_path / "two.pt")
     with pytest.raises(ValueError, match=r"earlier version .*; found 2 codebooks instead of 1. Name .* num_codebooks"):
         convert(tmp_path / "two.pt", tmp_path / "one.pt", config=files)

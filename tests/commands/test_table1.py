@@ -155,7 +155,7 @@ def test_what_is_complete_is_not_done_again_and_the_rest_resumed(
     table1(out, methods=["reg_gan", "dea_gan"], tasks=TASK, dataset_dir=str(data), budget=6.0)
     assert trained(runs) == [("train_rival", "rival_dea_gan", "t1-t2")]
     assert runs[1].parser["resume"] is True
-    with pytest.raises(ValueError, match=r"settings\.json: expected the settings of this run; found others"):
+    with pytest.raises(ValueError, match=r"settings\.json: .* found budget 6.0, not 7.0. Give another"):
         table1(out, methods=["reg_gan"], tasks=TASK, dataset_dir=str(data), budget=7.0)
 
 
@@ -183,7 +183,10 @@ def test_a_method_that_fails_leaves_the_others(
     [
         ({"methods": ["gan"]}, "methods: expected some of pix2pix_2d.*found gan"),
         ({"budget": 0}, "size, budget: expected one of original, small and a positive number"),
+        ({"budget": "abc"}, "size, budget: .* a positive number of TFLOP; found small, abc"),
         ({"size": "huge"}, "size, budget: expected one of original, small"),
+        ({"budgt": 3}, "--budgt: expected an option or a key of the configs; found none. Did you mean --budget"),
+        ({"max_epochs": "many"}, "max_epochs: expected a whole number"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: dict, message: str) -> None:
@@ -195,6 +198,7 @@ def test_bad_arguments(tmp_path: Path, arguments: dict, message: str) -> None:
 def test_a_task_that_the_data_lack(tmp_path: Path, data: Path, runs: list[FakeWorkflow]) -> None:
     with pytest.raises(ValueError, match="tasks: expected pairs of two of t1, t1ce, t2, flair"):
         table1(tmp_path / "out", tasks=[["t1", "pd"]], dataset_dir=str(data))
+    assert not (tmp_path / "out" / "settings.json").exists()  # corrected settings are no other ones
 
 
 def test_every_overlay_of_the_bundle_exists() -> None:
@@ -208,9 +212,9 @@ def test_two_methods_from_phantoms_to_table(tmp_path: Path) -> None:
     data = ensure_phantom(tmp_path / "data", counts=(2, 1, 1), spacing=5.0)
     quick = {"device": "$torch.device('cpu')", "cache_workers": 0, "slices_per_subject": 1}
     out = tmp_path / "out"
-    table1(
-        out, methods=["pix2pix_2d", "pix2pix_3d"], tasks=TASK, budget=0.001, dataset_dir=str(data), amp=False, **quick
-    )
+    table1(out, methods=["pix2pix_2d", "shipped"], tasks=TASK, budget=0.001, dataset_dir=str(data), amp=False, **quick)
     methods = {row.method for row in read_rows(out / "per_subject.csv")}
-    assert methods == {COPY_SOURCE, "training mean", "intensity lookup", "2D Pix2Pix", "3D Pix2Pix"}
+    assert methods == {COPY_SOURCE, "training mean", "intensity lookup", "2D Pix2Pix", "ours, shipped weights"}
+    # the shipped weights know their error, for which the figures have no column
+    assert (out / "report.html").is_file()
     assert [p.name.partition("_")[2] for p in (out / "figures").iterdir()] == ["t1_to_t2.png"]

@@ -83,6 +83,11 @@ def test_intensity_range_that_is_none() -> None:
         vqgan(intensity_range=[1, 0])
 
 
+def test_codebooks_are_the_bottleneck_s_own() -> None:
+    with pytest.raises(ValueError, match=r"num_codebooks: expected it in the bottleneck.*found 2 beside one"):
+        VQGAN([8], 4, num_codebooks=2, bottleneck=VectorQuantizer(16, 4), norm_num_groups=4)
+
+
 def test_decoder_may_be_deeper() -> None:
     plain, deeper = vqgan(), vqgan(decoder_num_res_blocks=[2, 2])
     assert len(deeper.decoder.blocks) == len(plain.decoder.blocks) + 2
