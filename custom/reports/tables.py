@@ -237,7 +237,8 @@ def comparison_table(rows: Sequence[Row], region: str, reference: str) -> Table 
     body: list[list[Cell | str]] = []
     for comparisons in zip(*found.values(), strict=True):
         cells = [
-            f"{c.difference:+.{DECIMALS[m]}f} ({_p(c.corrected)})" for m, c in zip(METRICS, comparisons, strict=True)
+            f"{c.difference:+.{DECIMALS[m]}f} ({_p(c.corrected)})" if c.subjects else "no task in common"
+            for m, c in zip(METRICS, comparisons, strict=True)
         ]
         body.append([comparisons[0].method, *cells, str(comparisons[0].subjects)])
     note = (

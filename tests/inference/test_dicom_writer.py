@@ -230,3 +230,14 @@ class TestFaults:
     def test_unknown_output_format(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="output_format: expected nifti or dicom; found 'jpeg'"):
             SaveImageTranslationsd("pred", tmp_path, "t2", output_format="jpeg")
+
+
+def test_a_comparison_method_is_named(tmp_path: Path, write_series: Callable) -> None:
+    source = write_series("source", affine=AFFINE)
+    for method, model in (({}, "latent diffusion"), ({"Method": "reg_gan"}, "reg_gan")):
+        record = translation_record("t2", {"Seed": 3, **method}, version="1.2")
+        save_synthetic_series(prediction(read_geometry(source).shape), tmp_path / model, source, record)
+        header = slices(tmp_path / model)[0]
+        equipment = header.ContributingEquipmentSequence[1]
+        assert header.ManufacturerModelName == equipment.ManufacturerModelName == model
+        assert header.Manufacturer == ", ".join([NAME, *method.values()])

@@ -109,6 +109,9 @@ def test_tests_against_a_reference():
     table = comparison_table(rows(8), "brain", FULL_MODEL)
     assert cell(table, COPY_SOURCE, "PSNR (dB) ↑").text == "-4.00 (p = 0.008)"  # 2 / 2⁸, the smallest for 8 subjects
     assert cell(table, COPY_SOURCE, "SSIM ↑").text == "+0.000 (no test)"
+    others = [row._replace(method="other", source="t1+flair") for row in rows(8) if row.method == FULL_MODEL]
+    table = comparison_table([*rows(8), *others], "brain", FULL_MODEL)
+    assert cell(table, "other", "PSNR (dB) ↑").text == "no task in common"
     assert comparison_table(rows(), "brain", "other") is None
     assert comparison_table(rows(1), "brain", FULL_MODEL) is None
     assert comparison_table([r for r in rows() if r.method == FULL_MODEL], "brain", FULL_MODEL) is None
