@@ -15,14 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from custom.commands.trainings import (
-    applicable,
-    check_overrides,
-    check_settings,
-    keep_settings,
-    train,
-    trained,
-)
+from custom.commands.trainings import applicable, check_overrides, check_settings, keep_settings, train, trained
 from custom.commands.workflows import bundle_workflow
 from custom.data.datalist import ensure_phantom
 from custom.evaluation.pictures import TRUTH, Slices

@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser
 
 from custom.networks.weights import compact, convert_weights
 from custom.utils.arguments import whole_number
-from custom.utils.bundle import config_folder
+from custom.utils.bundle import bundle_folder, config_folder
 from custom.utils.files import atomic_write
 
 __all__ = ["convert"]
@@ -32,8 +32,8 @@ def convert(
     """Write ``weights`` with what networks did not have then to ``out``: translations of one source stay the same.
 
     Several sources are fused by their plain mean until the fusion is trained, and the error map is known as untrained.
-    Weights of fewer codebooks than the network has are to start a training of stage 1 from: the reconstruction is at
-    least as good as before, but MS-SPADE and UNet have not seen such latents.
+    Weights of fewer codebooks than the network has are to start a training of stage 1 from: no latent is worse
+    represented than before, but decoder, MS-SPADE and UNet have not seen such latents.
 
     Args:
         weights: a flat state dict of an earlier version, or of fewer codebooks.
@@ -43,8 +43,8 @@ def convert(
 
     Raises:
         FileNotFoundError: for missing files.
-        ValueError: for weights that are not of an earlier version of this network, nor of fewer codebooks, and for a
-            ``num_codebooks`` that the network cannot have.
+        ValueError: for weights that are not of an earlier version of this network, nor of fewer codebooks, for a
+            ``num_codebooks`` that the network cannot have, and where ``out`` is the bundle's own ``model.pt``.
     """
     files = ([config] if isinstance(config, str) else list(config)) or [str(config_folder() / "inference.json")]
     parser = ConfigParser()
@@ -56,7 +56,7 @@ def convert(
         torch.random.default_generator.manual_seed(0)
         network = parser.get_parsed_content("network_def")
     target = Path(out).expanduser().absolute()
-    if target.resolve() == (config_folder().parent / "models" / "model.pt").resolve():
+    if target.resolve() == (bundle_folder() / "models" / "model.pt").resolve():
         raise ValueError(
             f"{target}: expected another file than the bundle's own weights, which every command uses; found those. "
             "Convert to a new file, and put it there by yourself if that is what you want."

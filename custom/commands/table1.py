@@ -17,14 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from monai.bundle import ConfigParser
 
-from custom.commands.trainings import (
-    applicable,
-    check_overrides,
-    check_settings,
-    keep_settings,
-    train,
-    trained,
-)
+from custom.commands.trainings import applicable, check_overrides, check_settings, keep_settings, train, trained
 from custom.commands.workflows import bundle_workflow
 from custom.data.datalist import ensure_phantom, load_datalist
 from custom.evaluation.pictures import Pictures
@@ -351,8 +344,11 @@ class _Merged:
             if pictures is not None:
                 kept = self.pictures.setdefault(subject, pictures)
                 # the figures have a column a method, and none for the error that one of them expects
-                own_slices = {key: s for key, s in pictures.slices.items() if key[0] != EXPECTED_ERROR}
-                slices = {(_renamed(key[0], label), *key[1:]): s for key, s in own_slices.items()}
+                slices = {
+                    (_renamed(key[0], label), *key[1:]): s
+                    for key, s in pictures.slices.items()
+                    if key[0] != EXPECTED_ERROR
+                }
                 kept.slices = {**(kept.slices if kept is not pictures else {}), **slices}
                 kept.volumes = {}
 

@@ -21,7 +21,7 @@ from custom.data.sets import on_members, source_name
 from custom.utils.errors import telling_label_clients
 from custom.utils.intensity_scales import PERCENTILE, scale_number
 
-__all__ = ["PERCENTILE_ENDS", "ScaleIntensitiesd", "has_wrapped"]
+__all__ = ["HIGH", "LOW", "PERCENTILE_ENDS", "ScaleIntensitiesd", "has_wrapped"]
 
 PERCENTILE_ENDS = "percentile_ends"  # in the metadata: where on another scale, in [0, 1], those of "percentile" lie
 

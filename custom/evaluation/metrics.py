@@ -24,7 +24,8 @@ from monai.metrics.regression import RegressionMetric
 from monai.utils import MetricReduction
 from torch.nn.functional import max_pool3d
 
-from custom.evaluation.protocols import RESCALINGS, standardising
+from custom.data.intensities import HIGH, LOW
+from custom.evaluation.protocols import RESCALINGS, on_percentiles, standardising
 
 PROTOCOL = (
     "Protocol: metrics on the scan's own grid; truth clipped at its own 0.5 and 99.5 percentiles and mapped to [0, 1], "
@@ -43,7 +44,6 @@ REGIONS: tuple[str, ...] = ("volume", "brain", "lesion")
 RESCALED_REGIONS: tuple[str, ...] = ("brain standardised", "lesion standardised", "brain fitted", "lesion fitted")
 HIGHER_IS_BETTER: Mapping[str, bool] = {"psnr": True, "ssim": True, "nmse": False, "mae": False}
 
-PERCENTILES = (0.5, 99.5)
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 _RADIUS = SSIM_WINDOW // 2
@@ -305,15 +305,14 @@ def _standardised(
     """Both on the scale of the truth's percentiles 0.5 and 99.5, with one median and interquartile range."""
     inside = _plain(brain) > 0
     values = truth[inside].cpu().numpy()
-    low, high = (float(end) for end in np.percentile(values, PERCENTILES))
+    low, high = (float(end) for end in np.percentile(values, (LOW, HIGH)))
     if not high > low:  # a flat truth has no scale of its own
         return prediction, truth
     line = standardising(prediction[inside].cpu().numpy(), values)
 
-    def scaled(image: torch.Tensor) -> torch.Tensor:
-        return torch.where(inside, (image - low) / (high - low), 0.0).clamp(0, 1)
-
-    return scaled(prediction * line.slope + line.offset), scaled(truth)
+    moved = prediction * line.slope + line.offset
+    moved, truth = (on_percentiles(torch.where(inside, image, 0.0), (low, high)) for image in (moved, truth))
+    return moved, truth
 
 
 class BrainPSNR(_BrainMetric):

@@ -349,10 +349,8 @@ def latent_pairs(
         subjects += encode_subjects(pool, transform, network, modalities, **kwargs)
     if as_bool("cache_target_like", target_like):
         subjects = translate_subjects(subjects, network, device=kwargs["device"], amp=kwargs.get("amp", False))
-    return LatentPairs(
-        subjects, pairs_per_subject, crop_size, max_sources,
-        pool=len(subjects) - real, drawn=drawn,
-    )  # fmt: skip
+    pool_size = len(subjects) - real
+    return LatentPairs(subjects, pairs_per_subject, crop_size, max_sources, pool=pool_size, drawn=drawn)
 
 
 def style_pairs(
