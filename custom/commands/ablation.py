@@ -24,6 +24,7 @@ from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, rea
 from custom.reports.figures import method_panel
 from custom.reports.render import to_text, write_table
 from custom.reports.tables import Ablation, ablation_table, summaries, task_name
+from custom.utils.arguments import is_positive
 from custom.utils.errors import user_message
 from custom.utils.precision import AUTO, amp_choice
 
@@ -120,7 +121,7 @@ def ablation(
     unknown = [name for name in variants if name not in VARIANTS]
     if unknown:
         raise ValueError(f"variants: expected some of {', '.join(VARIANTS)}; found {', '.join(unknown)}.")
-    if not share > 0:
+    if not is_positive(share):
         raise ValueError(f"share: expected a positive share of the configs' epochs; found {share}.")
     check_overrides(ablation, (*FOLDERS, "evaluate"), overrides)
     output = Path(output_dir).expanduser().resolve()

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from custom.reports.tables import task_name
 from custom.rivals.layers import SIZES
 from custom.rivals.samples import empty_batch
 from custom.training.memory import step_flops
+from custom.utils.arguments import is_positive
 from custom.utils.bundle import bundle_folder, config_folder
 from custom.utils.errors import user_message
 from custom.utils.modalities import canonical
@@ -159,7 +159,7 @@ def table1(
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
         raise ValueError(f"methods: expected some of {', '.join(METHODS)}; found {', '.join(unknown) or 'none'}.")
-    if size not in SIZES or not _is_positive(budget):
+    if size not in SIZES or not is_positive(budget):
         raise ValueError(
             f"size, budget: expected one of {', '.join(SIZES)} and a positive number of TFLOP; found {size}, {budget}."
         )
@@ -181,10 +181,6 @@ def table1(
                 METHODS[name], task, lambda name=name, task=task, rows=trivial: _train_and_score(run, name, task, rows)
             )
     return results.report(wanted, num_figures, {**settings, "data": str(data)})
-
-
-def _is_positive(number: Any) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < float("inf")
 
 
 def _prepare(

@@ -16,7 +16,9 @@ from monai.data.itk_torch_bridge import metatensor_to_itk_image
 from monai.utils import ImageMetaKey
 from scipy import ndimage
 
-__all__ = ["CLIP_PERCENTILES", "METHOD", "Placed", "mutual_information", "place", "resample", "rigid_transform"]
+__all__ = [
+    "CLIP_PERCENTILES", "METHOD", "Placed", "Quality", "mutual_information", "place", "resample", "rigid_transform",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

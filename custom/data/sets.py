@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from nibabel.orientations import aff2axcodes
 
 from custom.data.grids import describe_grid, same_grid
 from custom.data.readers import IMAGE_SUFFIXES
-from custom.data.registration import place
+from custom.data.registration import Quality, place
 
 __all__ = [
     "DISAGREEMENT_KEY",
+    "REGISTERED_KEY",
     "SOURCES_KEY",
     "as_set",
     "beside",
@@ -33,6 +35,7 @@ __all__ = [
     "disagreement",
     "members_of",
     "on_members",
+    "registered_of",
     "source_name",
     "sources_of",
     "times",
@@ -41,6 +44,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SOURCES_KEY = "sources"  # of the metadata of a set: JSON, where each member comes from
+REGISTERED_KEY = "registered"  # of the metadata of a set: JSON, which members were moved to another's grid, and how far
 DISAGREEMENT_KEY = "disagreement"  # of the metadata of a set: what is told of brains that do not lie in one place
 # of two masks of one head. BraTS' contrasts have 0.97 or more, a head and its stripped brain about 0.7
 LEAST_DICE = 0.8
@@ -86,7 +90,8 @@ def as_set(volumes: Sequence[MetaTensor], *, align: bool = False) -> MetaTensor:
         align: register rigidly those that lie on another grid; otherwise they are refused.
 
     Returns:
-        (S, H, W, D), with the origin of each under ``SOURCES_KEY`` of the metadata.
+        (S, H, W, D), with the origin of each under ``SOURCES_KEY`` of the metadata, and what was registered under
+        ``REGISTERED_KEY``.
 
     Raises:
         ValueError: for no volume, several in one file, two with one content, or grids that differ.
@@ -97,13 +102,18 @@ def as_set(volumes: Sequence[MetaTensor], *, align: bool = False) -> MetaTensor:
     _check_contents(volumes, names)
     first = min(range(len(volumes)), key=lambda i: (round(abs(_determinant(volumes[i])), SAME_VOLUME), names[i]))
     reference, codes = volumes[first], "".join(aff2axcodes(volumes[first].affine.numpy()))
-    members = []
+    members: list[torch.Tensor] = []
+    registered: list[dict[str, Any]] = []
     for volume, name in zip(volumes, names, strict=True):
         turned = volume if volume is reference else Orientation(axcodes=codes, labels=None)(volume)
         assert isinstance(turned, MetaTensor)
-        members.append(_on_grid(turned, reference, name, names[first], align=align))
+        member, quality = _on_grid(turned, reference, name, names[first], align=align)
+        members.append(member)
+        if quality is not None:
+            registered.append(_motion(name, names[first], quality))
     image = MetaTensor(torch.cat(members), meta=dict(reference.meta))
-    image.meta[SOURCES_KEY] = json.dumps(names)
+    registered.sort(key=itemgetter("Source"))  # the order of the sources changes nothing
+    image.meta |= {SOURCES_KEY: json.dumps(names), REGISTERED_KEY: json.dumps(registered)}
     return image
 
 
@@ -145,10 +155,13 @@ def _check_contents(volumes: Sequence[MetaTensor], names: Sequence[str]) -> None
             )
 
 
-def _on_grid(volume: MetaTensor, reference: MetaTensor, name: str, fixed: str, *, align: bool) -> torch.Tensor:
+def _on_grid(
+    volume: MetaTensor, reference: MetaTensor, name: str, fixed: str, *, align: bool
+) -> tuple[torch.Tensor, Quality | None]:
+    """``volume`` (1, H, W, D) on the grid of ``reference``, and of what was registered how well it lies."""
     one, other = ((v.shape[1:], v.affine.numpy()) for v in (volume, reference))
     if same_grid(*one, *other):
-        return volume.as_tensor()
+        return volume.as_tensor(), None
     if not align:
         raise ValueError(
             f"{name}: expected the sources of a subject on one grid; found {describe_grid(*one)} beside "
@@ -161,7 +174,22 @@ def _on_grid(volume: MetaTensor, reference: MetaTensor, name: str, fixed: str, *
         name, fixed, placed.quality.shift, placed.quality.rotation, placed.quality.information_before,
         placed.quality.information_after,
     )  # fmt: skip
-    return torch.from_numpy(placed.image.astype(np.float32))[None]
+    return torch.from_numpy(placed.image.astype(np.float32))[None], placed.quality
+
+
+def _motion(name: str, fixed: str, quality: Quality) -> dict[str, Any]:
+    """For a reader: which scan was moved to whose grid, how far (mm at the centre of the brain, degrees)."""
+    return {
+        "Source": Path(name).name,
+        "To": Path(fixed).name,
+        "ShiftMillimetres": round(quality.shift, 2),
+        "RotationDegrees": round(quality.rotation, 2),
+    }
+
+
+def registered_of(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The members of a set that were registered on the way, by its metadata."""
+    return json.loads(meta.get(REGISTERED_KEY, "[]"))
 
 
 def sources_of(meta: Mapping[str, Any]) -> list[str]:

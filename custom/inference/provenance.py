@@ -123,6 +123,7 @@ def translation_record(
     version: str = "",
     sources: Sequence[str | os.PathLike] = (),
     provenance: str | None = None,
+    registered: Sequence[Mapping[str, Any]] = (),
     warnings: Sequence[str] = (),
     twice: bool = False,
 ) -> dict[str, Any]:
@@ -135,6 +136,7 @@ def translation_record(
         version: of the bundle.
         sources: files or folders that it was made from, of which the names are kept; none of images in memory.
         provenance: of ``Provenance.of``, where there is one.
+        registered: which sources were moved to another's grid on the way, and how far.
         warnings: what makes it doubtful.
         twice: a source is a translation itself.
 
@@ -157,6 +159,7 @@ def translation_record(
         "Sources": sorted(Path(source).name for source in sources),
         "SourceSHA": content,
         "Target": target,
+        **({"Registered": list(registered)} if registered else {}),
         **used,
         "Warnings": list(warnings),
         **({IDENTITY: decides} if decides else {}),

@@ -31,7 +31,7 @@ from custom.data.names import (
 from custom.data.nifti import is_nifti, load_header
 from custom.data.readers import ASSUMED_KEY
 from custom.data.scans import is_synthetic, says_synthetic
-from custom.data.sets import DISAGREEMENT_KEY, sources_of
+from custom.data.sets import DISAGREEMENT_KEY, registered_of, sources_of
 from custom.inference.dicom_writer import save_synthetic_series
 from custom.inference.inferer import METHOD, TranslationInferer
 from custom.inference.inputs import check_output_format
@@ -114,6 +114,7 @@ class DeclareSyntheticd(MapTransform):
         used, sources = self.inferer.used(), [name for name in sources_of(meta) if name]
         given: dict[str, Any] = {"version": self.version, "sources": sources, "provenance": meta.get(PROVENANCE_KEY)}
         given["twice"] = says_synthetic(meta.get("descrip")) or any(map(is_synthetic, sources))
+        given["registered"] = registered_of(meta)
         given["warnings"] = self._warnings(sources, meta)
         if meta.get(ASSUMED_KEY):
             given["warnings"].append("orientation assumed, since the source does not tell it")

@@ -99,6 +99,9 @@ def method_table(rows: Sequence[Row], region: str) -> Table | None:
     note = f"Mean ± sd over subjects and pairs{intervals}."
     if any(row.method == CEILING for row in chosen):
         note += " The autoencoder ceiling is the truth itself, encoded and decoded."
+    scored = {m: {r[:3] for r in chosen if r.method == m} for m in method_order(chosen) if m != CEILING}
+    if len(set(map(frozenset, scored.values()))) > 1:
+        note += " Not all lines have the same volumes: compare them by task, or by the paired tests."
     return Table(f"Methods, {region}", columns, body, note=note)
 
 

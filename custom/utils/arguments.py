@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["as_bool", "check_path", "nearest", "whole_number"]
+__all__ = ["as_bool", "check_path", "is_positive", "nearest", "whole_number"]
 
 LIKENESS = 0.6  # of difflib: "target" and "targets" have 0.92
 # what people type by habit where the name here is another
@@ -67,6 +67,11 @@ def as_bool(name: str, value: bool | str) -> bool:
     if str(value).lower() not in known:
         raise ValueError(f"{name}: expected true or false; found {value!r}. Correct it.")
     return known[str(value).lower()]
+
+
+def is_positive(value: Any) -> bool:
+    """Whether ``value`` is a finite number above 0; text and switches are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < float("inf")
 
 
 def whole_number(name: str, value: int | str, *, smallest: int, largest: int) -> int:

@@ -191,6 +191,7 @@ def test_table_3(tmp_path: Path, runs: list[FakeWorkflow]) -> None:
     [
         ({"variants": ["gan"]}, "variants: expected some of diffusion_only.*found gan"),
         ({"share": 0}, "share: expected a positive share"),
+        ({"share": "much"}, "share: expected a positive share"),
         ({"shar": 1}, "--shar: expected an option or a key of the configs; found none. Did you mean --share"),
     ],
 )

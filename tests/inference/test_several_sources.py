@@ -128,6 +128,9 @@ def test_another_grid_is_refused_or_registered(workflow, sources, write_volume, 
     result, fine = nib.load(tmp_path / "out" / "p_flair_synthetic.nii.gz"), nib.load(sources[0])
     assert result.shape == fine.shape
     np.testing.assert_array_equal(result.affine, fine.affine)
+    [motion] = read_provenance(tmp_path / "out" / "p_flair_synthetic.nii.gz")["Registered"]
+    assert (motion["Source"], motion["To"]) == (coarse.name, Path(sources[0]).name)
+    assert motion.keys() == {"Source", "To", "ShiftMillimetres", "RotationDegrees"}
 
 
 def test_brains_that_do_not_fit_are_warned_about(workflow, sources, write_volume, brain, tmp_path, caplog) -> None:

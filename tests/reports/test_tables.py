@@ -64,6 +64,8 @@ def test_methods_over_subjects_and_pairs():
     assert cell(table, FULL_MODEL, "volumes").text == "6"
     assert cell(table, FULL_MODEL, "subjects").text == "2"
     assert method_table(rows(), "lesion") is None
+    assert "same volumes" not in table.note
+    assert "Not all lines have the same volumes" in method_table(rows()[1:], "brain").note
 
 
 def test_pairs_are_shaped_as_table_2():
