@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from custom.compat import FakeTensorMode, TorchDispatchMode, tree_map_only
-from custom.training.objectives import AutoencoderObjective, JointObjective, Objective
+from custom.training.objectives import OF_SOURCES, AutoencoderObjective, JointObjective, Objective
 from custom.training.trainer import StageTrainer
 
 __all__ = ["CARDS", "PeakMemory", "prepare_step", "smallest_card", "step_flops", "step_memory"]
@@ -112,14 +113,46 @@ def step_flops(
 ) -> int:
     """Floating-point operations of a training step: of convolutions and matrix products, forward and backward.
 
+    Of sets of sources, of which a step takes a random number, the mean over these numbers.
+
     Args:
         configs, size, make_batch, overrides: as for ``prepare_step``.
     """
+    found = []
     with FakeTensorMode(), PeakMemory():  # which also gives a value where one is asked for
         trainer, batch, _ = prepare_step(configs, size, make_batch=make_batch, **overrides)
-        with FlopCounterMode(display=False) as counter:
-            trainer._iteration(trainer, batch)
-        return counter.get_total_flops()
+        most = batch["source"].shape[1] if {"source", "source_modality"} <= batch.keys() else 1
+        for count in range(1, most + 1):
+            some = {name: value[:, :count] if name in OF_SOURCES else value for name, value in batch.items()}
+            with FlopCounterMode(display=False, custom_mapping=BACKWARD) as counter:
+                trainer._iteration(trainer, some)
+            found.append(counter.get_total_flops())
+    return round(sum(found) / len(found))
+
+
+def _backward_flops(
+    grad_shape: Sequence[int],
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    wanted: Sequence[bool],
+    out_shape: Any,
+) -> int:
+    """Of the gradients of a convolution: each takes as much as the convolution itself.
+
+    PyTorch's own formula counts the gradient of the weights once too often for each group.
+    """
+    positions = x_shape if transposed else grad_shape
+    return 2 * math.prod(weight_shape) * positions[0] * math.prod(positions[2:]) * sum(wanted[:2])
+
+
+BACKWARD = {aten.convolution_backward: _backward_flops}
 
 
 def prepare_step(

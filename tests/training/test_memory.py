@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
-from custom.training.memory import CARDS, PeakMemory, prepare_step, smallest_card, step_memory
+from custom.training.memory import BACKWARD, CARDS, PeakMemory, prepare_step, smallest_card, step_flops, step_memory
 from custom.training.trainer import StageTrainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
@@ -110,3 +111,24 @@ def test_card(used: int, card: int) -> None:
 
 def test_no_card() -> None:
     assert smallest_card(75 * 10**9) is None
+
+
+@pytest.mark.parametrize("layer", [nn.Conv3d, nn.ConvTranspose3d])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_arithmetic_of_a_backward_pass(layer: type[nn.Conv3d] | type[nn.ConvTranspose3d], groups: int) -> None:
+    """Twice the forward pass: as much for the input's gradient as for the weights'."""
+    convolution, x = layer(8, 16, 3, stride=2, groups=groups), torch.ones(2, 8, 9, 9, 9, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=BACKWARD) as counter:
+        y = convolution(x)
+        forward = counter.get_total_flops()
+        y.sum().backward()
+    positions = (9 if layer is nn.ConvTranspose3d else 4) ** 3
+    assert forward == 2 * 2 * positions * 8 * 16 // groups * 27
+    assert counter.get_total_flops() == 3 * forward
+
+
+def test_arithmetic_of_sets_is_the_mean_over_their_sizes() -> None:
+    one, two, three = (step_flops([CONFIGS / "train_spade.json"], SIZE, **NARROW, max_sources=n) for n in (1, 2, 3))
+    of_two, of_three = 2 * two - one, 3 * three - 2 * two  # alone
+    assert one < of_two < of_three
+    assert of_three - of_two < of_two - one  # a second source brings in the fusion, a third is one more
