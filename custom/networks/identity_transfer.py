@@ -10,6 +10,8 @@ __all__ = ["IdentityTransfer"]
 class IdentityTransfer(nn.Module):
     """Gives the source latent back: what stands for the target-like latent without MS-SPADE (Table 3a and 3b)."""
 
-    def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
-        """``latent`` (B, L, h, w, d) itself, whatever the ``target`` (B,) and the ``context``."""
+    def forward(
+        self, latent: Tensor, target: Tensor, context: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
+        """``latent`` (B, L, h, w, d) itself, whatever the ``target`` (B,), the ``context`` and the ``position``."""
         return latent

@@ -19,6 +19,7 @@ __all__ = [
     "SourceSummary",
     "StyleTransfer",
     "SwitchableConv3d",
+    "coordinates",
 ]
 
 
@@ -169,10 +170,12 @@ class StyleTransfer(nn.Module):
         )
         self.conv_out = nn.Conv3d(spade_in[-1], latent_channels, 7, padding=3)
 
-    def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, latent: Tensor, target: Tensor, context: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
         """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64.
 
-        ``context`` is not asked for: instance statistics are what this network knows of the whole.
+        ``context`` and ``position`` are not asked for: instance statistics are what this network knows of the whole.
         """
         h = F.relu(F.instance_norm(self.conv_in(latent)))
         for block in self.res_blocks:
@@ -240,10 +243,12 @@ class ReleaseStyleTransfer(nn.Module):
             PreActivationBlock(num_modalities, i, o, hidden_channels) for i, o in pairwise(channels)
         )
 
-    def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, latent: Tensor, target: Tensor, context: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
         """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64.
 
-        ``context`` is not asked for: instance statistics are what this network knows of the whole.
+        ``context`` and ``position`` are not asked for: instance statistics are what this network knows of the whole.
         """
         h = latent
         for block in self.blocks:
@@ -291,12 +296,32 @@ class SourceSummary(nn.Module):
         return self.out(torch.bmm(weights, features.mT).flatten(1))
 
 
+def coordinates(height: int, width: int, depth: int) -> Tensor:
+    """Where each voxel of a whole volume lies, (1, 3, height, width, depth), from -1 to 1 along every axis.
+
+    Along the first, which runs from left to right, it is the distance from the middle, as brains are symmetrical.
+    """
+    x = torch.linspace(-1.0, 1.0, height).abs().view(-1, 1, 1).expand(height, width, depth)
+    y = torch.linspace(-1.0, 1.0, width).view(1, -1, 1).expand(height, width, depth)
+    z = torch.linspace(-1.0, 1.0, depth).expand(height, width, depth)
+    return torch.stack([x, y, z]).unsqueeze(0)
+
+
+def _position(channels: int, width: int) -> nn.Sequential:
+    """What coordinates add to the features of a voxel; nothing, to begin with."""
+    last = nn.Conv3d(channels, width, 1)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(nn.Conv3d(3, channels, 1), nn.SiLU(), nn.Conv3d(channels, channels, 1), nn.SiLU(), last)
+
+
 class ResidualStyleTransfer(nn.Module):
     """A target-style transfer that learns fast: what MS-SPADE adds to the source latent.
 
     The contrasts share their anatomy, so the change is easier to learn than the whole, and training starts from the
     identity. Pre-activation blocks with the channel norm keep the intensities on the way, which instance statistics
-    take out at every layer. What a voxel cannot know, how the whole scan was weighted and scaled, a summary tells it.
+    take out at every layer. What a voxel cannot know, how the whole scan was weighted and scaled, a summary tells it,
+    and where in the head it lies, its coordinates.
 
     Args:
         num_modalities: size of the vocabulary.
@@ -305,6 +330,8 @@ class ResidualStyleTransfer(nn.Module):
         num_blocks: number of blocks.
         hidden_channels: hidden channels of the MS-SPADE layers.
         summary_channels: hidden channels of the summary of the whole source; 0 leaves it out.
+        position_channels: hidden channels of what the coordinates give; 0 leaves them out. Training starts from no
+            change.
     """
 
     def __init__(
@@ -316,11 +343,13 @@ class ResidualStyleTransfer(nn.Module):
         num_blocks: int = 3,
         hidden_channels: int = 16,
         summary_channels: int = 0,
+        position_channels: int = 0,
     ) -> None:
         super().__init__()
         self.summary: nn.Module | None = (
             SourceSummary(latent_channels, width, hidden_channels=summary_channels) if summary_channels else None
         )
+        self.position: nn.Module | None = _position(position_channels, width) if position_channels else None
         self.conv_in = nn.Conv3d(latent_channels, width, 3, padding=1)
         blocks = [
             PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
@@ -331,18 +360,25 @@ class ResidualStyleTransfer(nn.Module):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, latent: Tensor, target: Tensor, context: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
         """Target-like latent (B, L, h, w, d).
 
         Args:
             latent: (B, L, h, w, d), the source's or a crop of it.
             target: (B,) int64.
             context: voxels (B, L, N) of the whole source's latent, where ``latent`` is a crop.
+            position: coordinates (B, 3, h, w, d) of the crop in the whole, see :func:`coordinates`.
         """
         h = self.conv_in(latent)
         if self.summary is not None:
             summary = self.summary(latent.flatten(2) if context is None else context)
             h = h + summary[:, :, None, None, None]
+        if self.position is not None:
+            if position is None:
+                position = coordinates(latent.shape[2], latent.shape[3], latent.shape[4])
+            h = h + self.position(position.to(h))
         for block in self.blocks:
             h = block(h, target)
         return latent + self.conv_out(h)

@@ -143,7 +143,7 @@ class LatentTranslator(nn.Module):
             target = torch.full([image.shape[0]], self.default_target, dtype=torch.long, device=image.device)
         latent = self.encode(image)
         # TorchScript knows no defaults here
-        latent, target_like = self.fuse(latent, self.transfer(latent, target, None), target)
+        latent, target_like = self.fuse(latent, self.transfer(latent, target, None, None), target)
         if noise is None:
             noise = torch.randn_like(latent[:1])
         sampled = self.sample(latent, target_like, target, noise, 0, None, None, None)
@@ -158,16 +158,21 @@ class LatentTranslator(nn.Module):
         return torch.stack(latents, dim=1).flatten(0, 1)
 
     @torch.jit.export
-    def transfer(self, latent: Tensor, target: Tensor, context: Tensor | None = None) -> Tensor:
+    def transfer(
+        self, latent: Tensor, target: Tensor, context: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
         """Target-like latents (B · S, L, h, w, d) of as many source latents; ``target`` (B,).
 
-        ``context`` holds voxels (B · S, L, N) of the whole source latents where ``latent`` holds crops of them.
+        Where ``latent`` holds crops, ``context`` holds voxels (B · S, L, N) of the whole source latents, and
+        ``position`` the coordinates (B, 3, h, w, d) of the crops in them.
         """
-        return self.style_transfer(latent, self._of_sources(target, latent), context)
+        if position is not None:
+            position = self._of_sources(position, latent)
+        return self.style_transfer(latent, self._of_sources(target, latent), context, position)
 
-    def _of_sources(self, target: Tensor, latent: Tensor) -> Tensor:
-        """``target`` (B,) for each of the latents (B · S, ...)."""
-        return target.repeat_interleave(latent.shape[0] // target.shape[0])
+    def _of_sources(self, value: Tensor, latent: Tensor) -> Tensor:
+        """``value`` (B, ...) for each of the latents (B · S, ...)."""
+        return value.repeat_interleave(latent.shape[0] // value.shape[0], dim=0)
 
     @torch.jit.export
     def fuse(self, latent: Tensor, target_like: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

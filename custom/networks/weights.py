@@ -25,8 +25,10 @@ __all__ = [
     "name_of_card", "read_card", "read_weights", "write_card",
 ]  # fmt: skip
 
-# what networks did not have before version 0.3.0: the fusion of several sources, the error map, coarser detail
-ADDED = ("fusion.", "detail.attention.", "detail.fusion.", "detail.error.", "detail.coarser.")
+# what networks did not always have: the fusion of several sources, the error map, coarser detail, coordinates
+ADDED = (
+    "fusion.", "detail.attention.", "detail.fusion.", "detail.error.", "detail.coarser.", "style_transfer.position.",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

@@ -83,7 +83,7 @@ class StyleObjective(Objective):
 
     Batch: latents ``source`` (B, S, L, h, w, d), in random order, and ``target`` (B, L, h, w, d); ``source_modality``
     (B, S), ``target_modality`` (B,); where they are crops, voxels of the whole latents, ``source_context``
-    (B, S, L, N), ``target_context`` (B, L, N).
+    (B, S, L, N), ``target_context`` (B, L, N), and where they lie in them, ``position`` (B, 3, h, w, d).
 
     Args:
         network: the translator.
@@ -116,11 +116,12 @@ class StyleObjective(Objective):
         batch = _with_some_sources(batch)
         net, source, target, to = self.network, batch["source"], batch["target"], batch["target_modality"]
         flat = source.flatten(0, 1)
-        each = net.transfer(flat, to, _flat(batch, "source_context"))
+        each = net.transfer(flat, to, _flat(batch, "source_context"), batch.get("position"))
         fused = net.fuse(flat, each, to)[1]
         each = each.unflatten(0, source.shape[:2])
-        parts = _random_part(self.part_size, source[:, 0], target, fused, each[:, 0])
-        back = net.transfer(parts[3], batch["source_modality"][:, 0], batch.get("target_context"))
+        place = [batch["position"]] if "position" in batch else []
+        parts = _random_part(self.part_size, source[:, 0], target, fused, each[:, 0], *place)
+        back = net.transfer(parts[3], batch["source_modality"][:, 0], batch.get("target_context"), *parts[4:])
         w_latent, w_cycle, w_image, w_adv = self.weights
         latent = F.l1_loss(fused.float(), target)
         if source.shape[1] > 1:
@@ -222,7 +223,7 @@ class DiffusionObjective(Objective):
         net, to, source = self.network, batch["target_modality"], batch["source"].flatten(0, 1)
         target_like = _flat(batch, "target_like")
         if target_like is None:
-            target_like = net.transfer(source, to, _flat(batch, "source_context")).float()
+            target_like = net.transfer(source, to, _flat(batch, "source_context"), batch.get("position")).float()
         source, target_like = net.fuse(source, target_like, to)
         return source.float(), target_like.float()
 

@@ -20,6 +20,7 @@ from custom.networks import (
     StyleTransfer,
     SwitchableConv3d,
 )
+from custom.networks.ms_spade import coordinates
 
 M, L = 3, 2
 TARGETS = torch.tensor([2, 0, 1])
@@ -29,11 +30,14 @@ def style_transfer() -> StyleTransfer:
     return StyleTransfer(M, L, in_channels=3, res_channels=[4, 4], spade_channels=[4, 3], hidden_channels=3)
 
 
-def residual_style_transfer(summary_channels: int = 0, num_blocks: int = 2) -> ResidualStyleTransfer:
+def residual_style_transfer(
+    summary_channels: int = 0, num_blocks: int = 2, position_channels: int = 0
+) -> ResidualStyleTransfer:
     """Trained a little: its last layers start at zero, where most gradients are zero too."""
     network = ResidualStyleTransfer(
-        M, L, width=4, num_blocks=num_blocks, hidden_channels=3, summary_channels=summary_channels
-    )
+        M, L, width=4, num_blocks=num_blocks, hidden_channels=3, summary_channels=summary_channels,
+        position_channels=position_channels,
+    )  # fmt: skip
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     return network
@@ -48,6 +52,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "style transfer": (style_transfer, L, L),
     "residual style transfer": (residual_style_transfer, L, L),
     "residual style transfer with a summary": (lambda: residual_style_transfer(5), L, L),
+    "residual style transfer that knows places": (lambda: residual_style_transfer(5, 2, 6), L, L),
     "normalisation over channels": (lambda: MSSPADE(M, 4, 3, norm="channel"), 4, 4),
     "release block": (lambda: PreActivationBlock(M, 4, 4, 3), 4, 4),
     "release block to more channels": (lambda: PreActivationBlock(M, 2, 4, 3), 2, 4),
@@ -167,6 +172,34 @@ def test_a_crop_with_the_context_of_the_whole_is_the_crop_of_the_whole(assert_ne
     assert_near(found, expected)
     other = network(z[inner], TARGETS, z.flatten(2) + 1)[middle]
     assert (other - expected).abs().max() > 1e-4 * expected.abs().max()
+
+
+def test_a_crop_with_its_place_in_the_whole_is_the_crop_of_the_whole(assert_near) -> None:
+    network, z = residual_style_transfer(5, 1, 6), torch.randn(3, L, 20, 21, 22)
+    inner, middle = (..., *[slice(1, 19)] * 3), (..., *[slice(8, 10)] * 3)  # within reach, as above
+    place = coordinates(20, 21, 22)[inner].expand(3, -1, -1, -1, -1)
+    expected = network(z, TARGETS)[inner][middle]
+    assert_near(network(z[inner], TARGETS, z.flatten(2), place)[middle], expected)
+    elsewhere = network(z[inner], TARGETS, z.flatten(2))[middle]  # as if the crop were the whole
+    assert (elsewhere - expected).abs().max() > 1e-4 * expected.abs().max()
+
+
+def test_places_change_nothing_before_they_are_trained() -> None:
+    z = torch.randn(3, L, 4, 4, 4)
+    plain, knowing = (ResidualStyleTransfer(M, L, width=4, position_channels=n) for n in (0, 6))
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    knowing.load_state_dict({**knowing.state_dict(), **plain.state_dict()})
+    assert torch.equal(knowing(z, TARGETS), plain(z, TARGETS))
+
+
+def test_coordinates_are_mirrored_from_left_to_right() -> None:
+    place = coordinates(5, 3, 2)
+    assert place.shape == (1, 3, 5, 3, 2)
+    assert torch.equal(place[0, 0], place[0, 0].flip(0))
+    assert place[0, 0, :, 0, 0].tolist() == [1.0, 0.5, 0.0, 0.5, 1.0]
+    assert place[0, 1, 0, :, 0].tolist() == [-1.0, 0.0, 1.0]
+    assert place[0, 2, 0, 0].tolist() == [-1.0, 1.0]
 
 
 def test_channel_norm_does_not_depend_on_the_rest_of_the_volume(assert_near) -> None:

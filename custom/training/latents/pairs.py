@@ -22,6 +22,7 @@ from custom.data.datalist import choose_phantoms, with_phantoms
 from custom.data.layouts import SUBJECT_KEY
 from custom.networks import LatentTranslator
 from custom.networks.fast import accelerate
+from custom.networks.ms_spade import coordinates
 from custom.training.interruption import Interruption
 from custom.training.latents.cache import LatentCache
 from custom.training.latents.sampling import RandModalityPaird, check_pairable
@@ -253,9 +254,9 @@ class LatentPairs(Dataset, Randomizable):
         (K, S), ``target_modality`` (K,). ``subject``: its name, K times.
 
         With crops also ``source_context`` (K, S, L, N), ``target_context`` (K, L, N): random voxels of the whole
-        latents. Where the images were kept, also ``source_image`` (K, S, H, W, D), ``target_image`` (K, 1, H, W, D) of
-        the same regions; where target-like latents were, ``target_like`` (K, S, L, h, w, d), for which no such voxels
-        are needed.
+        latents, and ``position`` (K, 3, h, w, d), where the crops lie in them. Where the images were kept, also
+        ``source_image`` (K, S, H, W, D), ``target_image`` (K, 1, H, W, D) of the same regions; where target-like
+        latents were, ``target_like`` (K, S, L, h, w, d), for which neither voxels nor places are needed.
         """
         subject = self._subject(index)
         latents, modality = subject["latents"], subject["modality"]
@@ -283,6 +284,8 @@ class LatentPairs(Dataset, Randomizable):
             voxels = tuple(self.R.randint(n, size=CONTEXT_VOXELS) for n in latents.shape[2:])
             item["source_context"] = _read_sets(latents.read, sources, [voxels] * len(sources))
             item["target_context"] = torch.stack([latents.read(t, voxels) for t in target])
+            place = coordinates(*latents.shape[2:])[0]
+            item["position"] = torch.stack([place[(slice(None), *region)] for region in regions])
         return item
 
     def _subject(self, index: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from custom.data.augmentation import AugmentSubjectd
 from custom.data.transforms import LoadVolumed
 from custom.networks import LatentTranslator, VectorQuantizer
+from custom.networks.ms_spade import coordinates
 from custom.training.latents.cache import LatentCache, StoredLatents
 from custom.training.latents.pairs import (
     CONTEXT_VOXELS,
@@ -496,7 +497,18 @@ def test_crops_come_with_voxels_of_the_whole_latents(tmp_path: Path) -> None:
             index = subject["modality"].tolist().index(number)
             # the 120 voxels of the latent, of which each is drawn 17 times on average
             assert set(voxels.flatten().tolist()) == set(subject["latents"].read(index).flatten().tolist())
-    assert "source_context" not in LatentPairs([subject])[0]
+    assert not {"source_context", "position"} & LatentPairs([subject])[0].keys()
+
+
+def test_crops_come_with_their_places(tmp_path: Path) -> None:
+    subject = tagged(tmp_path, 2)
+    item = LatentPairs([subject], pairs_per_subject=5, crop_size=(2, 2, 2))[0]
+    for source, modality, position in zip(item["source"], item["source_modality"], item["position"], strict=True):
+        number = subject["modality"].tolist().index(int(modality[0]))
+        whole = subject["latents"].read(number)[0]
+        [first] = (whole == source[0, 0, 0, 0, 0]).nonzero().tolist()
+        region = tuple(slice(n, n + 2) for n in first)
+        assert torch.equal(position, coordinates(*whole.shape)[(0, slice(None), *region)])
 
 
 def test_crop_larger_than_the_latent_takes_it_whole(tmp_path: Path) -> None:
@@ -546,7 +558,7 @@ def test_joint_pairs_are_aligned_images(tiny_translator: LatentTranslator, joint
         cache_dir="unused",
     )  # fmt: skip
     mirrored = set()
-    for _ in range(8):
+    for _ in range(40):
         item = pairs[0]
         assert item["image"].shape == item["label"].shape == (1, 1, 8, 8, 8)
         assert item["source_modality"].shape == (1,)
