@@ -121,13 +121,22 @@ def step_flops(
     found = []
     with FakeTensorMode(), PeakMemory():  # which also gives a value where one is asked for
         trainer, batch, _ = prepare_step(configs, size, make_batch=make_batch, **overrides)
-        most = batch["source"].shape[1] if {"source", "source_modality"} <= batch.keys() else 1
-        for count in range(1, most + 1):
-            some = {name: value[:, :count] if name in OF_SOURCES else value for name, value in batch.items()}
+        for some in _by_number_of_sources(batch):
             with FlopCounterMode(display=False, custom_mapping=BACKWARD) as counter:
                 trainer._iteration(trainer, some)
             found.append(counter.get_total_flops())
     return round(sum(found) / len(found))
+
+
+def _by_number_of_sources(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The batches that a step may make of one with sets of sources, (B, S, ...); others are what they are."""
+    modality = batch.get("source_modality")
+    if modality is None or modality.ndim == 1:
+        return [batch]
+    return [
+        {name: value[:, :count] if name in OF_SOURCES else value for name, value in batch.items()}
+        for count in range(1, modality.shape[1] + 1)
+    ]
 
 
 def _backward_flops(
