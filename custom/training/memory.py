@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from custom.compat import FakeTensorMode, TorchDispatchMode, tree_map_only
-from custom.training.objectives import OF_SOURCES, AutoencoderObjective, JointObjective, Objective
+from custom.training.objectives import AutoencoderObjective, JointObjective, Objective, with_first_sources
 from custom.training.trainer import StageTrainer
 
 __all__ = ["CARDS", "PeakMemory", "prepare_step", "smallest_card", "step_flops", "step_memory"]
@@ -133,10 +133,7 @@ def _by_number_of_sources(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     modality = batch.get("source_modality")
     if modality is None or modality.ndim == 1:
         return [batch]
-    return [
-        {name: value[:, :count] if name in OF_SOURCES else value for name, value in batch.items()}
-        for count in range(1, modality.shape[1] + 1)
-    ]
+    return [with_first_sources(batch, count) for count in range(1, modality.shape[1] + 1)]
 
 
 def _backward_flops(
@@ -155,7 +152,7 @@ def _backward_flops(
 ) -> int:
     """Of the gradients of a convolution: each takes as much as the convolution itself.
 
-    PyTorch's own formula counts the gradient of the weights once too often for each group.
+    PyTorch's own formula counts the gradient of the weights as many times as there are groups.
     """
     positions = x_shape if transposed else grad_shape
     return 2 * math.prod(weight_shape) * positions[0] * math.prod(positions[2:]) * sum(wanted[:2])

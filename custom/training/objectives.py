@@ -24,6 +24,7 @@ __all__ = [
     "Step",
     "StyleObjective",
     "style_objective",
+    "with_first_sources",
 ]
 
 
@@ -49,8 +50,13 @@ def _with_some_sources(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     count = batch["source"].shape[1]
     if count == 1:
         return dict(batch)
-    drawn = count - int(torch.randint(count, ()))  # where values are not known, as in measuring memory: all of them
-    return {name: value[:, :drawn] if name in OF_SOURCES else value for name, value in batch.items()}
+    # where values are not known, as in measuring memory: all of them
+    return with_first_sources(batch, count - int(torch.randint(count, ())))
+
+
+def with_first_sources(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """``batch`` with the first ``count`` sources of each set."""
+    return {name: value[:, :count] if name in OF_SOURCES else value for name, value in batch.items()}
 
 
 def _flat(batch: Mapping[str, Tensor], name: str) -> Tensor | None:
