@@ -127,6 +127,7 @@ CHANGES: dict[str, Change] = {
     "ema_momentum": {"ema_momentum": 0.1},
     "image_weight": {"image_weight": 1.0},
     "part_size": {"part_size": 2},
+    "trained_parts": {"trained_parts": ["style_transfer"]},
     "pure_noise_share": {"pure_noise_share": 0.1},
     "error_weight": {"error_weight": 0.5},
     "joint": {"joint": True, "image_crop": [16, 16, 16]},

@@ -31,7 +31,8 @@ def convert(
 ) -> Path:
     """Write ``weights`` with what networks did not have then to ``out``: translations of one source stay the same.
 
-    Several sources are fused by their plain mean until the fusion is trained, and the error map is known as untrained.
+    Several sources are fused by their plain mean until the fusion is trained, also where an earlier form of it was
+    trained, and an error map that is added is known as untrained.
     Weights of fewer codebooks than the network has are to start a training of stage 1 from: no latent is worse
     represented than before, but decoder, MS-SPADE and UNet have not seen such latents.
 

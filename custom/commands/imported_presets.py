@@ -56,13 +56,12 @@ def training_preset(
         overlay = {
             "network_def#style_transfer#latent_channels": latent,
             "network_def#fusion#latent_channels": latent,
-            "network_def#fusion#heads": 1,
             "network_def#unet#in_channels": 3 * latent,
             "network_def#unet#out_channels": latent,
         }
     else:
         overlay = {"network_def#style_transfer#latent_channels": latent, **EPSILON_TRAINING, **_diffusion(schedule)}
-        overlay |= {"network_def#fusion#latent_channels": latent, "network_def#fusion#heads": 1}
+        overlay |= {"network_def#fusion#latent_channels": latent}
         overlay |= {"network_def#conditioning": conditioning, "network_def#detail": None}
     divisor = _halvings(definitions["unet"]) if "unet" in definitions else 4  # of the presets' UNets
     name = re.sub(r"[^\w.-]", "_", weights.stem)  # it stands in an expression

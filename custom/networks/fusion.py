@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from custom.networks.ms_spade import PreActivationBlock, SwitchableConv3d
+from custom.networks.ms_spade import SwitchableConv3d
 
 __all__ = ["MeanFusion", "SetAttention", "SourceFusion", "deviation", "mean_of"]
 
 GAIN = 10.0  # of the scores: an optimiser's steps are of one size for all weights, and these begin at zero
+# estimates of one latent differ by some tenths, where latents have a standard deviation of about 1; unscaled, the
+# fusion gained half as much over the plain mean in 1200 steps
+DIFFERENCE_GAIN = 6.0
 
 
 def mean_of(members: list[Tensor]) -> Tensor:
@@ -90,50 +93,71 @@ class SetAttention(nn.Module):
 class MeanFusion(nn.Module):
     """The plain mean of a set, which needs no training."""
 
-    def forward(self, latents: list[Tensor], target_like: list[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of ``latents`` and of ``target_like``, each (B, L, h, w, d); ``target`` (B,) is not asked for."""
+    def forward(
+        self, latents: list[Tensor], target_like: list[Tensor], target: Tensor, summaries: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean of ``latents`` and of ``target_like``, each (B, L, h, w, d); the rest is not asked for."""
         return mean_of(latents), mean_of(target_like)
 
 
 class SourceFusion(nn.Module):
     """Fuses the latents of several sources of one subject into one, in any order and number.
 
-    Each source's target-like latent is one estimate of the same thing; which is to be trusted where, attention to the
-    set tells. What follows only from several contrasts together, no weighted mean of estimates gives: that a block of
-    MS-SPADE adds. Training starts from the plain mean.
+    Each source's target-like latent is one estimate of the same thing. What they say together, where they differ and
+    which contrast says so, corrects their mean: features of each source at a voxel, modulated by the summary of the
+    whole source, which tells one contrast from another, are averaged over the set and become the correction. It is of
+    a voxel alone, as a source's surroundings are in its target-like latent already. Training starts from the plain
+    mean.
 
     Args:
         num_modalities: size of the vocabulary.
         latent_channels: channels L of the latent.
-        width: features of a source at a voxel.
-        heads: groups of channels that have weights of their own; a divisor of L and ``width``.
-        hidden_channels: hidden channels of the MS-SPADE layers.
+        width: features of a source, and of the set, at a voxel.
+        summary_channels: length C of the summary that the style transfer gives of a source, see
+            ``ResidualStyleTransfer.summarize``; 0 where it gives none.
 
-    Raises:
-        ValueError: if the channels cannot be parted among the heads.
+    Source: permutation-invariant networks, Zaheer et al. 2017 (https://arxiv.org/abs/1703.06114).
     """
 
     def __init__(
-        self, num_modalities: int, latent_channels: int, *, width: int = 32, heads: int = 1, hidden_channels: int = 16
+        self, num_modalities: int, latent_channels: int, *, width: int = 64, summary_channels: int = 0
     ) -> None:
         super().__init__()
-        if latent_channels % heads:
-            raise ValueError(f"heads: expected a divisor of {latent_channels} latent channels; found {heads}.")
-        self.attention = SetAttention(num_modalities, 2 * latent_channels, width, heads=heads)
-        self.block = PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel")
-        self.conv_out = nn.Conv3d(width, latent_channels, 3, padding=1)
+        self.summary_channels = summary_channels
+        self.difference_gain = DIFFERENCE_GAIN  # TorchScript sees no globals
+        self.member = SwitchableConv3d(num_modalities, 3 * latent_channels, width, 1)
+        self.summary: nn.Module | None = nn.Linear(summary_channels, 2 * width) if summary_channels else None
+        self.hidden = SwitchableConv3d(num_modalities, width, width, 1)
+        self.set = SwitchableConv3d(num_modalities, width, width, 1)
+        self.conv_out = SwitchableConv3d(num_modalities, width, latent_channels, 1)
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, latents: list[Tensor], target_like: list[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, latents: list[Tensor], target_like: list[Tensor], target: Tensor, summaries: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Source latent and target-like latent of the set, each (B, L, h, w, d).
 
         Args:
             latents: of two or more sources, each (B, L, h, w, d).
             target_like: their target-like latents.
             target: (B,) int64 modality indices.
+            summaries: of the whole sources, each (B, C).
         """
-        members = [torch.cat([one, other], dim=1) for one, other in zip(latents, target_like)]  # noqa: B905  as above
-        weights, features = self.attention(members, target)
-        fused = self.attention.weighted(target_like, weights) + self.conv_out(self.block(features, target))
-        return self.attention.weighted(latents, weights), fused
+        mean = mean_of(target_like)
+        features = []
+        for latent, like, summary in zip(latents, target_like, summaries):  # noqa: B905  TorchScript knows no strict
+            difference = self.difference_gain * (like - mean)
+            h = self.member(torch.cat([latent, like, difference], dim=1), target)
+            features.append(F.silu(self.hidden(F.silu(self._modulated(h, summary)), target)))
+        h = F.silu(self.set(mean_of(features), target))
+        return mean_of(latents), mean + self.conv_out(h, target)
+
+    def _modulated(self, h: Tensor, summary: Tensor) -> Tensor:
+        if self.summary is None:
+            return h
+        if summary.shape[1] == 0:  # an ablation's style transfer gives none
+            return h
+        summary = summary * torch.rsqrt(summary.square().mean(dim=1, keepdim=True) + 1e-4)
+        gain, offset = self.summary(summary)[:, :, None, None, None].chunk(2, dim=1)
+        return (1 + gain) * h + offset

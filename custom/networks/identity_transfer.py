@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["IdentityTransfer"]
@@ -15,3 +16,8 @@ class IdentityTransfer(nn.Module):
     ) -> Tensor:
         """``latent`` (B, L, h, w, d) itself, whatever the ``target`` (B,), the ``context`` and the ``position``."""
         return latent
+
+    @torch.jit.export
+    def summarize(self, voxels: Tensor) -> Tensor:
+        """Nothing, (B, 0): it has no summary of the voxels (B, L, N) of a whole source."""
+        return voxels.new_zeros(voxels.shape[0], 0)

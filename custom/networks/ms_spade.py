@@ -184,6 +184,11 @@ class StyleTransfer(nn.Module):
             h = block(h, target)
         return self.conv_out(h)
 
+    @torch.jit.export
+    def summarize(self, voxels: Tensor) -> Tensor:
+        """Nothing, (B, 0): it has no summary of the voxels (B, L, N) of a whole source."""
+        return voxels.new_zeros(voxels.shape[0], 0)
+
 
 class PreActivationBlock(nn.Module):
     """Pre-activation residual block, as in the authors' release: (MS-SPADE, leaky ReLU, C3) twice with a shortcut.
@@ -254,6 +259,11 @@ class ReleaseStyleTransfer(nn.Module):
         for block in self.blocks:
             h = block(h, target)
         return h
+
+    @torch.jit.export
+    def summarize(self, voxels: Tensor) -> Tensor:
+        """Nothing, (B, 0): it has no summary of the voxels (B, L, N) of a whole source."""
+        return voxels.new_zeros(voxels.shape[0], 0)
 
 
 class SourceSummary(nn.Module):
@@ -346,6 +356,7 @@ class ResidualStyleTransfer(nn.Module):
         position_channels: int = 0,
     ) -> None:
         super().__init__()
+        self.summary_channels = width if summary_channels else 0  # of the vector
         self.summary: nn.Module | None = (
             SourceSummary(latent_channels, width, hidden_channels=summary_channels) if summary_channels else None
         )
@@ -373,8 +384,7 @@ class ResidualStyleTransfer(nn.Module):
         """
         h = self.conv_in(latent)
         if self.summary is not None:
-            summary = self.summary(latent.flatten(2) if context is None else context)
-            h = h + summary[:, :, None, None, None]
+            h = h + self.summarize(latent.flatten(2) if context is None else context)[:, :, None, None, None]
         if self.position is not None:
             if position is None:
                 position = coordinates(latent.shape[2], latent.shape[3], latent.shape[4])
@@ -382,3 +392,10 @@ class ResidualStyleTransfer(nn.Module):
         for block in self.blocks:
             h = block(h, target)
         return latent + self.conv_out(h)
+
+    @torch.jit.export
+    def summarize(self, voxels: Tensor) -> Tensor:
+        """Summary (B, width) of the voxels (B, L, N) of a whole source; nothing, (B, 0), without one."""
+        if self.summary is None:
+            return voxels.new_zeros(voxels.shape[0], 0)
+        return self.summary(voxels)

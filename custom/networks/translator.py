@@ -97,6 +97,12 @@ class LatentTranslator(nn.Module):
                 f"default_target: expected an index below {num_modalities}, the number of modalities; found "
                 f"{default_target}. Name the modalities that the weights know."
             )
+        given, known = getattr(style_transfer, "summary_channels", 0), getattr(fusion, "summary_channels", 0)
+        if given and known and given != known:
+            raise ValueError(
+                f"network_def#fusion#summary_channels: expected {given}, the width of network_def#style_transfer, "
+                f"which summarises the sources; found {known}. Set it to {given}."
+            )
         self.num_modalities = num_modalities
         self.autoencoder = autoencoder
         self.style_transfer = style_transfer
@@ -143,7 +149,7 @@ class LatentTranslator(nn.Module):
             target = torch.full([image.shape[0]], self.default_target, dtype=torch.long, device=image.device)
         latent = self.encode(image)
         # TorchScript knows no defaults here
-        latent, target_like = self.fuse(latent, self.transfer(latent, target, None, None), target)
+        latent, target_like = self.fuse(latent, self.transfer(latent, target, None, None), target, None)
         if noise is None:
             noise = torch.randn_like(latent[:1])
         sampled = self.sample(latent, target_like, target, noise, 0, None, None, None)
@@ -175,19 +181,30 @@ class LatentTranslator(nn.Module):
         return value.repeat_interleave(latent.shape[0] // value.shape[0], dim=0)
 
     @torch.jit.export
-    def fuse(self, latent: Tensor, target_like: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def fuse(
+        self, latent: Tensor, target_like: Tensor, target: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One source latent and one target-like latent (B, L, h, w, d) of the set; of one source they are its own.
+
+        No gradient reaches what made the latents of several sources: MS-SPADE learns from each source alone.
 
         Args:
             latent: source latents (B · S, L, h, w, d), those of a subject side by side.
             target_like: their target-like latents.
             target: (B,) modality indices.
+            context: where ``latent`` holds crops, voxels (B · S, L, N) of the whole source latents.
         """
         batch = target.shape[0]
         if latent.shape[0] == batch:
             return latent, target_like
-        latents = latent.unflatten(0, (batch, -1)).unbind(1)
-        return self.fusion(list(latents), list(target_like.unflatten(0, (batch, -1)).unbind(1)), target)
+        voxels = latent.flatten(2) if context is None else context
+        summary = self.style_transfer.summarize(voxels).detach()  # type: ignore[operator]
+        return self.fusion(
+            list(latent.unflatten(0, (batch, -1)).unbind(1)),
+            list(target_like.detach().unflatten(0, (batch, -1)).unbind(1)),
+            target,
+            list(summary.unflatten(0, (batch, -1)).unbind(1)),
+        )
 
     @torch.jit.export
     def decode(self, latent: Tensor) -> Tensor:

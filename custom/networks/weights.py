@@ -30,6 +30,9 @@ ADDED = (
     "fusion.", "detail.attention.", "detail.fusion.", "detail.error.", "detail.coarser.", "style_transfer.position.",
 )  # fmt: skip
 
+# what versions 0.2.1 and 0.3.0 fused several sources by, which newer networks do otherwise
+REPLACED = ("fusion.attention.", "fusion.block.", "fusion.conv_out.")
+
 logger = logging.getLogger(__name__)
 
 NAMED = 3  # parameters named in a message
@@ -220,8 +223,11 @@ def _converted(
     network: nn.Module, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """``state`` with what networks did not have before, and with its codebooks cut where ``network`` has more."""
-    lacking = {name: tensor for name, tensor in expected.items() if name not in state and name.startswith(ADDED)}
-    whole = {**state, **lacking}
+    kept = state
+    if any(name.startswith(REPLACED) and name not in expected for name in state):
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith(REPLACED)}
+    lacking = {name: tensor for name, tensor in expected.items() if name not in kept and name.startswith(ADDED)}
+    whole = {**kept, **lacking}
     books = _other_codebooks(network, state)
     if books is not None and books.wanted % books.found == 0:
         sizes = state[books.name].reshape(books.found, -1)

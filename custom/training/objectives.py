@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,13 +45,13 @@ def _random_part(size: int | None, *volumes: Tensor) -> tuple[Tensor, ...]:
 OF_SOURCES = ("source", "source_modality", "source_context", "source_image", "target_like")
 
 
-def _with_some_sources(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``batch`` with a random number of its sources: its subjects' sets are in random order, so any may be left."""
+def _with_some_sources(batch: Mapping[str, Tensor], fewest: int = 1) -> dict[str, Tensor]:
+    """``batch`` with a random number of its sources, ``fewest`` or more: sets are in random order, so any may go."""
     count = batch["source"].shape[1]
-    if count == 1:
+    if count <= fewest:
         return dict(batch)
     # where values are not known, as in measuring memory: all of them
-    return with_first_sources(batch, count - int(torch.randint(count, ())))
+    return with_first_sources(batch, count - int(torch.randint(count - fewest + 1, ())))
 
 
 def with_first_sources(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -77,6 +77,9 @@ def _image_distance(network: LatentTranslator, estimate: Tensor, target: Tensor)
     return F.mse_loss(network.decode(estimate).float(), truth)
 
 
+STYLE_PARTS = ("style_transfer", "fusion")  # what stage 2 trains
+
+
 class StyleObjective(Objective):
     """Stage 2 in latent space: L1 to the quantised target latent, cycle, image, class-conditional adversarial.
 
@@ -84,8 +87,9 @@ class StyleObjective(Objective):
     latent. Directions of the latent that hardly differ can mean very different intensities, which the latent term alone
     does not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
 
-    Of several sources a random number is taken. The fusion is trained with what MS-SPADE makes of each: the latent term
-    is the mean of theirs and of the fused one's, the image term that of one of them or of the fused one, as drawn.
+    Of several sources a random number is taken. MS-SPADE learns from each alone, the fusion from what it makes of them:
+    the latent term is the mean of theirs and that of the fused one, the image term that of one of them or of the fused
+    one, as drawn.
 
     Batch: latents ``source`` (B, S, L, h, w, d), in random order, and ``target`` (B, L, h, w, d); ``source_modality``
     (B, S), ``target_modality`` (B,); where they are crops, voxels of the whole latents, ``source_context``
@@ -96,6 +100,11 @@ class StyleObjective(Objective):
         latent_weight, cycle_weight, image_weight, adversarial_weight: weights of the terms; an image weight of 0 leaves
             that term out.
         part_size: latent voxels along each axis of the random part; the whole latent where not given.
+        trained_parts: ``["style_transfer", "fusion"]``, or one of them. The fusion alone is trained on sets of two or
+            more; what becomes of one source stays as it is.
+
+    Raises:
+        ValueError: for other ``trained_parts``, and for sets of one source where the fusion alone is trained.
     """
 
     has_unused_parameters = True  # of a single source nothing is fused
@@ -109,8 +118,15 @@ class StyleObjective(Objective):
         image_weight: float = 0.0,
         adversarial_weight: float = 0.01,
         part_size: int | None = None,
+        trained_parts: Sequence[str] = STYLE_PARTS,
     ) -> None:
-        super().__init__(network, ["style_transfer", "fusion"])
+        if not trained_parts or not set(trained_parts) <= set(STYLE_PARTS):
+            raise ValueError(
+                f"trained_parts: expected one or both of {', '.join(STYLE_PARTS)}; found {trained_parts}. Name them "
+                "as a list."
+            )
+        super().__init__(network, list(trained_parts))
+        self.trains_style = "style_transfer" in trained_parts
         self.weights = (latent_weight, cycle_weight, image_weight, adversarial_weight)
         self.part_size = part_size
 
@@ -119,22 +135,30 @@ class StyleObjective(Objective):
         return min(planes, self.part_size or planes)
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
-        batch = _with_some_sources(batch)
+        batch = _with_some_sources(batch, 1 if self.trains_style else 2)
+        if not self.trains_style and batch["source"].shape[1] == 1:
+            raise ValueError(
+                "trained_parts: expected style_transfer among them where sets have one source, of which nothing is "
+                "fused; found fusion alone. Give subjects of three or more contrasts and a max_sources of 2 or more."
+            )
         net, source, target, to = self.network, batch["source"], batch["target"], batch["target_modality"]
         flat = source.flatten(0, 1)
-        each = net.transfer(flat, to, _flat(batch, "source_context"), batch.get("position"))
-        fused = net.fuse(flat, each, to)[1]
+        context = _flat(batch, "source_context")
+        each = net.transfer(flat, to, context, batch.get("position"))
+        fused = net.fuse(flat, each, to, context)[1]
         each = each.unflatten(0, source.shape[:2])
         place = [batch["position"]] if "position" in batch else []
         parts = _random_part(self.part_size, source[:, 0], target, fused, each[:, 0], *place)
-        back = net.transfer(parts[3], batch["source_modality"][:, 0], batch.get("target_context"), *parts[4:])
         w_latent, w_cycle, w_image, w_adv = self.weights
-        latent = F.l1_loss(fused.float(), target)
-        if source.shape[1] > 1:
-            latent = (latent + F.l1_loss(each.float(), target.unsqueeze(1).expand_as(each))) / 2
-        terms = {"latent": w_latent * latent, "cycle": w_cycle * F.l1_loss(back.float(), parts[0])}
+        latent, of_several = F.l1_loss(fused.float(), target), self.trains_style and source.shape[1] > 1
+        if of_several:
+            latent = latent + F.l1_loss(each.float(), target.unsqueeze(1).expand_as(each))
+        terms = {"latent": w_latent * latent}
+        if self.trains_style:
+            back = net.transfer(parts[3], batch["source_modality"][:, 0], batch.get("target_context"), *parts[4:])
+            terms["cycle"] = w_cycle * F.l1_loss(back.float(), parts[0])
         if w_image > 0:
-            estimate = parts[2] if source.shape[1] == 1 else _either(parts[2], parts[3])
+            estimate = _either(parts[2], parts[3]) if of_several else parts[2]
             terms["image"] = w_image * _image_distance(net, estimate, parts[1])
         if discriminator is not None:
             terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(fused)[-1], to)
@@ -227,10 +251,10 @@ class DiffusionObjective(Objective):
     def _conditions(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Source latent and target-like latent, each fused, (B, L, h, w, d)."""
         net, to, source = self.network, batch["target_modality"], batch["source"].flatten(0, 1)
-        target_like = _flat(batch, "target_like")
+        target_like, context = _flat(batch, "target_like"), _flat(batch, "source_context")
         if target_like is None:
-            target_like = net.transfer(source, to, _flat(batch, "source_context"), batch.get("position")).float()
-        source, target_like = net.fuse(source, target_like, to)
+            target_like = net.transfer(source, to, context, batch.get("position")).float()
+        source, target_like = net.fuse(source, target_like, to, context)
         return source.float(), target_like.float()
 
     def _image_terms(self, estimate: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -76,6 +76,23 @@ def test_older_weights_become_whole_and_translate_as_before(network, older, file
     assert network.error_map() == "untrained"
 
 
+def test_an_earlier_fusion_is_replaced(network, files, tmp_path) -> None:
+    state = network.state_dict()
+    earlier = {name: tensor for name, tensor in state.items() if not name.startswith("fusion.")}
+    earlier |= {"fusion.attention.scores.bias": torch.ones(4, 4), "fusion.conv_out.weight": torch.ones(8, 32, 3, 3, 3)}
+    torch.save(earlier, tmp_path / "earlier.pt")
+    with pytest.raises(ValueError, match=r"python -m custom convert .*earlier.pt NEW_FILE makes them whole"):
+        load_weights(network, tmp_path / "earlier.pt")
+    with torch.no_grad():
+        network.fusion.conv_out.weight.fill_(1.0)
+    load_weights(network, convert(tmp_path / "earlier.pt", tmp_path / "new.pt", config=files))
+    assert not network.fusion.conv_out.weight.any()  # the plain mean
+    for name, tensor in earlier.items():
+        if not name.startswith("fusion."):
+            kept = tensor.half().float() if tensor.ndim > 2 else tensor
+            assert torch.equal(network.state_dict()[name], kept), name
+
+
 def test_what_needs_no_conversion_or_cannot_have_one_is_said(network, older, files, tmp_path) -> None:
     torch.save(network.state_dict(), tmp_path / "whole.pt")
     with pytest.raises(

@@ -17,6 +17,7 @@ from custom.networks import (
     NoDenoiser,
     NoiseSchedule,
     RectifiedFlow,
+    ResidualStyleTransfer,
     SourceFusion,
     StyleTransfer,
 )
@@ -29,12 +30,17 @@ TARGETS = torch.tensor([2, 0])
 SCHEDULES = {**{kind: NoiseSchedule(prediction_type=kind) for kind in PREDICTION_TYPES}, "flow": RectifiedFlow()}
 
 
-def translator(unet: nn.Module | None = None, schedule: str = "epsilon", **settings) -> LatentTranslator:
+def translator(
+    unet: nn.Module | None = None,
+    schedule: str = "epsilon",
+    style_transfer: nn.Module | None = None,
+    **settings,
+) -> LatentTranslator:
     conditioning = settings.get("conditioning", "target_like")
     network = LatentTranslator(
         M,
         VQGAN([4], L, 16, num_res_blocks=[1], norm_num_groups=2, haar_levels=1),
-        StyleTransfer(M, L, in_channels=3, res_channels=[3], spade_channels=[3], hidden_channels=2),
+        style_transfer or StyleTransfer(M, L, in_channels=3, res_channels=[3], spade_channels=[3], hidden_channels=2),
         unet
         or ConditionalUNet(
             LATENTS.get(conditioning, 2) * L,
@@ -348,7 +354,7 @@ def test_without_a_denoiser_it_is_ms_spade_alone(check_script) -> None:
 
 
 def with_sets(trained, randomize) -> LatentTranslator:
-    fusion = SourceFusion(M, L, width=4, hidden_channels=2)
+    fusion = SourceFusion(M, L, width=4)
     detail = DetailTransfer(M, width=4, hidden_channels=2)
     network = trained(fusion=fusion, detail=detail, conditioning="source_and_target_like")
     randomize(network.fusion), randomize(network.detail)
@@ -377,6 +383,27 @@ def test_unet_and_decoder_run_once_for_a_set(trained, randomize, monkeypatch) ->
         part.register_forward_hook(lambda module, args, result: calls.append((type(module).__name__, len(result))))
     network(torch.cat([image(1)] * 3, dim=1), TARGETS[:1])
     assert calls == [*[("Encoder", 1)] * 3, *[("ConditionalUNet", 1)] * network.num_inference_steps, ("Decoder", 1)]
+
+
+def test_the_fusion_knows_the_whole_sources(randomize, assert_near) -> None:
+    style = ResidualStyleTransfer(M, L, width=8, num_blocks=1, hidden_channels=4, summary_channels=6)
+    network = translator(style_transfer=randomize(style), fusion=randomize(SourceFusion(M, L, summary_channels=8)))
+    whole, target = network.encode(torch.cat([image(1), image(1).flip(2)], dim=1)), TARGETS[:1]
+    like = network.transfer(whole, target)
+    part, part_like, context = whole[..., :1], like[..., :1], whole.flatten(2)
+    assert_near(network.fuse(part, part_like, target, context)[1], network.fuse(whole, like, target)[1][..., :1])
+    assert not torch.allclose(
+        network.fuse(part, part_like, target)[1], network.fuse(part, part_like, target, context)[1]
+    )
+    network.fuse(whole, like, target)[1].sum().backward()
+    assert all(p.grad is None for p in network.style_transfer.parameters())  # it learns from each source alone
+    assert all(p.grad is not None for p in network.fusion.parameters())
+
+
+def test_a_summary_of_another_length_is_refused() -> None:
+    style = ResidualStyleTransfer(M, L, width=8, num_blocks=1, summary_channels=6)
+    with pytest.raises(ValueError, match=r"network_def#fusion#summary_channels: expected 8, .* found 5. Set it to 8"):
+        translator(style_transfer=style, fusion=SourceFusion(M, L, summary_channels=5))
 
 
 def test_of_one_source_nothing_is_fused(trained, randomize, monkeypatch) -> None:

@@ -276,10 +276,10 @@ def test_detail_and_unet_are_trained_together(detailed: LatentTranslator) -> Non
 
 
 def test_random_numbers_of_sources_train_the_fusion(network: LatentTranslator) -> None:
-    network.fusion = SourceFusion(4, 4, width=4, hidden_channels=2)
+    network.fusion = SourceFusion(4, 4, width=4)
     objective, numbers = StyleObjective(network, image_weight=1.0).train(), set()
-    network.fuse = lambda latent, like, to, fuse=network.fuse: (
-        numbers.add(len(latent) // len(to)) or fuse(latent, like, to)
+    network.fuse = lambda latent, like, to, context, fuse=network.fuse: (
+        numbers.add(len(latent) // len(to)) or fuse(latent, like, to, context)
     )
     torch.manual_seed(0)
     for _ in range(12):
@@ -292,12 +292,32 @@ def test_random_numbers_of_sources_train_the_fusion(network: LatentTranslator) -
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_fusion_alone_is_trained_on_sets(network: LatentTranslator) -> None:
+    network.fusion = SourceFusion(4, 4, width=4)
+    objective = StyleObjective(network, image_weight=1.0, trained_parts=["fusion"]).train()
+    assert network.fusion.training
+    assert not network.style_transfer.training
+    torch.manual_seed(0)
+    for _ in range(6):  # a set of one source would have no gradient
+        objective(of_three(batch_of(objective))).loss.backward()
+    moved = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"fusion"}
+    with pytest.raises(ValueError, match=r"trained_parts: expected style_transfer among them .* found fusion alone"):
+        objective(batch_of(objective))
+
+
+@pytest.mark.parametrize("parts", [[], ["unet"], ["fusion", "detail"]])
+def test_parts_that_stage_2_does_not_train(network: LatentTranslator, parts: list[str]) -> None:
+    with pytest.raises(ValueError, match="trained_parts: expected one or both of style_transfer, fusion; found"):
+        StyleObjective(network, trained_parts=parts)
+
+
 def test_the_latent_term_is_of_every_source_and_of_the_set(network: LatentTranslator, monkeypatch) -> None:
     objective, batch = StyleObjective(network).eval(), of_three(batch_of(StyleObjective))
     monkeypatch.setattr(torch, "randint", lambda high, size, **_: torch.zeros(size, dtype=torch.long))  # all of them
     each = [network.transfer(batch["source"][:, s], batch["target_modality"]) for s in range(3)]
     distances = [F.l1_loss(like, batch["target"]) for like in each]
-    expected = (F.l1_loss(sum(each) / 3, batch["target"]) + sum(distances) / 3) / 2
+    expected = F.l1_loss(sum(each) / 3, batch["target"]) + sum(distances) / 3
     torch.testing.assert_close(objective(batch).terms["latent"], expected)
 
 

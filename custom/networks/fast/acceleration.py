@@ -16,7 +16,6 @@ from custom.networks.detail import DetailTransfer
 from custom.networks.fast.convolution import convolve, upsample
 from custom.networks.fast.slabs import BLOCKS, run_blocks
 from custom.networks.fast.workspace import shared_workspace
-from custom.networks.fusion import SourceFusion
 from custom.networks.ms_spade import (
     MSSPADE,
     MSSPADEBlock,
@@ -35,7 +34,6 @@ NETWORKS = (
     VQGAN,
     ConditionalUNet,
     DetailTransfer,
-    SourceFusion,
     StyleTransfer,
     ResidualStyleTransfer,
     ReleaseStyleTransfer,

@@ -22,7 +22,6 @@ from custom.networks import (
     LatentTranslator,
     ReleaseStyleTransfer,
     ResidualStyleTransfer,
-    SourceFusion,
     StyleTransfer,
     SwitchableConv3d,
 )
@@ -64,18 +63,7 @@ def detail_of_levels() -> tuple[nn.Module, tuple[Tensor, ...]]:
     return DetailTransfer(3, width=16, coarser_widths=(24, 24)), (IMAGE, IMAGE.flip(2), TARGET)
 
 
-class Fused(SourceFusion):
-    """The target-like latent of a fusion."""
-
-    def forward(self, *latents: Tensor) -> Tensor:
-        return super().forward([*latents[:2]], [*latents[2:]], TARGET)[1]
-
-
-def fusion() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return Fused(3, 4, width=16), tuple(torch.randn(SHAPE) for _ in range(4))
-
-
-NETWORKS = (unet, released, residual, paper, detail, detail_of_a_set, detail_of_levels, fusion)
+NETWORKS = (unet, released, residual, paper, detail, detail_of_a_set, detail_of_levels)
 
 
 def forwards(network: nn.Module) -> dict[str, Any]:
