@@ -65,7 +65,7 @@ class DetailTransfer(nn.Module):
         self.coarser: CoarserLevel | None = _levels(num_modalities, [width, *coarser_widths], hidden_channels)
         # a kernel of one voxel: from zero, a 3³ one takes its first steps far too wide
         self.conv_out = nn.Conv3d(width, 8, 1)
-        self.attention = SetAttention(num_modalities, width, 4 * heads, heads=heads, kernel_size=1)
+        self.attention = SetAttention(num_modalities, width, 4 * heads, heads=heads)
         self.fusion = SwitchableConv3d(num_modalities, 4 * heads, width, 1)
         for last in [self.conv_out, self.fusion, *(block.conv2 for block in blocks)]:
             for parameter in last.parameters():

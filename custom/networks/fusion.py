@@ -46,7 +46,6 @@ class SetAttention(nn.Module):
         channels: channels C of a member.
         hidden_channels: features of a member at a voxel.
         heads: groups of channels that have weights of their own.
-        kernel_size: of the convolutions that see the members.
 
     Raises:
         ValueError: if the features cannot be parted among the heads.
@@ -54,16 +53,14 @@ class SetAttention(nn.Module):
     Source: attention-based pooling, Ilse et al. 2018 (https://arxiv.org/abs/1802.04712).
     """
 
-    def __init__(
-        self, num_modalities: int, channels: int, hidden_channels: int, *, heads: int = 1, kernel_size: int = 3
-    ) -> None:
+    def __init__(self, num_modalities: int, channels: int, hidden_channels: int, *, heads: int) -> None:
         super().__init__()
         if hidden_channels % heads:
             raise ValueError(f"heads: expected a divisor of {hidden_channels} hidden channels; found {heads}.")
         self.heads = heads
         self.gain = GAIN  # TorchScript sees no globals
-        self.member = SwitchableConv3d(num_modalities, channels, hidden_channels, kernel_size)
-        self.set = SwitchableConv3d(num_modalities, 2 * channels, hidden_channels, kernel_size)
+        self.member = SwitchableConv3d(num_modalities, channels, hidden_channels, 1)
+        self.set = SwitchableConv3d(num_modalities, 2 * channels, hidden_channels, 1)
         self.scores = SwitchableConv3d(num_modalities, hidden_channels, heads, 1)
         for parameter in self.scores.parameters():
             nn.init.zeros_(parameter)

@@ -344,6 +344,8 @@ class ResidualStyleTransfer(nn.Module):
             change.
     """
 
+    not_in_identity = ("summary_length",)
+
     def __init__(
         self,
         num_modalities: int,
@@ -356,7 +358,7 @@ class ResidualStyleTransfer(nn.Module):
         position_channels: int = 0,
     ) -> None:
         super().__init__()
-        self.summary_channels = width if summary_channels else 0  # of the vector
+        self.summary_length = width if summary_channels else 0
         self.summary: nn.Module | None = (
             SourceSummary(latent_channels, width, hidden_channels=summary_channels) if summary_channels else None
         )

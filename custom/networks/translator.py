@@ -97,7 +97,7 @@ class LatentTranslator(nn.Module):
                 f"default_target: expected an index below {num_modalities}, the number of modalities; found "
                 f"{default_target}. Name the modalities that the weights know."
             )
-        given, known = getattr(style_transfer, "summary_channels", 0), getattr(fusion, "summary_channels", 0)
+        given, known = getattr(style_transfer, "summary_length", 0), getattr(fusion, "summary_channels", 0)
         if given and known and given != known:
             raise ValueError(
                 f"network_def#fusion#summary_channels: expected {given}, the width of network_def#style_transfer, "
@@ -198,9 +198,9 @@ class LatentTranslator(nn.Module):
         if latent.shape[0] == batch:
             return latent, target_like
         voxels = latent.flatten(2) if context is None else context
-        summary = self.style_transfer.summarize(voxels).detach()  # type: ignore[operator]
+        summary = self.style_transfer.summarize(voxels.detach()).detach()  # type: ignore[operator]
         return self.fusion(
-            list(latent.unflatten(0, (batch, -1)).unbind(1)),
+            list(latent.detach().unflatten(0, (batch, -1)).unbind(1)),
             list(target_like.detach().unflatten(0, (batch, -1)).unbind(1)),
             target,
             list(summary.unflatten(0, (batch, -1)).unbind(1)),

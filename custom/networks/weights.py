@@ -30,7 +30,7 @@ ADDED = (
     "fusion.", "detail.attention.", "detail.fusion.", "detail.error.", "detail.coarser.", "style_transfer.position.",
 )  # fmt: skip
 
-# what versions 0.2.1 and 0.3.0 fused several sources by, which newer networks do otherwise
+# what weights that were trained before 0.3.0 was released fused several sources by
 REPLACED = ("fusion.attention.", "fusion.block.", "fusion.conv_out.")
 
 logger = logging.getLogger(__name__)

@@ -88,8 +88,8 @@ class StyleObjective(Objective):
     does not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
 
     Of several sources a random number is taken. MS-SPADE learns from each alone, the fusion from what it makes of them:
-    the latent term is the mean of theirs and that of the fused one, the image term that of one of them or of the fused
-    one, as drawn.
+    the latent term is the distance of the fused estimate plus the mean distance of theirs, and image and discriminator
+    judge one of them or the fused one, as drawn.
 
     Batch: latents ``source`` (B, S, L, h, w, d), in random order, and ``target`` (B, L, h, w, d); ``source_modality``
     (B, S), ``target_modality`` (B,); where they are crops, voxels of the whole latents, ``source_context``
@@ -127,6 +127,12 @@ class StyleObjective(Objective):
             )
         super().__init__(network, list(trained_parts))
         self.trains_style = "style_transfer" in trained_parts
+        self.trains_fusion = "fusion" in trained_parts and any(True for _ in network.fusion.parameters())
+        if not (self.trains_style or self.trains_fusion):
+            raise ValueError(
+                "trained_parts: expected style_transfer among them, as this network's fusion is a plain mean; found "
+                "fusion alone. Add it, or give network_def#fusion a SourceFusion."
+            )
         self.weights = (latent_weight, cycle_weight, image_weight, adversarial_weight)
         self.part_size = part_size
 
@@ -136,33 +142,45 @@ class StyleObjective(Objective):
 
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
         batch = _with_some_sources(batch, 1 if self.trains_style else 2)
-        if not self.trains_style and batch["source"].shape[1] == 1:
-            raise ValueError(
-                "trained_parts: expected style_transfer among them where sets have one source, of which nothing is "
-                "fused; found fusion alone. Give subjects of three or more contrasts and a max_sources of 2 or more."
-            )
         net, source, target, to = self.network, batch["source"], batch["target"], batch["target_modality"]
-        flat = source.flatten(0, 1)
-        context = _flat(batch, "source_context")
+        flat, context = source.flatten(0, 1), _flat(batch, "source_context")
         each = net.transfer(flat, to, context, batch.get("position"))
         fused = net.fuse(flat, each, to, context)[1]
         each = each.unflatten(0, source.shape[:2])
+        latent, judged = self._estimates(each, fused, target)
         place = [batch["position"]] if "position" in batch else []
-        parts = _random_part(self.part_size, source[:, 0], target, fused, each[:, 0], *place)
+        parts = _random_part(self.part_size, source[:, 0], target, judged, each[:, 0], *place)
         w_latent, w_cycle, w_image, w_adv = self.weights
-        latent, of_several = F.l1_loss(fused.float(), target), self.trains_style and source.shape[1] > 1
-        if of_several:
-            latent = latent + F.l1_loss(each.float(), target.unsqueeze(1).expand_as(each))
         terms = {"latent": w_latent * latent}
         if self.trains_style:
             back = net.transfer(parts[3], batch["source_modality"][:, 0], batch.get("target_context"), *parts[4:])
             terms["cycle"] = w_cycle * F.l1_loss(back.float(), parts[0])
         if w_image > 0:
-            estimate = _either(parts[2], parts[3]) if of_several else parts[2]
-            terms["image"] = w_image * _image_distance(net, estimate, parts[1])
+            terms["image"] = w_image * _image_distance(net, parts[2], parts[1])
         if discriminator is not None:
-            terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(fused)[-1], to)
-        return Step(terms, fused, target, to)
+            terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(judged)[-1], to)
+        return Step(terms, judged, target, to)
+
+    def _estimates(self, each: Tensor, fused: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent term of the estimates that are trained, and one of them, which image and discriminator judge.
+
+        Args:
+            each: target-like latent of every source, (B, S, L, h, w, d).
+            fused: that of the set, (B, L, h, w, d), as is ``target``.
+        """
+        several = each.shape[1] > 1
+        if not self.trains_style and not several:
+            raise ValueError(
+                "trained_parts: expected sets of two or more sources, as the fusion alone is trained; found sets of "
+                "one. Raise max_sources, give subjects of three or more contrasts, or train style_transfer too."
+            )
+        of_set = F.l1_loss(fused.float(), target)
+        if not self.trains_style:
+            return of_set, fused
+        of_each = F.l1_loss(each.float(), target.unsqueeze(1).expand_as(each))
+        if not (several and self.trains_fusion):
+            return of_each, each[:, 0]
+        return of_each + of_set, _either(fused, each[:, 0])
 
     def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
         assert step.modality is not None

@@ -29,6 +29,7 @@ TINY = {
         "intensity_range": [0, 1],
     },
     "network_def#style_transfer": {"_target_": "custom.networks.IdentityTransfer"},
+    "network_def#fusion": None,
     "network_def#unet": {
         "_target_": "custom.networks.ConditionalUNet",
         "in_channels": 8,

@@ -302,7 +302,7 @@ def test_the_fusion_alone_is_trained_on_sets(network: LatentTranslator) -> None:
         objective(of_three(batch_of(objective))).loss.backward()
     moved = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {"fusion"}
-    with pytest.raises(ValueError, match=r"trained_parts: expected style_transfer among them .* found fusion alone"):
+    with pytest.raises(ValueError, match=r"trained_parts: expected sets of two or more .* found sets of one. Raise"):
         objective(batch_of(objective))
 
 
@@ -312,13 +312,39 @@ def test_parts_that_stage_2_does_not_train(network: LatentTranslator, parts: lis
         StyleObjective(network, trained_parts=parts)
 
 
-def test_the_latent_term_is_of_every_source_and_of_the_set(network: LatentTranslator, monkeypatch) -> None:
+def test_a_plain_mean_cannot_be_trained(network: LatentTranslator) -> None:
+    with pytest.raises(ValueError, match=r"trained_parts: expected style_transfer among them, .* found fusion alone"):
+        StyleObjective(network, trained_parts=["fusion"])
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["fusion", "mean"])
+def test_the_latent_term_is_of_every_source_and_of_the_set(
+    network: LatentTranslator, monkeypatch, trained: bool
+) -> None:
+    if trained:
+        network.fusion = SourceFusion(4, 4, width=4)  # which starts from the mean
     objective, batch = StyleObjective(network).eval(), of_three(batch_of(StyleObjective))
     monkeypatch.setattr(torch, "randint", lambda high, size, **_: torch.zeros(size, dtype=torch.long))  # all of them
     each = [network.transfer(batch["source"][:, s], batch["target_modality"]) for s in range(3)]
     distances = [F.l1_loss(like, batch["target"]) for like in each]
-    expected = F.l1_loss(sum(each) / 3, batch["target"]) + sum(distances) / 3
+    expected = sum(distances) / 3 + (F.l1_loss(sum(each) / 3, batch["target"]) if trained else 0)
     torch.testing.assert_close(objective(batch).terms["latent"], expected)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["fusion", "mean"])
+def test_ms_spade_is_judged_on_sets_too(network: LatentTranslator, trained: bool) -> None:
+    """What is fused gives it no gradient: one in two of the judged is its own, all where nothing else learns."""
+    if trained:
+        network.fusion = SourceFusion(4, 4, width=4)
+    objective = StyleObjective(network, latent_weight=0.0, cycle_weight=0.0, image_weight=1.0).train()
+    torch.manual_seed(0)
+    numbers = 0
+    for _ in range(8):
+        network.zero_grad()
+        objective(of_three(batch_of(objective))).loss.backward()
+        numbers += any(p.grad is not None and p.grad.any() for p in network.style_transfer.parameters())
+    # batches of two: 3 in 4 of those with several sources hold one of its own
+    assert 4 <= numbers <= 8 if trained else numbers == 8
 
 
 def test_the_error_term_trains_the_error_map_and_nothing_else(detailed: LatentTranslator) -> None:

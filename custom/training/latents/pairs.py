@@ -256,7 +256,7 @@ class LatentPairs(Dataset, Randomizable):
         With crops also ``source_context`` (K, S, L, N), ``target_context`` (K, L, N): random voxels of the whole
         latents, and ``position`` (K, 3, h, w, d), where the crops lie in them. Where the images were kept, also
         ``source_image`` (K, S, H, W, D), ``target_image`` (K, 1, H, W, D) of the same regions; where target-like
-        latents were, ``target_like`` (K, S, L, h, w, d).
+        latents were, ``target_like`` (K, S, L, h, w, d), for which the other two are not needed.
         """
         subject = self._subject(index)
         latents, modality = subject["latents"], subject["modality"]
@@ -283,6 +283,7 @@ class LatentPairs(Dataset, Randomizable):
         if self.crop_size is not None:
             voxels = tuple(self.R.randint(n, size=CONTEXT_VOXELS) for n in latents.shape[2:])
             item["source_context"] = _read_sets(latents.read, sources, [voxels] * len(sources))
+        if self.crop_size is not None and "target_like" not in subject:
             item["target_context"] = torch.stack([latents.read(t, voxels) for t in target])
             place = coordinates(*latents.shape[2:])[0]
             item["position"] = torch.stack([place[(slice(None), *region)] for region in regions])

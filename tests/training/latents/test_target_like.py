@@ -79,6 +79,8 @@ def test_pairs_of_a_training_read_them(tiny_translator: LatentTranslator, tmp_pa
             assert torch.equal(item["target_like"][k, place], kept["target_like"].read(number))
     cropped = LatentPairs([kept], pairs_per_subject=2, crop_size=(4, 4, 4))[0]
     assert cropped["target_like"].shape == cropped["source"].shape == (2, 2, 4, 4, 4, 4)
+    assert "source_context" in cropped  # which the fusion asks for
+    assert not {"target_context", "position"} & set(cropped)
 
 
 def test_a_signal_ends_it_after_a_subject_which_is_kept(
