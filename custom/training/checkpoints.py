@@ -20,6 +20,7 @@ from custom.training.random_state import random_state, restore_random_state
 from custom.utils.arguments import as_bool
 from custom.utils.distributed import is_main, main_first
 from custom.utils.files import atomic_write, keep_former, require_writable
+from custom.utils.intensity_scales import SCALE_KEY
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
 __all__ = ["Checkpoints", "begin_stage", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
@@ -143,6 +144,9 @@ def require_stage(path: str | os.PathLike, trained_by: str) -> None:
 def load_pretrained(network: Network, path: str | os.PathLike | None) -> Network:
     """``network`` with every part that a file of weights holds, strictly; the others keep their weights.
 
+    The scale of the latents and the range of the training's scans come with them, as a training may leave them as they
+    are.
+
     Args:
         network: the translator.
         path: of a flat state dict, such as ``import-weights`` writes; None leaves the network as it is.
@@ -153,14 +157,19 @@ def load_pretrained(network: Network, path: str | os.PathLike | None) -> Network
     """
     if path is None:
         return network
-    held = {name.partition(".")[0] for name in read_weights(path)}
+    state = read_weights(path)
+    held = {name.partition(".")[0] for name in state}
     parts = [name for name, part in network.named_children() if name in held and any(True for _ in part.parameters())]
     if not parts:
         raise ValueError(
             f"{path}: expected weights of {', '.join(name for name, _ in network.named_children())}; found "
             f"{', '.join(sorted(held)[:4])}. Import weights from elsewhere first: python -m custom import-weights."
         )
-    return load_weights(network, path, parts, any_scale=True)
+    load_weights(network, path, parts, any_scale=True)
+    for name, buffer in network.named_buffers(recurse=False):
+        if name in state and name != SCALE_KEY:  # the training has its own intensity scale
+            buffer.copy_(state[name])
+    return network
 
 
 class Checkpoints:

@@ -571,6 +571,18 @@ def test_training_starts_from_what_a_file_holds(tmp_path: Path) -> None:
     assert torch.equal(network["second"].weight, kept)
 
 
+def test_a_start_brings_what_belongs_to_the_parts_that_stay(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+    """A training of the fusion alone leaves the UNet, which is worth nothing under another scale of the latents."""
+    given = tiny_translator.state_dict()
+    scale = given["intensity_scale"].clone()
+    other = {"latent_scale": torch.tensor(0.7), "training_range": torch.rand(2, 11), "intensity_scale": 1 - scale}
+    write_atomically({**given, **other}, tmp_path / "start.pt")
+    network = load_pretrained(tiny_translator, tmp_path / "start.pt")
+    assert network.latent_scale == other["latent_scale"]
+    assert torch.equal(network.training_range, other["training_range"])
+    assert network.intensity_scale == scale  # the training's own
+
+
 def test_training_starts_anew_without_a_file() -> None:
     network = torch.nn.Linear(2, 2)
     before = network.weight.clone()
