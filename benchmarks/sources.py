@@ -45,7 +45,7 @@ class Item(NamedTuple):
 
 
 def train(side: str, settings: argparse.Namespace) -> Path:
-    """Stages 2 and 3 of one side; weights that are there already are not trained again."""
+    """Stages 2 and 3 of one side; what was trained is not trained again, a training that was ended goes on."""
     out, weights = Path(settings.out), str(Path(settings.weights).absolute())
     final = out / side / "model.pt"
     if final.is_file():
@@ -58,7 +58,8 @@ def train(side: str, settings: argparse.Namespace) -> Path:
             "dataset_dir": settings.data, "pretrained": weights, "autoencoder_path": weights,
             "spade_path": str(out / side / "spade" / "best.pt"), "ckpt_path": str(final),
             "output_dir": str(out / side), "stage_dir": str(out / side / folder), "cache_dir": str(out / "latents"),
-            "max_epochs": epochs, "val_interval": 10 * epochs, "checkpoint_interval": epochs, "cache_rate": 0.0,
+            "max_epochs": epochs, "val_interval": 10 * epochs, "checkpoint_interval": 1, "cache_rate": 0.0,
+            "resume": (out / side / folder / "last.pt").is_file(),
             "warmup_steps": settings.warmup, "learning_rate": settings.rate, "seed": settings.seed, "amp": "auto",
             "subjects_per_batch": 1, "pairs_per_subject": settings.pairs, "latent_crop": [settings.crop] * 3,
             "part_size": settings.part,
