@@ -174,13 +174,12 @@ class StyleObjective(Objective):
                 "trained_parts: expected sets of two or more sources, as the fusion alone is trained; found sets of "
                 "one. Raise max_sources, give subjects of three or more contrasts, or train style_transfer too."
             )
-        of_set = F.l1_loss(fused.float(), target)
         if not self.trains_style:
-            return of_set, fused
+            return F.l1_loss(fused.float(), target), fused
         of_each = F.l1_loss(each.float(), target.unsqueeze(1).expand_as(each))
         if not (several and self.trains_fusion):
             return of_each, each[:, 0]
-        return of_each + of_set, _either(fused, each[:, 0])
+        return of_each + F.l1_loss(fused.float(), target), _either(fused, each[:, 0])
 
     def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
         assert step.modality is not None

@@ -119,6 +119,24 @@ def test_it_learns_what_only_the_sources_together_tell() -> None:
     assert loss().item() < first / 4
 
 
+def test_weights_of_the_attention_add_up_to_one(randomize) -> None:
+    attention = randomize(SetAttention(M, L, 4, heads=2)).eval()
+    weights, _ = attention(latents(), TARGETS)
+    torch.testing.assert_close(sum(weights), torch.ones_like(weights[0]))
+    assert weights[0].std() > 0.01
+    by_hand = sum(x * w.repeat_interleave(L // 2, dim=1) for x, w in zip(latents(), weights, strict=True))
+    torch.testing.assert_close(attention.weighted(latents(), weights), by_hand)
+
+
+def test_gradients_are_finite_where_members_are_equal(fusion: SourceFusion, randomize) -> None:
+    """As in the background, where the root of a variance would have none."""
+    same = [torch.ones(2, L, 3, 4, 2, requires_grad=True) for _ in range(S)]
+    fused = fusion(same, same, TARGETS, summaries())[1]
+    attended = randomize(SetAttention(M, L, 4, heads=2))(same, TARGETS)[1]
+    (fused.sum() + attended.sum()).backward()
+    assert all(member.grad.isfinite().all() for member in same)
+
+
 def test_mean_and_deviation() -> None:
     members = latents()
     stacked = torch.stack(members)

@@ -283,10 +283,10 @@ class LatentPairs(Dataset, Randomizable):
         if self.crop_size is not None:
             voxels = tuple(self.R.randint(n, size=CONTEXT_VOXELS) for n in latents.shape[2:])
             item["source_context"] = _read_sets(latents.read, sources, [voxels] * len(sources))
-        if self.crop_size is not None and "target_like" not in subject:
-            item["target_context"] = torch.stack([latents.read(t, voxels) for t in target])
-            place = coordinates(*latents.shape[2:])[0]
-            item["position"] = torch.stack([place[(slice(None), *region)] for region in regions])
+            if "target_like" not in subject:
+                item["target_context"] = torch.stack([latents.read(t, voxels) for t in target])
+                place = coordinates(*latents.shape[2:])[0]
+                item["position"] = torch.stack([place[(slice(None), *region)] for region in regions])
         return item
 
     def _subject(self, index: int) -> dict[str, Any]:
