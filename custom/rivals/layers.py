@@ -10,13 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.networks.layers import Conv
 from monai.networks.layers.utils import get_norm_layer
 from monai.networks.nets import PatchDiscriminator
 from monai.networks.utils import normal_init
 from torch import Tensor, nn
 
-__all__ = ["SIZES", "ResidualBlock", "ResidualGenerator", "UNetGenerator", "patch_discriminator", "sized"]
+__all__ = [
+    "SIZES",
+    "ResidualBlock",
+    "ResidualGenerator",
+    "UNetGenerator",
+    "UnrolledConv3d",
+    "patch_discriminator",
+    "sized",
+]
 
 SIZES = ("original", "small")
 
@@ -126,6 +135,35 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
+class UnrolledConv3d(nn.Conv3d):
+    """A wide convolution from or to one channel, its first axis taken for channels; parameters and result are the same.
+
+    PyTorch's kernels vectorise over channels, so with one of them they are slow, and their backward pass slower still:
+    of 7³ voxels with 8 channels at the other end (bfloat16, one core) this is 2 to 6 times as fast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What ``torch.nn.Conv3d`` of stride 1 gives for ``x`` (N, C, H, W, D)."""
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+        taps = self.kernel_size[0]
+        planes = x.shape[2] - taps + 1
+        if self.in_channels == 1:
+            shifted = torch.cat([x[:, :, k : k + planes] for k in range(taps)], dim=1)
+            return F.conv3d(shifted, self.weight.transpose(1, 2).flatten(1, 2).unsqueeze(2), self.bias)
+        of_taps = F.conv3d(x, self.weight[0].transpose(0, 1).unsqueeze(2))
+        y = torch.stack([of_taps[:, k, k : k + planes] for k in range(taps)]).sum(dim=0).unsqueeze(1)
+        bias = self.bias
+        return y if bias is None else y + bias.to(y.dtype)
+
+
+def _wide(spatial_dims: int, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
+    """The convolution of seven voxels, reflect-padded, at either end of the generator."""
+    fast = spatial_dims == 3 and 1 in (inputs, outputs)
+    conv = UnrolledConv3d if fast else Conv[Conv.CONV, spatial_dims]
+    return conv(inputs, outputs, 7, padding=3, padding_mode="reflect", bias=bias)
+
+
 class ResidualGenerator(nn.Module):
     """The generator of CycleGAN: two halvings, residual blocks, two doublings, no skips between them.
 
@@ -144,7 +182,7 @@ class ResidualGenerator(nn.Module):
         conv, transposed = Conv[Conv.CONV, spatial_dims], Conv[Conv.CONVTRANS, spatial_dims]
         bias = norm == "instance"
         layers: list[nn.Module] = [
-            conv(in_channels, width, 7, padding=3, padding_mode="reflect", bias=bias),
+            _wide(spatial_dims, in_channels, width, bias=bias),
             _norm(norm, spatial_dims, width),
             nn.ReLU(),
         ]
@@ -162,8 +200,7 @@ class ResidualGenerator(nn.Module):
         for inputs in (4 * width, 2 * width):
             layers.append(transposed(inputs, inputs // 2, 3, stride=2, padding=1, output_padding=1, bias=bias))
             layers += [_norm(norm, spatial_dims, inputs // 2), nn.ReLU()]
-        last = conv(width, 1, 7, padding=3, padding_mode="reflect")
-        self.tail = nn.Sequential(*layers, last, nn.Tanh())
+        self.tail = nn.Sequential(*layers, _wide(spatial_dims, width, 1), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
         """Image (N, 1, *spatial) in [-1, 1] of ``x`` (N, in_channels, *spatial), sides divisible by 4."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from custom.rivals.layers import UNetGenerator, patch_discriminator
+from custom.rivals.layers import ResidualGenerator, UNetGenerator, UnrolledConv3d, patch_discriminator
 
 
 def receptive_field(network: nn.Module, side: int, axis: int, *shape: int) -> int:
@@ -26,6 +26,30 @@ def test_a_logit_sees_70_pixels(axis: int) -> None:
     network = patch_discriminator(2, 1, width=2, norm="batch").eval()  # statistics of an image would reach everywhere
     assert receptive_field(network, 128, axis, 1, 128, 128) == 70
     assert network(torch.zeros(1, 1, 256, 160))[-1].shape == (1, 1, 30, 18)
+
+
+@pytest.mark.parametrize("padding_mode", ["reflect", "zeros"])
+@pytest.mark.parametrize(("inputs", "outputs", "bias"), [(1, 3, True), (3, 1, True), (3, 1, False), (1, 1, True)])
+def test_an_unrolled_convolution_is_the_convolution(inputs: int, outputs: int, bias: bool, padding_mode: str) -> None:
+    """Result, gradients and names of the parameters; scripted as well, as rivals are exported."""
+    torch.manual_seed(0)
+    plain = nn.Conv3d(inputs, outputs, 7, padding=3, padding_mode=padding_mode, bias=bias).double()
+    unrolled = UnrolledConv3d(inputs, outputs, 7, padding=3, padding_mode=padding_mode, bias=bias).double()
+    unrolled.load_state_dict(plain.state_dict())
+    x = torch.randn(2, inputs, 9, 8, 10, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, outputs, 9, 8, 10, dtype=torch.float64)
+    found = [plain(x), *torch.autograd.grad((plain(x) * weight).sum(), [x, *plain.parameters()])]
+    for module in (unrolled, torch.jit.script(unrolled)):
+        y = module(x)
+        of_it = [y, *torch.autograd.grad((y * weight).sum(), [x, *module.parameters()])]
+        torch.testing.assert_close(of_it, found, rtol=1e-10, atol=1e-10)  # sums of 2000 products in double precision
+
+
+def test_the_wide_convolutions_of_volumes_are_unrolled() -> None:
+    network = ResidualGenerator(3, 1, width=2, blocks=1)
+    assert [type(m) is UnrolledConv3d for m in (network.head[0], network.tail[-2])] == [True, True]
+    flat = ResidualGenerator(2, 1, width=2, blocks=1)
+    assert not any(isinstance(m, UnrolledConv3d) for m in flat.modules())
 
 
 def test_every_level_of_the_u_net_is_concatenated() -> None:
