@@ -200,7 +200,10 @@ def _prepare(
     entries = load_datalist(str(values["dataset_dir"]), "training", modalities)
     transform = parser.get_parsed_content("train#preprocessing")
     shapes = [next(v.shape[1:] for v in transform(e).values() if torch.is_tensor(v)) for e in entries[:MEASURED]]
-    volume = tuple(round(sum(lengths) / len(shapes)) for lengths in zip(*shapes, strict=True))
+    divisor = int(parser["spatial_divisor"])  # every volume is padded to a multiple of it, so the mean has to be one
+    volume = tuple(
+        max(round(sum(lengths) / len(shapes) / divisor), 1) * divisor for lengths in zip(*shapes, strict=True)
+    )
     return Run(output, budget, values, entries, volume), wanted
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from custom.data.foreground import BACKGROUND
 from custom.rivals.layers import sized
 from custom.rivals.objective import GanStep, JudgeFirst, RivalObjective, Samples, least_squares
 from custom.rivals.rival import Rival
@@ -272,7 +273,8 @@ class NICEGANObjective(RivalObjective):
         if discriminator is None:
             raise ValueError("discriminator: expected one from the first step on, as the encoder is a part of it.")
         domains: Any = discriminator
-        x, y = batch["image"], batch["label"]
+        padding = self.rival.padding(batch["image"])  # as for a translation: two halvings must come out even
+        x, y = (F.pad(batch[key], padding, value=BACKGROUND) for key in ("image", "label"))
         to_y, to_x = cast(nn.Module, self.rival.generator), self.companions["reverse"]
         if judge_first is not None:
             with torch.no_grad():

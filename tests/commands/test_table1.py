@@ -89,6 +89,22 @@ def data(cohort) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["nice_gan", "ours"])
+def test_the_cost_of_volumes_of_several_sizes_is_counted(tmp_path: Path, method: str) -> None:
+    """Phantoms of 4 mm are 48 and 64 voxels long after padding: their mean is one that no network takes."""
+    folder = ensure_phantom(tmp_path / "phantom", counts=(3, 0, 0), spacing=4.0)
+    values: dict[str, Any] = {"dataset_dir": str(folder)}
+    run, _ = custom.commands.table1._prepare(tmp_path, 1.0, values, TASK)
+    assert all(length % 16 == 0 for length in run.volume)
+    if method != "ours":
+        values["pair"] = ["t1", "t2"]
+    for training in METHODS[method].trainings:
+        epochs, tflop = custom.commands.table1._cost(run, training, values)
+        assert epochs > 0
+        assert tflop > 0
+
+
 def trained(runs: list[FakeWorkflow]) -> list[tuple[str, ...]]:
     return [(r.name, *r.overlays, "-".join(r.values.get("pair", []))) for r in runs if r.name != "evaluate"]
 

@@ -31,6 +31,18 @@ def test_the_encoder_is_the_discriminators(make: Callable[..., Rival]) -> None:
     assert not trained & {id(p) for p in domains.parameters()}
 
 
+def test_slices_whose_sides_are_odd_are_padded(make: Callable[..., Rival]) -> None:
+    objective = NICEGANObjective(make("nice_gan"))
+    domains = objective.rival.make_discriminator().requires_grad_(False)
+    odd = batch(49)
+    step = objective(odd, domains)
+    real, fake = step.samples["source"]
+    assert real.shape == fake.shape == (1, 1, 52, 52)
+    torch.testing.assert_close(real[:, :, 1:50, 1:50], odd["image"], rtol=0, atol=0)
+    assert real[:, :, 0].unique().tolist() == [-1.0]
+    assert all(torch.isfinite(term) for term in step.terms.values())
+
+
 def test_the_generators_loss_passes_through_the_encoders_and_leaves_them_alone(make: Callable[..., Rival]) -> None:
     objective = NICEGANObjective(make("nice_gan"))
     domains = objective.rival.make_discriminator().requires_grad_(False)
