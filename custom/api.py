@@ -76,6 +76,11 @@ class Translator:
     """
 
     def __init__(self, parser: ConfigParser) -> None:
+        if not isinstance(parser, ConfigParser):
+            raise TypeError(
+                f"Translator: expected a parsed inference.json; found {parser!r}. Translator.load(BUNDLE) makes one "
+                "of a bundle's folder, its zip or a file of weights."
+            )
         self._parser = parser
         self.network: nn.Module = parser.get_parsed_content("network").eval()
         self.modalities: list[str] = [canonical(m) for m in parser.get_parsed_content("modalities")]

@@ -60,6 +60,11 @@ def tensor_of(scan: Path) -> MetaTensor:
     return MetaTensor(torch.from_numpy(image.get_fdata(dtype=np.float32)), affine=torch.from_numpy(image.affine))
 
 
+def test_a_translator_is_made_by_load() -> None:
+    with pytest.raises(TypeError, match=r"found 'model\.pt'\. Translator\.load\(BUNDLE\)"):
+        Translator("model.pt")  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_voxels_of_the_command_line(translator, scan, written):
     found = translator(scan, TARGETS)
