@@ -201,9 +201,7 @@ def _prepare(
     transform = parser.get_parsed_content("train#preprocessing")
     shapes = [next(v.shape[1:] for v in transform(e).values() if torch.is_tensor(v)) for e in entries[:MEASURED]]
     divisor = int(parser["spatial_divisor"])  # every volume is padded to a multiple of it, so the mean has to be one
-    volume = tuple(
-        max(round(sum(lengths) / len(shapes) / divisor), 1) * divisor for lengths in zip(*shapes, strict=True)
-    )
+    volume = tuple(round(sum(lengths) / len(shapes) / divisor) * divisor for lengths in zip(*shapes, strict=True))
     return Run(output, budget, values, entries, volume), wanted
 
 

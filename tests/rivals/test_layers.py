@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ def test_a_logit_sees_70_pixels(axis: int) -> None:
 
 @pytest.mark.parametrize("padding_mode", ["reflect", "zeros"])
 @pytest.mark.parametrize(("inputs", "outputs", "bias"), [(1, 3, True), (3, 1, True), (3, 1, False), (1, 1, True)])
-def test_an_unrolled_convolution_is_the_convolution(inputs: int, outputs: int, bias: bool, padding_mode: str) -> None:
+def test_an_unrolled_convolution_is_the_convolution(inputs: int, outputs: int, bias: bool, padding_mode: Any) -> None:
     """Result, gradients and names of the parameters; scripted as well, as rivals are exported."""
     torch.manual_seed(0)
     plain = nn.Conv3d(inputs, outputs, 7, padding=3, padding_mode=padding_mode, bias=bias).double()
@@ -43,6 +45,11 @@ def test_an_unrolled_convolution_is_the_convolution(inputs: int, outputs: int, b
         y = module(x)
         of_it = [y, *torch.autograd.grad((y * weight).sum(), [x, *module.parameters()])]
         torch.testing.assert_close(of_it, found, rtol=1e-10, atol=1e-10)  # sums of 2000 products in double precision
+
+
+def test_an_unrolled_convolution_has_one_channel_at_an_end() -> None:
+    with pytest.raises(ValueError, match="expected one of them to be 1; found 2, 3"):
+        UnrolledConv3d(2, 3, 7)
 
 
 def test_the_wide_convolutions_of_volumes_are_unrolled() -> None:
