@@ -12,9 +12,14 @@ class IdentityTransfer(nn.Module):
     """Gives the source latent back: what stands for the target-like latent without MS-SPADE (Table 3a and 3b)."""
 
     def forward(
-        self, latent: Tensor, target: Tensor, context: Tensor | None = None, position: Tensor | None = None
+        self,
+        latent: Tensor,
+        target: Tensor,
+        context: Tensor | None = None,
+        position: Tensor | None = None,
+        num_sources: int = 1,
     ) -> Tensor:
-        """``latent`` (B, L, h, w, d) itself, whatever the ``target`` (B,), the ``context`` and the ``position``."""
+        """``latent`` (B, L, h, w, d) itself, whatever the ``target`` (B,) and the rest."""
         return latent
 
     @torch.jit.export

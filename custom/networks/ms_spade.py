@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from custom.networks.exchange import NoExchange, SetExchange
+
 __all__ = [
     "MSSPADE",
     "MSSPADEBlock",
@@ -171,11 +173,17 @@ class StyleTransfer(nn.Module):
         self.conv_out = nn.Conv3d(spade_in[-1], latent_channels, 7, padding=3)
 
     def forward(
-        self, latent: Tensor, target: Tensor, context: Tensor | None = None, position: Tensor | None = None
+        self,
+        latent: Tensor,
+        target: Tensor,
+        context: Tensor | None = None,
+        position: Tensor | None = None,
+        num_sources: int = 1,
     ) -> Tensor:
         """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64.
 
-        ``context`` and ``position`` are not asked for: instance statistics are what this network knows of the whole.
+        The rest is not asked for: instance statistics are what this network knows of the whole, and each source is by
+        itself.
         """
         h = F.relu(F.instance_norm(self.conv_in(latent)))
         for block in self.res_blocks:
@@ -249,11 +257,17 @@ class ReleaseStyleTransfer(nn.Module):
         )
 
     def forward(
-        self, latent: Tensor, target: Tensor, context: Tensor | None = None, position: Tensor | None = None
+        self,
+        latent: Tensor,
+        target: Tensor,
+        context: Tensor | None = None,
+        position: Tensor | None = None,
+        num_sources: int = 1,
     ) -> Tensor:
         """Target-like latent (B, L, h, w, d) of ``latent`` (B, L, h, w, d) for ``target`` (B,) int64.
 
-        ``context`` and ``position`` are not asked for: instance statistics are what this network knows of the whole.
+        The rest is not asked for: instance statistics are what this network knows of the whole, and each source is by
+        itself.
         """
         h = latent
         for block in self.blocks:
@@ -331,7 +345,8 @@ class ResidualStyleTransfer(nn.Module):
     The contrasts share their anatomy, so the change is easier to learn than the whole, and training starts from the
     identity. Pre-activation blocks with the channel norm keep the intensities on the way, which instance statistics
     take out at every layer. What a voxel cannot know, how the whole scan was weighted and scaled, a summary tells it,
-    and where in the head it lies, its coordinates.
+    where in the head it lies, its coordinates, and what the subject's other contrasts show there, an exchange among
+    the sources of a set before each block.
 
     Args:
         num_modalities: size of the vocabulary.
@@ -342,6 +357,8 @@ class ResidualStyleTransfer(nn.Module):
         summary_channels: hidden channels of the summary of the whole source; 0 leaves it out.
         position_channels: hidden channels of what the coordinates give; 0 leaves them out. Training starts from no
             change.
+        exchange_channels: hidden channels of what the sources of a set tell one another, see ``SetExchange``; 0 leaves
+            each by itself.
     """
 
     not_in_identity = ("summary_length",)
@@ -356,6 +373,7 @@ class ResidualStyleTransfer(nn.Module):
         hidden_channels: int = 16,
         summary_channels: int = 0,
         position_channels: int = 0,
+        exchange_channels: int = 0,
     ) -> None:
         super().__init__()
         self.summary_length = width if summary_channels else 0
@@ -368,13 +386,21 @@ class ResidualStyleTransfer(nn.Module):
             PreActivationBlock(num_modalities, width, width, hidden_channels, norm="channel") for _ in range(num_blocks)
         ]
         self.blocks = nn.ModuleList(blocks)
+        self.exchanges = nn.ModuleList(
+            SetExchange(width, exchange_channels) if exchange_channels else NoExchange() for _ in blocks
+        )
         self.conv_out = nn.Conv3d(width, latent_channels, 3, padding=1)
         for last in [self.conv_out, *(block.conv2 for block in blocks)]:
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(
-        self, latent: Tensor, target: Tensor, context: Tensor | None = None, position: Tensor | None = None
+        self,
+        latent: Tensor,
+        target: Tensor,
+        context: Tensor | None = None,
+        position: Tensor | None = None,
+        num_sources: int = 1,
     ) -> Tensor:
         """Target-like latent (B, L, h, w, d).
 
@@ -383,6 +409,7 @@ class ResidualStyleTransfer(nn.Module):
             target: (B,) int64.
             context: voxels (B, L, N) of the whole source's latent, where ``latent`` is a crop.
             position: coordinates (B, 3, h, w, d) of the crop in the whole, see :func:`coordinates`.
+            num_sources: of each subject; the latents of a subject lie side by side in the batch.
         """
         h = self.conv_in(latent)
         if self.summary is not None:
@@ -391,8 +418,8 @@ class ResidualStyleTransfer(nn.Module):
             if position is None:
                 position = coordinates(latent.shape[2], latent.shape[3], latent.shape[4])
             h = h + self.position(position.to(h))
-        for block in self.blocks:
-            h = block(h, target)
+        for exchange, block in zip(self.exchanges, self.blocks):  # noqa: B905  TorchScript knows no strict
+            h = block(exchange(h, num_sources), target)
         return latent + self.conv_out(h)
 
     @torch.jit.export

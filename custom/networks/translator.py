@@ -174,7 +174,8 @@ class LatentTranslator(nn.Module):
         """
         if position is not None:
             position = self._of_sources(position, latent)
-        return self.style_transfer(latent, self._of_sources(target, latent), context, position)
+        num_sources = latent.shape[0] // target.shape[0]
+        return self.style_transfer(latent, self._of_sources(target, latent), context, position, num_sources)
 
     def _of_sources(self, value: Tensor, latent: Tensor) -> Tensor:
         """``value`` (B, ...) for each of the latents (B · S, ...)."""
@@ -186,8 +187,6 @@ class LatentTranslator(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One source latent and one target-like latent (B, L, h, w, d) of the set; of one source they are its own.
 
-        No gradient reaches what made the latents of several sources: MS-SPADE learns from each source alone.
-
         Args:
             latent: source latents (B · S, L, h, w, d), those of a subject side by side.
             target_like: their target-like latents.
@@ -198,10 +197,10 @@ class LatentTranslator(nn.Module):
         if latent.shape[0] == batch:
             return latent, target_like
         voxels = latent.flatten(2) if context is None else context
-        summary = self.style_transfer.summarize(voxels.detach()).detach()  # type: ignore[operator]
+        summary = self.style_transfer.summarize(voxels)  # type: ignore[operator]
         return self.fusion(
-            list(latent.detach().unflatten(0, (batch, -1)).unbind(1)),
-            list(target_like.detach().unflatten(0, (batch, -1)).unbind(1)),
+            list(latent.unflatten(0, (batch, -1)).unbind(1)),
+            list(target_like.unflatten(0, (batch, -1)).unbind(1)),
             target,
             list(summary.unflatten(0, (batch, -1)).unbind(1)),
         )

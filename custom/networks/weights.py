@@ -25,9 +25,11 @@ __all__ = [
     "name_of_card", "read_card", "read_weights", "write_card",
 ]  # fmt: skip
 
-# what networks did not always have: the fusion of several sources, the error map, coarser detail, coordinates
+# what networks did not always have: the fusion of several sources, the error map, coarser detail, coordinates, what
+# sources tell one another
 ADDED = (
     "fusion.", "detail.attention.", "detail.fusion.", "detail.error.", "detail.coarser.", "style_transfer.position.",
+    "style_transfer.exchanges.",
 )  # fmt: skip
 
 # what weights that were trained before 0.3.0 was released fused several sources by

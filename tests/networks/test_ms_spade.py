@@ -31,12 +31,12 @@ def style_transfer() -> StyleTransfer:
 
 
 def residual_style_transfer(
-    summary_channels: int = 0, num_blocks: int = 2, position_channels: int = 0
+    summary_channels: int = 0, num_blocks: int = 2, position_channels: int = 0, exchange_channels: int = 0
 ) -> ResidualStyleTransfer:
     """Trained a little: its last layers start at zero, where most gradients are zero too."""
     network = ResidualStyleTransfer(
         M, L, width=4, num_blocks=num_blocks, hidden_channels=3, summary_channels=summary_channels,
-        position_channels=position_channels,
+        position_channels=position_channels, exchange_channels=exchange_channels,
     )  # fmt: skip
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -191,6 +191,22 @@ def test_places_change_nothing_before_they_are_trained() -> None:
         nn.init.normal_(parameter, std=0.1)
     knowing.load_state_dict({**knowing.state_dict(), **plain.state_dict()})
     assert torch.equal(knowing(z, TARGETS), plain(z, TARGETS))
+
+
+def test_sources_of_a_set_tell_one_another(assert_near) -> None:
+    network, z = residual_style_transfer(5, exchange_channels=6), torch.randn(4, L, 4, 5, 3)
+    target = torch.tensor([2, 2, 0, 0])  # two subjects of two sources
+    alone, together = network(z, target), network(z, target, num_sources=2)
+    assert not torch.isclose(alone, together).all(dim=1).any()
+    assert_near(network(z[[1, 0, 3, 2]], target, num_sources=2), together[[1, 0, 3, 2]])
+    assert_near(network(z[:2], target[:2], num_sources=2), together[:2])
+    plain = residual_style_transfer(5)
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if "exchanges" not in k})
+    assert torch.equal(plain(z, target), alone)
+    assert torch.equal(plain(z, target, num_sources=2), alone)
+    script = torch.jit.script(network)
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        assert_near(script(z, target, None, None, 2), together)
 
 
 def test_coordinates_are_mirrored_from_left_to_right() -> None:

@@ -396,8 +396,23 @@ def test_the_fusion_knows_the_whole_sources(randomize, assert_near) -> None:
         network.fuse(part, part_like, target)[1], network.fuse(part, part_like, target, context)[1]
     )
     network.fuse(whole, like, target)[1].sum().backward()
-    assert all(p.grad is None for p in network.style_transfer.parameters())  # it learns from each source alone
     assert all(p.grad is not None for p in network.fusion.parameters())
+
+
+def test_sources_tell_one_another(randomize, assert_near) -> None:
+    style = ResidualStyleTransfer(M, L, width=8, num_blocks=2, hidden_channels=4, exchange_channels=6)
+    network = translator(style_transfer=randomize(style), fusion=randomize(SourceFusion(M, L, width=4)))
+    sources, noise = torch.cat([image(), image(), image()], dim=1), latent(1)
+    latents = network.encode(sources)
+    alone = [network.transfer(part, TARGETS) for part in latents.unflatten(0, (2, 3)).unbind(1)]
+    together = network.transfer(latents, TARGETS)
+    assert not torch.isclose(together, torch.stack(alone, dim=1).flatten(0, 1)).all(dim=1).any()
+    found = network(sources, TARGETS, noise)
+    assert_near(network(sources[:, [2, 0, 1]], TARGETS, noise), found)
+    assert_near(torch.cat([network(sources[k : k + 1], TARGETS[k : k + 1], noise) for k in range(2)]), found)
+    script = torch.jit.script(network)
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        assert_near(script(sources, TARGETS, noise), found)
 
 
 def test_a_summary_of_another_length_is_refused() -> None:

@@ -21,6 +21,7 @@ from custom.data.augmentation import AugmentSubjectd
 from custom.data.datalist import choose_phantoms, with_phantoms
 from custom.data.layouts import SUBJECT_KEY
 from custom.networks import LatentTranslator
+from custom.networks.exchange import exchanges_sources
 from custom.networks.fast import accelerate
 from custom.networks.ms_spade import coordinates
 from custom.training.interruption import Interruption
@@ -337,11 +338,19 @@ def latent_pairs(
         data: datalist entries.
         transform, network, modalities, kwargs: as for ``encode_subjects``.
         pairs_per_subject, crop_size, max_sources: as for ``LatentPairs``.
-        target_like: also keep what the frozen MS-SPADE makes of every pair, see ``translate_subjects``.
+        target_like: also keep what the frozen MS-SPADE makes of every pair, see ``translate_subjects``; not for sets
+            of sources that tell one another something.
         phantoms: entries to train on beside, of which there are no copies but the mirrored ones.
         phantom_share: of an epoch's subjects, copies counted, that are to be phantoms. They are drawn anew in each
             epoch, of twice as many where there are.
     """
+    target_like = as_bool("cache_target_like", target_like)
+    if target_like and max_sources != 1 and exchanges_sources(network.style_transfer):
+        raise ValueError(
+            "cache_target_like: expected false, as the sources of a set tell one another something in this network and "
+            "their target-like latents differ from set to set; found true. Leave it out, or train with one source "
+            "(single_source.json)."
+        )
     copies = whole_number("augmented_copies", kwargs.pop("augmented_copies", 0), smallest=0, largest=MAX_COPIES)
     subjects = encode_subjects(share_of_rank(data), transform, network, modalities, augmented_copies=copies, **kwargs)
     twins = 2 if as_bool("flip", kwargs.get("flip", False)) else 1
@@ -351,7 +360,7 @@ def latent_pairs(
         drawn = len(share_of_rank(range(wanted))) * twins
         pool = share_of_rank(phantoms[: wanted * PHANTOM_POOL])
         subjects += encode_subjects(pool, transform, network, modalities, **kwargs)
-    if as_bool("cache_target_like", target_like):
+    if target_like:
         subjects = translate_subjects(subjects, network, device=kwargs["device"], amp=kwargs.get("amp", False))
     pool_size = len(subjects) - real
     return LatentPairs(subjects, pairs_per_subject, crop_size, max_sources, pool=pool_size, drawn=drawn)

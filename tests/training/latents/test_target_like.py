@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from custom.networks import LatentTranslator
+from custom.networks import LatentTranslator, ResidualStyleTransfer
 from custom.training.latents.cache import StoredLatents, store_array
-from custom.training.latents.pairs import LatentPairs
+from custom.training.latents.pairs import LatentPairs, latent_pairs
 from custom.training.latents.target_like import pair_number, translate_subjects
 
 CPU = torch.device("cpu")
@@ -81,6 +81,15 @@ def test_pairs_of_a_training_read_them(tiny_translator: LatentTranslator, tmp_pa
     assert cropped["target_like"].shape == cropped["source"].shape == (2, 2, 4, 4, 4, 4)
     assert "source_context" in cropped  # which the fusion asks for
     assert not {"target_context", "position"} & set(cropped)
+
+
+def test_sets_that_exchange_have_none_to_keep(tiny_translator: LatentTranslator, tmp_path: Path) -> None:
+    network = copy.deepcopy(tiny_translator)
+    network.style_transfer = ResidualStyleTransfer(4, 4, width=8, num_blocks=1, exchange_channels=4)
+    with pytest.raises(
+        ValueError, match=r"cache_target_like: expected false, .* Leave it out, or train with one source"
+    ):
+        latent_pairs([], None, network, ["t1", "t2", "flair"], target_like=True)
 
 
 def test_a_signal_ends_it_after_a_subject_which_is_kept(
