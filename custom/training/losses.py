@@ -19,6 +19,7 @@ __all__ = [
     "class_adversarial_loss",
     "class_discriminator_loss",
     "laplace_loss",
+    "sharpness_loss",
 ]
 
 
@@ -158,3 +159,32 @@ def laplace_loss(logarithm: Tensor, image: Tensor, truth: Tensor, where: Tensor)
     error = (image.clamp(-1.0, 1.0) - truth).abs()
     values = error * torch.exp(-logarithm) + logarithm
     return (values * where).sum() / where.sum().clamp(min=1)
+
+
+SMOOTHNESS = 1e-4  # under the root of a gradient's square: a hundredth of the range [-1, 1] a voxel, and its derivative
+
+
+def sharpness_loss(image: Tensor, truth: Tensor, *, size: int = 6) -> Tensor:
+    """Mean absolute difference of how sharp two images are around each voxel: of their mean gradient magnitude there.
+
+    A squared distance pays for blur wherever an edge is not certain to the voxel. This term asks that there be as much
+    of edges as in the truth, and leaves to the squared distance where they are.
+
+    Args:
+        image, truth: (B, 1, H, W, D), at least two voxels along each axis.
+        size: edge length of the surroundings, in voxels; less in smaller images.
+    """
+    size = min(size, *(n - 1 for n in image.shape[2:]))
+    found, wanted = (F.avg_pool3d(_gradient_magnitude(x), size, stride=max(size // 2, 1)) for x in (image, truth))
+    return F.l1_loss(found, wanted)
+
+
+def _gradient_magnitude(x: Tensor) -> Tensor:
+    """Of the differences to the next voxel along each axis, (B, 1, H - 1, W - 1, D - 1)."""
+    here = x[:, :, :-1, :-1, :-1]
+    squares = (
+        (x[:, :, 1:, :-1, :-1] - here).square()
+        + (x[:, :, :-1, 1:, :-1] - here).square()
+        + (x[:, :, :-1, :-1, 1:] - here).square()
+    )
+    return torch.sqrt(squares + SMOOTHNESS)

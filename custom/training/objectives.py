@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from custom.data.foreground import BACKGROUND
 from custom.networks import LatentTranslator
+from custom.networks.exchange import exchanges_sources
 from custom.training.image_objectives import AutoencoderObjective, JointObjective
-from custom.training.losses import class_adversarial_loss, class_discriminator_loss, laplace_loss
+from custom.training.losses import class_adversarial_loss, class_discriminator_loss, laplace_loss, sharpness_loss
 from custom.training.objective import Objective, Step
 from custom.utils.arguments import as_bool
 
@@ -87,9 +88,10 @@ class StyleObjective(Objective):
     latent. Directions of the latent that hardly differ can mean very different intensities, which the latent term alone
     does not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
 
-    Of several sources a random number is taken. MS-SPADE learns from each alone, the fusion from what it makes of them:
-    the latent term is the distance of the fused estimate plus the mean distance of theirs, and image and discriminator
-    judge one of them or the fused one, as drawn.
+    Of several sources a random number is taken. The latent term is the distance of the fused estimate plus the mean
+    distance of theirs, and where sources tell one another something, that of the first by itself as well, so that one
+    source is learned from in every step. Image and discriminator judge the estimate of one source or of the set, as
+    drawn.
 
     Batch: latents ``source`` (B, S, L, h, w, d), in random order, and ``target`` (B, L, h, w, d); ``source_modality``
     (B, S), ``target_modality`` (B,); where they are crops, voxels of the whole latents, ``source_context``
@@ -133,6 +135,7 @@ class StyleObjective(Objective):
                 "trained_parts: expected style_transfer among them, as this network's fusion is a plain mean; found "
                 "fusion alone. Add it, or give network_def#fusion a SourceFusion."
             )
+        self.exchanges = exchanges_sources(network.style_transfer)
         self.weights = (latent_weight, cycle_weight, image_weight, adversarial_weight)
         self.part_size = part_size
 
@@ -143,13 +146,13 @@ class StyleObjective(Objective):
     def forward(self, batch: dict[str, Tensor], discriminator: nn.Module | None = None) -> Step:
         batch = _with_some_sources(batch, 1 if self.trains_style else 2)
         net, source, target, to = self.network, batch["source"], batch["target"], batch["target_modality"]
-        flat, context = source.flatten(0, 1), _flat(batch, "source_context")
-        each = net.transfer(flat, to, context, batch.get("position"))
+        flat, context, position = source.flatten(0, 1), _flat(batch, "source_context"), batch.get("position")
+        each = net.transfer(flat, to, context, position)
         fused = net.fuse(flat, each, to, context)[1]
-        each = each.unflatten(0, source.shape[:2])
-        latent, judged = self._estimates(each, fused, target)
-        place = [batch["position"]] if "position" in batch else []
-        parts = _random_part(self.part_size, source[:, 0], target, judged, each[:, 0], *place)
+        alone = self._alone(batch, each)
+        latent, judged = self._estimates(alone, each.unflatten(0, source.shape[:2]), fused, target)
+        place = [] if position is None else [position]
+        parts = _random_part(self.part_size, source[:, 0], target, judged, alone, *place)
         w_latent, w_cycle, w_image, w_adv = self.weights
         terms = {"latent": w_latent * latent}
         if self.trains_style:
@@ -161,12 +164,22 @@ class StyleObjective(Objective):
             terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(judged)[-1], to)
         return Step(terms, judged, target, to)
 
-    def _estimates(self, each: Tensor, fused: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _alone(self, batch: Mapping[str, Tensor], each: Tensor) -> Tensor:
+        """Target-like latent of the first source by itself; ``each`` (B · S, L, h, w, d) has those of the set."""
+        source, net = batch["source"], self.network
+        count = source.shape[1]
+        if count == 1 or not (self.trains_style and self.exchanges):
+            return each.unflatten(0, source.shape[:2])[:, 0]
+        context = batch["source_context"][:, 0] if "source_context" in batch else None
+        return net.transfer(source[:, 0], batch["target_modality"], context, batch.get("position"))
+
+    def _estimates(self, alone: Tensor, each: Tensor, fused: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Latent term of the estimates that are trained, and one of them, which image and discriminator judge.
 
         Args:
-            each: target-like latent of every source, (B, S, L, h, w, d).
-            fused: that of the set, (B, L, h, w, d), as is ``target``.
+            alone: target-like latent of the first source by itself, (B, L, h, w, d), as are ``fused`` and ``target``.
+            each: that of every source of the set, (B, S, L, h, w, d).
+            fused: that of the set.
         """
         several = each.shape[1] > 1
         if not self.trains_style and not several:
@@ -176,10 +189,12 @@ class StyleObjective(Objective):
             )
         if not self.trains_style:
             return F.l1_loss(fused.float(), target), fused
-        of_each = F.l1_loss(each.float(), target.unsqueeze(1).expand_as(each))
-        if not (several and self.trains_fusion):
-            return of_each, each[:, 0]
-        return of_each + F.l1_loss(fused.float(), target), _either(fused, each[:, 0])
+        term = F.l1_loss(each.float(), target.unsqueeze(1).expand_as(each))
+        if not (several and (self.trains_fusion or self.exchanges)):
+            return term, alone
+        if self.exchanges:
+            term = term + F.l1_loss(alone.float(), target)
+        return term + F.l1_loss(fused.float(), target), _either(fused, alone)
 
     def discriminator_loss(self, discriminator: nn.Module, step: Step) -> Tensor:
         assert step.modality is not None
@@ -196,6 +211,9 @@ class DiffusionObjective(Objective):
     network that predicts ε does not give near pure noise. A network with detail transfer trains that as well: there the
     term compares the translation with the target image itself.
 
+    The optional sharpness term asks for as much of edges around each voxel as the target image has, see
+    ``sharpness_loss``: the squared distance alone is least for a blurred image.
+
     Where the detail transfer predicts errors, the error term is the negative log-likelihood of the translation's
     absolute error in the brain, see ``laplace_loss``. No gradient of it reaches the translation.
 
@@ -211,9 +229,11 @@ class DiffusionObjective(Objective):
         pure_noise_share: share of the items, in [0, 1], that start at the last timestep, where a sampler of few steps
             takes its largest; the others draw theirs uniformly.
         error_weight: weight of the error term; 0 leaves it out, and the error map untrained.
+        sharpness_weight: weight of the sharpness term; 0 leaves it out. Only detail transfer has use of it.
 
     Raises:
-        ValueError: for an image term with a network that predicts ε, and for detail transfer without an image term.
+        ValueError: for an image term with a network that predicts ε, for detail transfer without an image term, and for
+            a sharpness term without detail transfer.
     """
 
     # attention to the one-hot target has one token, so its queries, keys and norm are not asked; they stay trainable,
@@ -228,6 +248,7 @@ class DiffusionObjective(Objective):
         part_size: int | None = None,
         pure_noise_share: float = 0.0,
         error_weight: float = 0.0,
+        sharpness_weight: float = 0.0,
     ) -> None:
         super().__init__(network, ["unet"] if network.detail is None else ["unet", "detail"])
         if network.detail is not None and image_weight == 0:
@@ -240,7 +261,13 @@ class DiffusionObjective(Objective):
                 "image_weight: expected 0 where the network predicts epsilon, whose estimate of z_0 is unbounded "
                 f"near pure noise; found {image_weight}. Set it to 0, or prediction_type to 'sample' or 'v_prediction'."
             )
+        if sharpness_weight > 0 and network.detail is None:
+            raise ValueError(
+                "sharpness_weight: expected 0, as this network has no detail transfer, which it would train; "
+                f"found {sharpness_weight}. Set it to 0, or give network_def#detail a DetailTransfer."
+            )
         self.image_weight = image_weight
+        self.sharpness_weight = sharpness_weight
         self.part_size = part_size
         self.pure_noise_share = pure_noise_share
         self.error_weight = error_weight if network.error_map() != "none" else 0.0
@@ -280,14 +307,20 @@ class DiffusionObjective(Objective):
             return {"image": weight * _image_distance(net, *_random_part(self.part_size, estimate, batch["target"]))}
         volumes = (estimate, batch["source_image"], batch["target_image"])
         latent, source, truth = _random_part(self.part_size, *volumes)
-        if not self.error_weight:
-            return {"image": weight * F.mse_loss(net.render(latent, source, to).float(), truth)}
-        rendered, logarithm = net.render_with_error(latent, source, to)
-        if self.training:
-            net.detail.get_buffer("error.trained").fill_(1.0)
-        brain = (truth > BACKGROUND) | (source > BACKGROUND).any(dim=1, keepdim=True)
-        error = self.error_weight * laplace_loss(logarithm.float(), rendered.detach().float(), truth, brain)
-        return {"image": weight * F.mse_loss(rendered.float(), truth), "error": error}
+        if self.error_weight:
+            rendered, logarithm = net.render_with_error(latent, source, to)
+        else:
+            rendered, logarithm = net.render(latent, source, to), None
+        terms = {"image": weight * F.mse_loss(rendered.float(), truth)}
+        if self.sharpness_weight:
+            terms["sharpness"] = self.sharpness_weight * sharpness_loss(rendered.float(), truth)
+        if logarithm is not None:
+            if self.training:
+                net.detail.get_buffer("error.trained").fill_(1.0)
+            brain = (truth > BACKGROUND) | (source > BACKGROUND).any(dim=1, keepdim=True)
+            error = laplace_loss(logarithm.float(), rendered.detach().float(), truth, brain)
+            terms["error"] = self.error_weight * error
+        return terms
 
     def _draw_timesteps(self, count: int, device: torch.device) -> Tensor:
         last = self.network.schedule.num_train_timesteps - 1

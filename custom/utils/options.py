@@ -87,6 +87,7 @@ NUMBERS = {
     "clip_norm": (0.0, float("inf")),
     "image_weight": (0.0, float("inf")),
     "error_weight": (0.0, float("inf")),
+    "sharpness_weight": (0.0, float("inf")),
     "viewer_megabytes": (0.0, float("inf")),
 }
 

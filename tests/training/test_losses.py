@@ -8,6 +8,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.losses import PerceptualLoss
 from monai.networks.nets import ResNetFeatures
 
@@ -17,6 +18,7 @@ from custom.training.losses import (
     class_adversarial_loss,
     class_discriminator_loss,
     laplace_loss,
+    sharpness_loss,
 )
 
 MODALITIES = 4
@@ -172,3 +174,20 @@ def test_laplace_loss_is_least_at_the_mean_absolute_error() -> None:
     clipped = laplace_loss(torch.zeros_like(truth), image + 5, truth, where)
     assert clipped.item() == pytest.approx(1.0)
     assert laplace_loss(torch.zeros_like(truth), image, truth, where & False).item() == 0
+
+
+def test_blur_and_noise_cost_sharpness_and_a_shift_of_edges_does_not() -> None:
+    truth = images(0)
+    assert sharpness_loss(truth, truth).item() == 0
+    blurred = F.avg_pool3d(F.pad(truth, [1] * 6, mode="replicate"), 3, stride=1)
+    assert sharpness_loss(blurred, truth) > 0.2
+    assert sharpness_loss(truth + 0.5 * images(1), truth) > 0.05
+    # white noise is as sharp everywhere: another place of the same edges costs little beside blur
+    assert sharpness_loss(images(2), truth) < 0.2 * sharpness_loss(blurred, truth)
+    assert sharpness_loss(truth + 0.7, truth).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_sharpness_of_flat_images_has_a_gradient_and_small_ones_are_taken() -> None:
+    image = torch.zeros(1, 1, 2, 3, 9, requires_grad=True)
+    sharpness_loss(image, torch.rand(1, 1, 2, 3, 9)).backward()
+    assert image.grad.isfinite().all()
