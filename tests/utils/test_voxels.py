@@ -35,6 +35,8 @@ TINY = {
     "network_def#autoencoder#bottleneck#num_embeddings": 16,
     "network_def#style_transfer#width": 8,
     "network_def#style_transfer#num_blocks": 1,
+    "network_def#style_transfer#position_channels": 0,
+    "network_def#style_transfer#exchange_channels": 0,
     "network_def#detail#width": 8,
     "network_def#detail#coarser_widths": [],
     "network_def#unet#channels": [8, 8, 8],
