@@ -15,7 +15,7 @@ __all__ = ["RECONSTRUCTION", "as_json", "preset", "training_preset"]
 
 RECONSTRUCTION = "reconstruction"  # in place of a target's name, so that no file claims to be one
 # of the losses of the presets whose UNet predicts the noise
-EPSILON_TRAINING = {"image_weight": 0.0, "pure_noise_share": 0.0, "cache_target_like": True}
+EPSILON_TRAINING = {"image_weight": 0.0, "pure_noise_share": 0.0}
 # latent voxels of a crop along each axis: what the discriminator of train_spade.json needs; they are halved by the UNet
 SMALLEST_CROP, CROP_STEP = 8, 4
 STEPS = 50  # of the sampler, as MONAI's bundles take with DDIM
