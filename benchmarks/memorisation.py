@@ -19,8 +19,8 @@ import torch
 
 from custom.api import Translator
 from custom.data.datalist import load_datalist
+from custom.utils.modalities import BRATS_MODALITIES
 
-MODALITIES = ("t1", "t1ce", "t2", "flair")
 BOUND = 0.02  # by how much a translation may be nearer to a scan of the training than the truth is
 
 
@@ -65,9 +65,9 @@ def scans(entries: Sequence[Mapping[str, str]], target: str, like: nib.Nifti1Ima
 
 def compare(data: str, section: str, translate: Callable[[str, list[str]], Any]) -> Iterator[Nearest]:
     """Of every pair of the section; ``translate`` gives the images (1, H, W, D) of a scan's file by target."""
-    training = load_datalist(data, "training", MODALITIES)
-    for entry in load_datalist(data, section, MODALITIES):
-        names = [m for m in MODALITIES if m in entry]
+    training = load_datalist(data, "training", BRATS_MODALITIES)
+    for entry in load_datalist(data, section, BRATS_MODALITIES):
+        names = [m for m in BRATS_MODALITIES if m in entry]
         results = {s: translate(entry[s], [t for t in names if t != s]) for s in names}
         for target in names:
             truth = nib.load(entry[target])

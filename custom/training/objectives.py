@@ -166,12 +166,12 @@ class StyleObjective(Objective):
 
     def _alone(self, batch: Mapping[str, Tensor], each: Tensor) -> Tensor:
         """Target-like latent of the first source by itself; ``each`` (B · S, L, h, w, d) has those of the set."""
-        source, net = batch["source"], self.network
-        count = source.shape[1]
-        if count == 1 or not (self.trains_style and self.exchanges):
-            return each.unflatten(0, source.shape[:2])[:, 0]
-        context = batch["source_context"][:, 0] if "source_context" in batch else None
-        return net.transfer(source[:, 0], batch["target_modality"], context, batch.get("position"))
+        shape = batch["source"].shape
+        if shape[1] == 1 or not (self.trains_style and self.exchanges):
+            return each.unflatten(0, shape[:2])[:, 0]
+        first = with_first_sources(batch, 1)
+        source, context = first["source"].flatten(0, 1), _flat(first, "source_context")
+        return self.network.transfer(source, batch["target_modality"], context, batch.get("position"))
 
     def _estimates(self, alone: Tensor, each: Tensor, fused: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Latent term of the estimates that are trained, and one of them, which image and discriminator judge.
