@@ -131,6 +131,7 @@ CHANGES: dict[str, Change] = {
     "pure_noise_share": {"pure_noise_share": 0.1},
     "error_weight": {"error_weight": 0.5},
     "sharpness_weight": {"sharpness_weight": 0.5},
+    "ssim_weight": {"ssim_weight": 0.5},
     "joint": {"joint": True, "image_crop": [16, 16, 16]},
     "joint_training": {"joint_training": "$False"},
     "ema": {"ema#momentum_warmup": 0.5},

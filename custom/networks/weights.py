@@ -17,6 +17,7 @@ from torch import nn
 from custom.networks.ms_spade import SwitchableConv3d
 from custom.networks.quantizer import VectorQuantizer
 from custom.networks.translator import RANGE
+from custom.networks.widening import widened
 from custom.utils.errors import first_of
 from custom.utils.intensity_scales import INTENSITY_SCALES, PERCENTILE, SCALE_KEY, scale_number
 
@@ -225,7 +226,7 @@ def _converted(
     network: nn.Module, expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """``state`` with what networks did not have before, and with its codebooks cut where ``network`` has more."""
-    kept = state
+    kept = state = widened(state, expected)
     if any(name.startswith(REPLACED) and name not in expected for name in state):
         kept = {name: tensor for name, tensor in state.items() if not name.startswith(REPLACED)}
     lacking = {name: tensor for name, tensor in expected.items() if name not in kept and name.startswith(ADDED)}

@@ -12,6 +12,7 @@ from monai.networks.nets import ResNetFeatures
 from torch import Tensor, nn
 
 from custom.networks.weights import load_tensors
+from custom.utils.similarity import ssim_map
 
 __all__ = [
     "FeatureMatching",
@@ -20,6 +21,7 @@ __all__ = [
     "class_discriminator_loss",
     "laplace_loss",
     "sharpness_loss",
+    "ssim_loss",
 ]
 
 
@@ -188,3 +190,14 @@ def _gradient_magnitude(x: Tensor) -> Tensor:
         + (x[:, :, :-1, :-1, 1:] - here).square()
     )
     return torch.sqrt(squares + SMOOTHNESS)
+
+
+def ssim_loss(image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    """1 − the mean SSIM, by the evaluation's window and constants.
+
+    Args:
+        image, truth: (B, 1, H, W, D) in [-1, 1], at least half a window (5 voxels) along each axis.
+        where: boolean, the voxels that count; the loss is 0 where there are none.
+    """
+    loss = 1 - ssim_map((image + 1) / 2, (truth + 1) / 2)
+    return (loss * where).sum() / where.sum().clamp(min=1)

@@ -13,7 +13,13 @@ from custom.data.foreground import BACKGROUND
 from custom.networks import LatentTranslator
 from custom.networks.exchange import exchanges_sources
 from custom.training.image_objectives import AutoencoderObjective, JointObjective
-from custom.training.losses import class_adversarial_loss, class_discriminator_loss, laplace_loss, sharpness_loss
+from custom.training.losses import (
+    class_adversarial_loss,
+    class_discriminator_loss,
+    laplace_loss,
+    sharpness_loss,
+    ssim_loss,
+)
 from custom.training.objective import Objective, Step
 from custom.utils.arguments import as_bool
 
@@ -214,6 +220,8 @@ class DiffusionObjective(Objective):
     The optional sharpness term asks for as much of edges around each voxel as the target image has, see
     ``sharpness_loss``: the squared distance alone is least for a blurred image.
 
+    The optional SSIM term is 1 − the structural similarity in the target's brain, see ``ssim_loss``.
+
     Where the detail transfer predicts errors, the error term is the negative log-likelihood of the translation's
     absolute error in the brain, see ``laplace_loss``. No gradient of it reaches the translation.
 
@@ -229,11 +237,11 @@ class DiffusionObjective(Objective):
         pure_noise_share: share of the items, in [0, 1], that start at the last timestep, where a sampler of few steps
             takes its largest; the others draw theirs uniformly.
         error_weight: weight of the error term; 0 leaves it out, and the error map untrained.
-        sharpness_weight: weight of the sharpness term; 0 leaves it out. Only detail transfer has use of it.
+        sharpness_weight, ssim_weight: weights of these terms; 0 leaves them out. Only detail transfer has use of them.
 
     Raises:
         ValueError: for an image term with a network that predicts ε, for detail transfer without an image term, and for
-            a sharpness term without detail transfer.
+            a sharpness or SSIM term without detail transfer.
     """
 
     # attention to the one-hot target has one token, so its queries, keys and norm are not asked; they stay trainable,
@@ -249,6 +257,7 @@ class DiffusionObjective(Objective):
         pure_noise_share: float = 0.0,
         error_weight: float = 0.0,
         sharpness_weight: float = 0.0,
+        ssim_weight: float = 0.0,
     ) -> None:
         super().__init__(network, ["unet"] if network.detail is None else ["unet", "detail"])
         if network.detail is not None and image_weight == 0:
@@ -261,13 +270,15 @@ class DiffusionObjective(Objective):
                 "image_weight: expected 0 where the network predicts epsilon, whose estimate of z_0 is unbounded "
                 f"near pure noise; found {image_weight}. Set it to 0, or prediction_type to 'sample' or 'v_prediction'."
             )
-        if sharpness_weight > 0 and network.detail is None:
-            raise ValueError(
-                "sharpness_weight: expected 0, as this network has no detail transfer, which it would train; "
-                f"found {sharpness_weight}. Set it to 0, or give network_def#detail a DetailTransfer."
-            )
+        for name, value in (("sharpness_weight", sharpness_weight), ("ssim_weight", ssim_weight)):
+            if value > 0 and network.detail is None:
+                raise ValueError(
+                    f"{name}: expected 0, as this network has no detail transfer, which it would train; found {value}. "
+                    "Set it to 0, or give network_def#detail a DetailTransfer."
+                )
         self.image_weight = image_weight
         self.sharpness_weight = sharpness_weight
+        self.ssim_weight = ssim_weight
         self.part_size = part_size
         self.pure_noise_share = pure_noise_share
         self.error_weight = error_weight if network.error_map() != "none" else 0.0
@@ -314,6 +325,8 @@ class DiffusionObjective(Objective):
         terms = {"image": weight * F.mse_loss(rendered.float(), truth)}
         if self.sharpness_weight:
             terms["sharpness"] = self.sharpness_weight * sharpness_loss(rendered.float(), truth)
+        if self.ssim_weight:
+            terms["ssim"] = self.ssim_weight * ssim_loss(rendered.float(), truth, truth > BACKGROUND)
         if logarithm is not None:
             if self.training:
                 net.detail.get_buffer("error.trained").fill_(1.0)

@@ -88,6 +88,7 @@ NUMBERS = {
     "image_weight": (0.0, float("inf")),
     "error_weight": (0.0, float("inf")),
     "sharpness_weight": (0.0, float("inf")),
+    "ssim_weight": (0.0, float("inf")),
     "viewer_megabytes": (0.0, float("inf")),
 }
 

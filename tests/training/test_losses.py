@@ -19,6 +19,7 @@ from custom.training.losses import (
     class_discriminator_loss,
     laplace_loss,
     sharpness_loss,
+    ssim_loss,
 )
 
 MODALITIES = 4
@@ -191,3 +192,27 @@ def test_sharpness_of_flat_images_has_a_gradient_and_small_ones_are_taken() -> N
     image = torch.zeros(1, 1, 2, 3, 9, requires_grad=True)
     sharpness_loss(image, torch.rand(1, 1, 2, 3, 9)).backward()
     assert image.grad.isfinite().all()
+
+
+def test_ssim_loss_is_that_of_the_voxels_that_count_and_ignores_the_rest() -> None:
+    truth = images(0)
+    where = torch.zeros_like(truth, dtype=torch.bool)
+    where[..., :8] = True
+    assert ssim_loss(truth, truth, where).item() == pytest.approx(0, abs=1e-5)
+    assert ssim_loss(truth, images(1), where & False).item() == 0
+    noisy, beyond = truth + 0.2 * images(1), truth.clone()
+    beyond[..., 14:] += 1.0  # farther from what counts than the window reaches
+    # of equal means: 1 − 2 / (2 + 0.2²), the variance of the noise being 0.2² of the truth's; windows vary
+    assert ssim_loss(noisy, truth, where).item() == pytest.approx(0.0196, rel=0.1)
+    assert ssim_loss(beyond, truth, where).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_ssim_loss_pays_for_structure_that_blur_and_a_constant_lack() -> None:
+    truth = images(0).requires_grad_(False)
+    where = torch.ones_like(truth, dtype=torch.bool)
+    blurred = F.avg_pool3d(F.pad(truth, [1] * 6, mode="replicate"), 3, stride=1)
+    flat = truth.mean().expand_as(truth).clone().requires_grad_()
+    assert ssim_loss(truth, truth, where) < ssim_loss(blurred, truth, where) < ssim_loss(flat, truth, where)
+    ssim_loss(flat, truth, where).backward()
+    assert flat.grad.isfinite().all()
+    assert flat.grad.any()

@@ -13,7 +13,7 @@ from monai.networks.nets import PatchDiscriminator
 from custom.networks import DetailTransfer, LatentTranslator, RectifiedFlow, ResidualStyleTransfer, SourceFusion
 from custom.networks.diffusion import FLOW_PREDICTION_TYPES
 from custom.networks.vqgan import VQGAN, KLBottleneck
-from custom.training.losses import sharpness_loss
+from custom.training.losses import sharpness_loss, ssim_loss
 from custom.training.objectives import (
     AutoencoderObjective,
     DiffusionObjective,
@@ -385,19 +385,21 @@ def test_without_error_weight_the_error_map_stays_untrained(detailed: LatentTran
     assert detailed.error_map() == "untrained"
 
 
-def test_the_sharpness_term_is_that_of_the_translation(detailed: LatentTranslator, monkeypatch) -> None:
-    objective = DiffusionObjective(detailed, image_weight=1.0, sharpness_weight=3.0).train()
+def test_sharpness_and_ssim_terms_are_those_of_the_translation(detailed: LatentTranslator, monkeypatch) -> None:
+    objective = DiffusionObjective(detailed, image_weight=1.0, sharpness_weight=3.0, ssim_weight=2.0).train()
     batch, seen = with_images(batch_of(objective)), []
     rendered = detailed.render
     monkeypatch.setattr(detailed, "render", lambda *args: seen.append(rendered(*args)) or seen[-1])
-    terms = objective(batch).terms
-    torch.testing.assert_close(terms["sharpness"], 3 * sharpness_loss(seen[0], batch["target_image"]))
+    terms, truth = objective(batch).terms, batch["target_image"]
+    torch.testing.assert_close(terms["sharpness"], 3 * sharpness_loss(seen[0], truth))
+    torch.testing.assert_close(terms["ssim"], 2 * ssim_loss(seen[0], truth, truth > -1))
     assert "error" not in terms
 
 
-def test_a_sharpness_term_needs_detail(network: LatentTranslator) -> None:
-    with pytest.raises(ValueError, match=r"sharpness_weight: expected 0, as this network has no detail .* found 0.5"):
-        DiffusionObjective(network, sharpness_weight=0.5)
+@pytest.mark.parametrize("name", ["sharpness_weight", "ssim_weight"])
+def test_terms_of_the_translation_need_detail(network: LatentTranslator, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: expected 0, as this network has no detail .* found 0.5"):
+        DiffusionObjective(network, **{name: 0.5})
 
 
 def test_parts_of_latents_and_images_are_of_one_place() -> None:
