@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from monai.bundle import ConfigParser
 from monai.networks.layers.vector_quantizer import EMAQuantizer
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import ConvolutionRate, autocast, measured
@@ -61,9 +64,13 @@ def measure_stock(
     with autocast(device, amp):
         rows.append(_row("encode", lambda: autoencoder.encoder(autoencoder.haar(kept["image"])), device, rate))
         book = autoencoder.bottleneck
-        if isinstance(book, VectorQuantizer) and book.num_codebooks == 1:
-            twin, encoded = _ema_twin(book).to(device), kept["encode"].float()
-            rows.append(_row("quantise", lambda: twin(encoded), device, rate, "EMAQuantizer in evaluation"))
+        if isinstance(book, VectorQuantizer):
+            pieces = kept["encode"].float().chunk(book.num_codebooks, dim=1)
+            pairs = [
+                (twin.to(device), piece.contiguous()) for twin, piece in zip(_ema_twins(book), pieces, strict=True)
+            ]
+            search = partial(_each, pairs)
+            rows.append(_row("quantise", search, device, rate, "EMAQuantizer in evaluation"))
         inputs = torch.cat([kept["noise"], kept["quantise"], kept["MS-SPADE"]], dim=1).float().contiguous()
         for flash in (False, True):
             unet = stock_unet(config, flash=flash).to(device)
@@ -81,10 +88,17 @@ def _row(
     return Comparison(name, cost.seconds, cost.memory, 0.0, cost.rate, remark)
 
 
-def _ema_twin(quantizer: VectorQuantizer) -> EMAQuantizer:
-    twin = EMAQuantizer(3, quantizer.num_embeddings, quantizer.embedding_dim).eval()
-    twin.embedding.weight.copy_(quantizer.embedding.weight)
-    return twin
+def _each(pairs: Sequence[tuple[EMAQuantizer, Tensor]]) -> list[Any]:
+    return [twin(piece) for twin, piece in pairs]
+
+
+def _ema_twins(quantizer: VectorQuantizer) -> list[EMAQuantizer]:
+    """MONAI's quantiser for each codebook."""
+    codes = quantizer.embedding.weight.chunk(quantizer.num_codebooks, dim=1)
+    twins = [EMAQuantizer(3, *book.shape).eval() for book in codes]
+    for twin, book in zip(twins, codes, strict=True):
+        twin.embedding.weight.copy_(book)
+    return twins
 
 
 def _step(

@@ -18,6 +18,7 @@ from custom.utils.bundle import config_folder
 SMALL = {
     "network_def#autoencoder#channels": [8],
     "network_def#autoencoder#bottleneck#num_embeddings": 16,
+    "network_def#autoencoder#bottleneck#num_codebooks": 1,
     "network_def#style_transfer#width": 8,
     "network_def#detail#width": 8,
     "network_def#unet#channels": [8, 8, 8],
@@ -58,7 +59,7 @@ def test_older_weights_become_whole_and_translate_as_before(network, older, file
     first, second = (torch.load(path, weights_only=True) for path in made)
     assert all(torch.equal(first[name], second[name]) for name in first)
     image, target = torch.rand(1, 1, 16, 16, 16) * 2 - 1, torch.tensor([2])
-    noise = torch.randn(1, 8, 4, 4, 4)
+    noise = torch.randn(1, 16, 4, 4, 4)
     rounded = {
         k: v.half().float() if v.ndim > 2 else v for k, v in network.state_dict().items()
     }  # as files keep kernels
@@ -162,7 +163,7 @@ def test_numbers_of_codebooks_that_cannot_be(network, files, tmp_path) -> None:
         load_weights(network, tmp_path / "two.pt")
     with pytest.raises(ValueError, match=r"earlier version .*; found 2 codebooks instead of 1. Name .* num_codebooks"):
         convert(tmp_path / "two.pt", tmp_path / "one.pt", config=files)
-    with pytest.raises(ValueError, match=r"num_codebooks: expected a divisor of 8, .* found 3"):
+    with pytest.raises(ValueError, match=r"num_codebooks: expected a divisor of 16, .* found 3"):
         convert(tmp_path / "two.pt", tmp_path / "three.pt", config=files, num_codebooks=3)
     kl = [*files, str(config_folder() / "ablation_kl.json")]
     with pytest.raises(ValueError, match="num_codebooks: expected a network with a codebook; found a KLBottleneck"):
