@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.memorisation import Nearest, compare, correlation, nearest
+from benchmarks.memorisation import Nearest, compare, correlation, main, nearest
 
 SHAPE = (6, 7, 5)
 
@@ -31,6 +31,21 @@ def test_correlation_is_of_what_is_brain_in_both() -> None:
 def test_the_nearest_is_named() -> None:
     found = nearest(volume(0) + volume(1), {"a": volume(0), "far": volume(2)})
     assert found == (correlation(volume(0) + volume(1), volume(0)), "a")
+
+
+def test_scans_without_a_common_voxel_are_passed_over() -> None:
+    nothing = np.zeros(SHAPE)
+    assert nearest(volume(0), {"empty": nothing, "a": volume(0)}) == (pytest.approx(1), "a")
+    value, name = nearest(volume(0), {"empty": nothing})
+    assert np.isnan(value)
+    assert name == ""
+
+
+def test_where_nothing_can_be_compared_that_is_said(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("benchmarks.memorisation.scans", lambda *args: {})
+    monkeypatch.setattr("benchmarks.memorisation.Translator.load", lambda weights: _Copies(volume(1)))
+    with pytest.raises(SystemExit, match=r"list.json: expected subjects of the section test that share grid .* none"):
+        main(["--data", str(data_set(tmp_path))])
 
 
 class _Copies:

@@ -60,7 +60,7 @@ def encode_subjects(
     flip: bool | str = False,
     augmentation: AugmentSubjectd | None = None,
     augmented_copies: int = 0,
-    images: bool = False,
+    images: bool | str = False,
     num_workers: int = 0,
 ) -> list[dict[str, Any]]:
     """Quantised latents of every modality of every subject, computed where the cache lacks them.
@@ -93,7 +93,7 @@ def encode_subjects(
     Raises:
         OSError: where the latents cannot be stored.
     """
-    network = network.to(device).eval()
+    network, images = network.to(device).eval(), as_bool("images", images)
     amp = uses_bfloat16(amp, device)
     cache = LatentCache(cache_dir, network.autoencoder, transform, amp=amp)
     made = _copies(as_bool("flip", flip), augmentation, augmented_copies)
