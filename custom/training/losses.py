@@ -192,12 +192,15 @@ def _gradient_magnitude(x: Tensor) -> Tensor:
     return torch.sqrt(squares + SMOOTHNESS)
 
 
-def ssim_loss(image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+def ssim_loss(image: Tensor, truth: Tensor, where: Tensor, *, data_range: float = 0.5) -> Tensor:
     """1 − the mean SSIM, by the evaluation's window and constants.
 
     Args:
         image, truth: (B, 1, H, W, D) in [-1, 1], at least half a window (5 voxels) along each axis.
         where: boolean, the voxels that count; the loss is 0 where there are none.
+        data_range: what the constants stand for, of [0, 1]. The evaluation's, between a brain's percentiles, is about
+            half of the scale ``brain``. With the constants of the whole, which are as large as a brain's variance
+            within a window, SSIM is highest for a pale image.
     """
-    loss = 1 - ssim_map((image + 1) / 2, (truth + 1) / 2)
+    loss = 1 - ssim_map((image + 1) / (2 * data_range), (truth + 1) / (2 * data_range))
     return (loss * where).sum() / where.sum().clamp(min=1)
