@@ -32,7 +32,14 @@ from custom.utils.identity import VOXELS
 CONFIG = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "inference.json"
 TINY = {
     "network_def#autoencoder#channels": [8],
+    "network_def#autoencoder#embedding_dim": 8,
+    "network_def#autoencoder#bottleneck#embedding_dim": 8,
     "network_def#autoencoder#bottleneck#num_embeddings": 16,
+    "network_def#autoencoder#bottleneck#num_codebooks": 1,
+    "network_def#style_transfer#latent_channels": 8,
+    "network_def#unet#in_channels": 24,
+    "network_def#unet#out_channels": 8,
+    "network_def#fusion#latent_channels": 8,
     "network_def#style_transfer#width": 8,
     "network_def#style_transfer#num_blocks": 1,
     "network_def#style_transfer#position_channels": 0,
