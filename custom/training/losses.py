@@ -202,5 +202,7 @@ def ssim_loss(image: Tensor, truth: Tensor, where: Tensor, *, data_range: float 
             half of the scale ``brain``. With the constants of the whole, which are as large as a brain's variance
             within a window, SSIM is highest for a pale image.
     """
-    loss = 1 - ssim_map((image + 1) / (2 * data_range), (truth + 1) / (2 * data_range))
+    # variances are small differences of large numbers, which products in bfloat16 lose
+    with torch.autocast(image.device.type, enabled=False):
+        loss = 1 - ssim_map((image.float() + 1) / (2 * data_range), (truth.float() + 1) / (2 * data_range))
     return (loss * where).sum() / where.sum().clamp(min=1)

@@ -216,3 +216,10 @@ def test_ssim_loss_pays_for_structure_that_blur_and_a_constant_lack() -> None:
     ssim_loss(flat, truth, where).backward()
     assert flat.grad.isfinite().all()
     assert flat.grad.any()
+
+
+def test_ssim_loss_is_in_full_precision_whatever_the_autocast() -> None:
+    truth, where = images(0), torch.ones_like(images(0), dtype=torch.bool)
+    expected = ssim_loss(images(1), truth, where)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ssim_loss(images(1), truth, where), expected)
