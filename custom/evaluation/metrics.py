@@ -26,7 +26,7 @@ from torch.nn.functional import max_pool3d
 
 from custom.data.intensities import HIGH, LOW
 from custom.evaluation.protocols import RESCALINGS, on_percentiles, standardising
-from custom.utils.similarity import C1, C2, SSIM_WINDOW, gaussian_band, smooth
+from custom.utils.similarity import SSIM_WINDOW, moments, ssim_map
 
 PROTOCOL = (
     "Protocol: metrics on the scan's own grid; truth clipped at its own 0.5 and 99.5 percentiles and mapped to [0, 1], "
@@ -123,10 +123,7 @@ class Reference:
         self._boxed_masks = {name: mask[box] for name, mask in self.masks.items()}
         self._energy = {name: _total(self._x[mask] ** 2) for name, mask in self._boxed_masks.items()}
         self._energy["volume"] = _total(self._x**2)
-        self._bands = [gaussian_band(n, device=self._x.device) for n in self._x.shape]
-        self._mean = smooth(self._x, self._bands)
-        self._mean_squared = self._mean**2
-        self._variance = smooth(self._x**2, self._bands) - self._mean_squared
+        self._moments = moments(self._x)
         # without the outline, which masks make, as steep as they like
         inner = ~(max_pool3d((~self._boxed_masks["brain"]).float()[None], 3, stride=1, padding=1)[0] > 0)
         self._sharp = {"volume": torch.ones_like(inner), **{k: inner & mask for k, mask in self._boxed_masks.items()}}
@@ -138,15 +135,6 @@ class Reference:
         union = (x, y, z)
         if union != self._box:
             self._set_box(union)
-
-    def ssim_map(self, prediction: torch.Tensor) -> torch.Tensor:
-        """SSIM map in the box that is computed; ``prediction`` is already cropped to it, shape ``(h, w, d)``."""
-        mean = smooth(prediction, self._bands)
-        variance = smooth(prediction**2, self._bands) - mean**2
-        covariance = smooth(prediction * self._x, self._bands) - mean * self._mean
-        numerator = (2 * mean).mul_(self._mean).add_(C1).mul_(covariance.mul_(2).add_(C2))
-        denominator = mean.square_().add_(self._mean_squared).add_(C1).mul_(variance.add_(self._variance).add_(C2))
-        return numerator.div_(denominator)
 
     @torch.inference_mode()
     def score(self, prediction: torch.Tensor) -> dict[str, Scores]:
@@ -165,7 +153,7 @@ class Reference:
         with torch.autocast(prediction.device.type, enabled=False):
             self._cover(prediction)
             y = prediction[self._box].contiguous()
-            ssim = self.ssim_map(y)
+            ssim = ssim_map(y, self._x, self._moments)
         absolute = (self._x - y).abs()
         sharpness = self._sharpness(y)
         scores = {"volume": self._volume_scores(absolute, ssim, sharpness["volume"])}

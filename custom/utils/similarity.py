@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["C1", "C2", "SSIM_WINDOW", "gaussian_band", "smooth", "ssim_map"]
+__all__ = ["SSIM_WINDOW", "Moments", "gaussian_band", "moments", "smooth", "ssim_map"]
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -45,14 +46,33 @@ def smooth(volume: torch.Tensor, bands: Sequence[torch.Tensor]) -> torch.Tensor:
     return bands[1] @ along_h @ bands[2].T
 
 
-def ssim_map(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+class Moments(NamedTuple):
+    """Of a volume (..., H, W, D): the matrices that smooth it, mean and variance within the window at each voxel."""
+
+    bands: list[torch.Tensor]
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+
+def moments(volume: torch.Tensor, bands: list[torch.Tensor] | None = None) -> Moments:
+    """Moments of ``volume`` (..., H, W, D), by ``bands`` where those of its shape are known."""
+    bands = bands or [gaussian_band(size, device=volume.device) for size in volume.shape[-3:]]
+    mean = smooth(volume, bands)
+    return Moments(bands, mean, smooth(volume.square(), bands) - mean.square())
+
+
+def ssim_map(image: torch.Tensor, truth: torch.Tensor, known: Moments | None = None) -> torch.Tensor:
     """SSIM around each voxel of two volumes ``(..., H, W, D)`` in [0, 1]; the gradient reaches both.
 
     Source: Wang et al. 2004 (doi:10.1109/TIP.2003.819861).
+
+    Args:
+        image, truth: the volumes.
+        known: moments of the truth, where several images are compared with it.
     """
-    bands = [gaussian_band(size, device=image.device) for size in image.shape[-3:]]
-    mean, expected = smooth(image, bands), smooth(truth, bands)
-    variances = smooth(image.square(), bands) - mean.square() + smooth(truth.square(), bands) - expected.square()
-    covariance = smooth(image * truth, bands) - mean * expected
-    likeness = (2 * mean * expected + C1) * (2 * covariance + C2)
-    return likeness / ((mean.square() + expected.square() + C1) * (variances + C2))
+    known = known or moments(truth)
+    own = moments(image, known.bands)
+    means = own.mean * known.mean
+    covariance = smooth(image * truth, known.bands) - means
+    likeness = (2 * means + C1) * (2 * covariance + C2)
+    return likeness / ((own.mean.square() + known.mean.square() + C1) * (own.variance + known.variance + C2))
