@@ -68,8 +68,7 @@ train: $(INSTALLED)  ## train the three stages on phantoms, with DATA=list.json 
 	for stage in 'train_autoencoder autoencoder' 'train_spade spade' 'train diffusion'; do read -r config name <<< "$$stage"; \
 		$(BIN)/python -m monai.bundle run training --config_file \
 			"['bundle/configs/$$config.json'$(if $(DATA),$(comma)'bundle/configs/real_$$name.json')]" \
-			$$(test -f $(OUTPUT)/$$name/last.pt && echo --resume true) --output_dir $(OUTPUT) \
-			$(if $(DATA),--dataset_dir $(DATA)) $(ARGS) || exit 1; done
+			--resume auto --output_dir '$(OUTPUT)' $(if $(DATA),--dataset_dir '$(DATA)') $(ARGS) || exit 1; done
 
 evaluate: $(INSTALLED)  ## score the weights (or WEIGHTS=bundle/output/model.pt) on the held-out phantoms
 	$(BIN)/python -m monai.bundle run evaluating --config_file bundle/configs/evaluate.json \

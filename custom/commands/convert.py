@@ -50,6 +50,11 @@ def convert(
     files = ([config] if isinstance(config, str) else list(config)) or [str(config_folder() / "inference.json")]
     parser = ConfigParser()
     parser.read_config([str(Path(file).expanduser()) for file in files])
+    if "network_def" not in parser:
+        raise ValueError(
+            f"{', '.join(map(str, files))}: expected a config with network_def, such as inference.json; found none. "
+            "Name it first, presets after it."
+        )
     parser["bundle_root"] = str(config_folder().parent)
     if num_codebooks is not None:
         _set_codebooks(parser, num_codebooks)

@@ -213,9 +213,10 @@ def load_datalist(
     chosen = [e for s in SECTIONS if section in (s, "all") for e in content[s]]
     entries = _restrict(chosen, modalities, where=f"{path}: {section}")
     if not entries:
+        found = f"{len(chosen)} subjects, none usable" if chosen else "none"
         raise ValueError(
             f"{path}: expected at least one subject under {section!r} with two or more of {', '.join(modalities)}; "
-            f"found {len(chosen)} subjects, none usable. Add subjects, or delete the file to have it made anew."
+            f"found {found}. Add subjects to that section."
         )
     return entries
 
@@ -269,7 +270,7 @@ def ensure_phantom(
     )
 
     subjects = sum(int(c) for c in counts)
-    logger.warning("%s: no data set was given, so %d synthetic phantoms are made here (once).", folder, subjects)
+    logger.warning("%s: %d synthetic phantoms are made here, once: about 10 seconds each.", folder, subjects)
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
     write_dataset(folder, subjects, seed, **kwargs)

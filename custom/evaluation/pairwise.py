@@ -101,7 +101,9 @@ class PairwiseInferer(Inferer):
         self.paired = paired
         self.mean = mean
         self.methods = tuple(methods)
-        self.sources = tuple(self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities))
+        self.sources = tuple(
+            self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities, "sources")
+        )
         self.pairs = None if pairs is None else [self._pair(pair) for pair in pairs]
         self.set_sizes = [whole_number("set_sizes", size, smallest=2, largest=LARGEST_SET) for size in set_sizes]
         self.seed = seed
@@ -114,7 +116,7 @@ class PairwiseInferer(Inferer):
     def _pair(self, pair: Sequence[str]) -> tuple[str, ...]:
         if isinstance(pair, str) or len(pair) != 2:
             raise ValueError(f"pairs: expected a source and a target each; found {pair!r}. Correct it.")
-        return tuple(self.modalities[i] for i in target_indices(pair, self.modalities))
+        return tuple(self.modalities[i] for i in target_indices(pair, self.modalities, "pairs"))
 
     def _wanted(self, source: str, target: str) -> bool:
         return source != target and (self.pairs is None or (source, target) in self.pairs)

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import torch
 from ignite.engine import Engine, Events
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from custom.networks.weights import compact, load_weights, read_weights
 from custom.training.checkpoint_files import BEST, LAST, PREVIOUS, copied, read_checkpoint, write_atomically
 from custom.training.random_state import random_state, restore_random_state
-from custom.utils.arguments import as_bool
+from custom.utils.arguments import AUTO, bool_or_auto
 from custom.utils.distributed import is_main, main_first
 from custom.utils.files import atomic_write, keep_former, require_writable
 from custom.utils.intensity_scales import SCALE_KEY
@@ -29,21 +30,19 @@ logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
-WEIGHTS = (BEST, "last*.pt")  # in the folder of a stage
-RESULTS = (*WEIGHTS, "losses.csv", "events.out.tfevents.*")
+RESULTS = (BEST, "last*.pt", "losses.csv", "events.out.tfevents.*")  # in the folder of a stage
 STAGE_BEFORE = "the weights of the stage before"
+WITHOUT_PRETRAINED = "Name others, or start without any: --pretrained '$None'."
 PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
 
 @main_first()
 def begin_stage(stage_dir: str | os.PathLike, resume: bool | str = False) -> None:
-    """Look at a stage's folder before the data are read, which takes minutes.
-
-    The results of an earlier training that is not resumed are kept, in ``earlier_1`` and so on.
+    """Look at a stage's folder before the data are read, which takes minutes; nothing in it is changed.
 
     Args:
         stage_dir: folder of the stage.
-        resume: whether the run goes on from ``last.pt``.
+        resume: whether the run goes on from ``last.pt``, as for ``Checkpoints``.
 
     Raises:
         FileNotFoundError, ValueError: if there is nothing to resume, or it is damaged.
@@ -51,19 +50,21 @@ def begin_stage(stage_dir: str | os.PathLike, resume: bool | str = False) -> Non
     """
     folder = Path(stage_dir).expanduser()
     require_writable(folder)
-    if as_bool("resume", resume):
+    if _goes_on(bool_or_auto("resume", resume), folder):
         read_checkpoint(folder)
-    else:
-        _set_aside(folder, RESULTS)
 
 
-def _set_aside(folder: Path, patterns: Sequence[str]) -> None:
+def _goes_on(resume: bool | str, folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS)) if resume == AUTO else bool(resume)
+
+
+def _set_aside(folder: Path) -> None:
     """Move the results of an earlier training out of the way; nothing where there are no weights."""
     if not any((folder / name).is_file() for name in (BEST, LAST)):
         return
     kept = next(place for n in itertools.count(1) if not (place := folder / f"earlier_{n}").exists())
     kept.mkdir()
-    for file in [file for pattern in patterns for file in folder.glob(pattern)]:
+    for file in [file for pattern in RESULTS for file in folder.glob(pattern)]:
         file.rename(kept / file.name)
     logger.warning(
         "%s: an earlier training has left its results here; they are kept in %s. If it was meant to go on: stop, move "
@@ -134,9 +135,12 @@ def _load_shipped(
 
 def require_stage(path: str | os.PathLike, trained_by: str) -> None:
     """Raise a ``FileNotFoundError`` where the stage before, trained by the config ``trained_by``, left no ``path``."""
-    if not Path(path).expanduser().is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
+        earlier = sorted(str(found) for found in file.parent.glob(f"earlier_*/{file.name}"))
+        kept = f", but of earlier trainings {', '.join(earlier)}" if earlier else ""
         raise FileNotFoundError(
-            f"{path}: expected {STAGE_BEFORE}; found no file. Run the training of {trained_by} first, "
+            f"{path}: expected {STAGE_BEFORE}; found no file{kept}. Run the training of {trained_by} first, "
             "with the same output_dir, or name other weights."
         )
 
@@ -157,6 +161,8 @@ def load_pretrained(network: Network, path: str | os.PathLike | None) -> Network
     """
     if path is None:
         return network
+    if not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f"pretrained: {path}: expected weights; found no file. {WITHOUT_PRETRAINED}")
     state = read_weights(path)
     held = {name.partition(".")[0] for name in state}
     parts = [name for name, part in network.named_children() if name in held and any(True for _ in part.parameters())]
@@ -165,7 +171,10 @@ def load_pretrained(network: Network, path: str | os.PathLike | None) -> Network
             f"{path}: expected weights of {', '.join(name for name, _ in network.named_children())}; found "
             f"{', '.join(sorted(held)[:4])}. Import weights from elsewhere first: python -m custom import-weights."
         )
-    load_weights(network, path, parts, any_scale=True)
+    try:
+        load_weights(network, path, parts, any_scale=True)
+    except ValueError as error:
+        raise ValueError(f"pretrained: {error} {WITHOUT_PRETRAINED}") from error
     for name, buffer in network.named_buffers(recurse=False):
         if name in state and name != SCALE_KEY:  # the training has its own intensity scale
             buffer.copy_(state[name])
@@ -183,15 +192,20 @@ class Checkpoints:
     SIGTERM or Ctrl-C ends the run at the next step; the last complete epoch is saved, whatever the ``interval``.
 
     A resumed run goes on as if it had never stopped. The shape of a learning-rate schedule is the config's, so that
-    ``max_epochs`` may be raised.
+    ``max_epochs`` may be raised. It needs the stages before as they were: the parts that they have trained, named by
+    ``frozen``, are in ``last.pt`` as well.
+
+    The results of an earlier run that is not resumed are kept, in ``earlier_1`` and so on, once everything else is
+    ready for the first epoch.
 
     Args:
         save_dir: folder of the stage, below ``output_dir``.
         network: the translator whose weights are saved.
         state: further objects with ``state_dict`` and ``load_state_dict``, by name.
         evaluator: the best model is judged by its key metric.
-        resume: load ``last.pt`` before the first epoch.
+        resume: load ``last.pt`` before the first epoch; ``"auto"``: where there is one of the same ``frozen`` parts.
         interval: epochs between two ``last.pt``.
+        frozen: names of the submodules of ``network`` that come from the stages before.
         best_network: the network that the evaluator judged, where it is not ``network`` (moving averages).
         final_path: also write the best weights there when the stage is complete (``model.pt``), the kernels of
             convolutions in half precision: they are nearly all of the file, and bfloat16 computing rounds them more.
@@ -199,7 +213,7 @@ class Checkpoints:
 
     Raises:
         FileNotFoundError: when the run starts, if there is nothing to resume.
-        ValueError: when the run starts, if ``last.pt`` is of another training.
+        ValueError: when the run starts, if ``last.pt`` is of another training, or of other ``frozen`` parts.
     """
 
     def __init__(
@@ -211,6 +225,7 @@ class Checkpoints:
         evaluator: Engine | None = None,
         resume: bool | str = False,
         interval: int = 1,
+        frozen: Sequence[str] = (),
         best_network: torch.nn.Module | None = None,
         final_path: str | None = None,
     ) -> None:
@@ -218,8 +233,9 @@ class Checkpoints:
         self.networks = {"network": network, "best_network": network if best_network is None else best_network}
         self.state = dict(state)
         self.evaluator = evaluator
-        self.resume = as_bool("resume", resume)
+        self.resume = bool_or_auto("resume", resume)
         self.interval = interval
+        self.frozen = tuple(frozen)
         self.final_path = final_path
         self.best = float("-inf")
         self.begun = False
@@ -303,12 +319,15 @@ class Checkpoints:
     def _resume(self, engine: Engine) -> None:
         for leftover in self.save_dir.glob(".*.part*") if is_main() else ():  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
-        if not self.resume:
-            if not self.begun and is_main():  # a client that runs the trainer alone has not called begin_stage
-                _set_aside(self.save_dir, WEIGHTS)
+        found = self._read(engine) if _goes_on(self.resume, self.save_dir) else None
+        if found is None or not self._of_these_stages(*found):
+            with main_first():
+                pass  # until all have read what is moved now
+            if not self.begun and is_main():  # MONAI FL runs one trainer for several rounds
+                _set_aside(self.save_dir)
             self.begun = True
             return
-        state, path = self._read(engine)
+        state, path = found
         for name, item in self._items().items():
             try:
                 item.load_state_dict(_with_own_shape(item, state[name]))
@@ -330,6 +349,24 @@ class Checkpoints:
                 path, engine.state.epoch,
             )  # fmt: skip
 
+    def _of_these_stages(self, state: Mapping[str, Any], path: Path) -> bool:
+        """Whether a checkpoint's frozen parts are those that the stages before have left."""
+        saved, network = state["network"], self.networks["network"]
+        parts = {name: network.get_submodule(name) for name in self.frozen}
+        # the joint training of stage 2 trains the autoencoder as well
+        still = {name: part for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())}
+        changed = [name for name, part in still.items() if _differs(part, saved, name)]
+        if not changed:
+            return True
+        found = f"another {' and '.join(changed)}, as a stage before has been trained since"
+        if self.resume != AUTO:
+            raise ValueError(
+                f"{path}: expected the stages before as they were when this run began; found {found}. Start this stage "
+                "anew, without --resume: what it has left is kept in earlier_1."
+            )
+        logger.warning("%s: found %s: this stage starts anew.", path, found)
+        return False
+
     def _read(self, engine: Engine) -> tuple[dict[str, Any], Path]:
         state, path, fault = read_checkpoint(self.save_dir)
         if fault and is_main():
@@ -350,6 +387,12 @@ class Checkpoints:
 
     def _items(self) -> dict[str, Any]:
         return {**self.networks, **self.state}
+
+
+def _differs(part: torch.nn.Module, saved: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether a part's tensors are others than those saved as ``prefix.name``; of another shape says the loading."""
+    pairs = [(value, saved.get(f"{prefix}.{name}")) for name, value in part.state_dict().items()]
+    return any(old is not None and old.shape == new.shape and not torch.equal(old.to(new), new) for new, old in pairs)
 
 
 def _with_own_shape(item: Any, saved: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from custom.training.losses import (
 )
 from custom.training.objective import Objective, Step
 from custom.utils.arguments import as_bool
+from custom.utils.similarity import SSIM_WINDOW
 
 __all__ = [
     "AutoencoderObjective",
@@ -241,7 +242,7 @@ class DiffusionObjective(Objective):
 
     Raises:
         ValueError: for an image term with a network that predicts ε, for detail transfer without an image term, and for
-            a sharpness or SSIM term without detail transfer.
+            a sharpness or SSIM term without detail transfer, and for parts smaller than half of SSIM's window.
     """
 
     # attention to the one-hot target has one token, so its queries, keys and norm are not asked; they stay trainable,
@@ -276,6 +277,12 @@ class DiffusionObjective(Objective):
                     f"{name}: expected 0, as this network has no detail transfer, which it would train; found {value}. "
                     "Set it to 0, or give network_def#detail a DetailTransfer."
                 )
+        voxels = None if part_size is None else part_size * network.autoencoder.downsampling
+        if ssim_weight > 0 and voxels is not None and voxels < SSIM_WINDOW // 2:
+            raise ValueError(
+                f"part_size: expected at least {SSIM_WINDOW // 2} voxels of an image with ssim_weight, half of its "
+                f"window; found {part_size} latent voxels, {voxels} of the image. Raise it, or set ssim_weight to 0."
+            )
         self.image_weight = image_weight
         self.sharpness_weight = sharpness_weight
         self.ssim_weight = ssim_weight

@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["as_bool", "check_path", "is_positive", "nearest", "whole_number"]
+__all__ = ["AUTO", "as_bool", "bool_or_auto", "check_path", "is_positive", "nearest", "whole_number"]
 
+AUTO = "auto"
 LIKENESS = 0.6  # of difflib: "target" and "targets" have 0.92
 # what people type by habit where the name here is another
 HABITS: Mapping[str, tuple[str, ...]] = {
@@ -67,6 +68,16 @@ def as_bool(name: str, value: bool | str) -> bool:
     if str(value).lower() not in known:
         raise ValueError(f"{name}: expected true or false; found {value!r}. Correct it.")
     return known[str(value).lower()]
+
+
+def bool_or_auto(name: str, value: bool | str) -> bool | str:
+    """A switch that may also be left to the program: true, false or ``"auto"``; arguments and errors as ``as_bool``."""
+    if str(value).lower() == AUTO:
+        return AUTO
+    try:
+        return as_bool(name, value)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected true, false or auto; found {value!r}. Correct it.") from error
 
 
 def is_positive(value: Any) -> bool:

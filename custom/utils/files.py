@@ -95,6 +95,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     suffix = ".part" + "".join(target.suffixes[-2:])
     try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder of that name")
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=suffix)
     except OSError as error:

@@ -30,12 +30,13 @@ def canonical(name: str) -> str:
     return _CANONICAL.get(key, key)
 
 
-def target_indices(targets: str | Sequence[str], modalities: Sequence[str]) -> list[int]:
+def target_indices(targets: str | Sequence[str], modalities: Sequence[str], name: str = "targets") -> list[int]:
     """Positions of the ``targets`` in the vocabulary ``modalities``, which select the parameters of MS-SPADE.
 
     Args:
         targets: one modality or several, aliases allowed.
         modalities: the vocabulary that the weights were trained with, in order.
+        name: of the argument, for the messages.
 
     Raises:
         ValueError: for an unknown modality (naming those that exist), an empty list or a repeated target.
@@ -47,9 +48,9 @@ def target_indices(targets: str | Sequence[str], modalities: Sequence[str]) -> l
     if unknown or not wanted:
         found = ", ".join(map(repr, unknown)) or "none"
         raise ValueError(
-            f"targets: expected one or more of {', '.join(vocabulary)}; found {found}. "
+            f"{name}: expected one or more of {', '.join(vocabulary)}; found {found}. "
             "Choose from the list, or train with a vocabulary that holds the modality."
         )
     if len(set(wanted)) != len(wanted):
-        raise ValueError(f"targets: each may be named once; found {names}. Remove the repetition.")
+        raise ValueError(f"{name}: each may be named once; found {names}. Remove the repetition.")
     return [vocabulary.index(c) for c in wanted]

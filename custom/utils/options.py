@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from inspect import Parameter, signature
+from math import isinf
 from numbers import Real
 from pathlib import Path
 from pydoc import locate
@@ -21,9 +22,9 @@ from monai.bundle.properties import TrainProperties
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import BundlePropertyConfig
 
-from custom.utils.arguments import as_bool, check_path, nearest, whole_number
+from custom.utils.arguments import as_bool, bool_or_auto, check_path, nearest, whole_number
 from custom.utils.errors import report_plainly
-from custom.utils.precision import amp_choice, checked_device
+from custom.utils.precision import checked_device
 
 __all__ = ["check_options", "check_places", "unread_options"]
 
@@ -48,7 +49,6 @@ PATHS = (
 )  # fmt: skip
 PATHS_OR_NONE = ("image", "pretrained", "segmenter")
 SWITCHES = (
-    "resume",
     "skip_done",
     "align",
     "uncertainty",
@@ -59,6 +59,7 @@ SWITCHES = (
     "debug",
     "paired",
 )
+SWITCHES_OR_AUTO = ("amp", "resume")
 LARGEST = 2**31 - 1
 WHOLE = {
     "seed": (0, 2**32 - 1),
@@ -71,7 +72,7 @@ WHOLE = {
     **dict.fromkeys(("slices_per_subject", "smallest_slice"), (1, LARGEST)),
     **dict.fromkeys(("part_size", "lookup_subjects", "num_samples", "spatial_divisor"), (1, LARGEST)),
 }
-WHOLE_OR_NONE = {"max_subjects": (1, LARGEST)}
+WHOLE_OR_NONE = dict.fromkeys(("max_subjects", "max_sources"), (1, LARGEST))
 WHOLE_LISTS = {"set_sizes": (2, 16)}
 SIZES = ("crop_size", "image_crop", "latent_crop")
 SIZES_OR_NONE = ("sample_crop",)  # of slices or volumes
@@ -80,7 +81,7 @@ NUMBERS = {
     "final_learning_rate": (0.0, 1.0),
     "cache_rate": (0.0, 1.0),
     "pure_noise_share": (0.0, 1.0),
-    "phantom_share": (0.0, 1.0),
+    "phantom_share": (0.0, 0.99),
     "decay_share": (0.0, 1.0),
     "weight_decay": (0.0, 1.0),
     "ema_momentum": (0.0, 1.0),
@@ -252,12 +253,12 @@ def _check_values(config: Mapping[str, Any]) -> None:
                 whole_number(key, number, smallest=smallest, largest=largest)
         elif key in NUMBERS:
             _check_number(key, value, *NUMBERS[key])
-        elif key == "amp":
-            amp_choice(value)
+        elif key in SWITCHES_OR_AUTO:
+            bool_or_auto(key, value)
         elif key == "device" and isinstance(value, str):
             checked_device(value)
 
 
 def _check_number(key: str, value: Any, low: float, high: float) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high or isinf(value):
         raise ValueError(f"{key}: expected a number from {low:g} to {high:g}; found {value!r}. Correct it.")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from custom.utils.arguments import as_bool
+from custom.utils.arguments import AUTO, bool_or_auto
 
 __all__ = ["AUTO", "amp_choice", "checked_device", "fast_bfloat16", "uses_bfloat16"]
-
-AUTO = "auto"
 
 
 def checked_device(name: torch.device | str) -> torch.device:
@@ -42,12 +40,7 @@ def amp_choice(amp: bool | str) -> bool | str:
     Raises:
         ValueError: for anything else.
     """
-    if str(amp).lower() == AUTO:
-        return AUTO
-    try:
-        return as_bool("amp", amp)
-    except ValueError as error:
-        raise ValueError(f"amp: expected true, false or auto; found {amp!r}. Correct it.") from error
+    return bool_or_auto("amp", amp)
 
 
 def uses_bfloat16(amp: bool | str, device: torch.device) -> bool:

@@ -169,3 +169,9 @@ def test_numbers_of_codebooks_that_cannot_be(network, files, tmp_path) -> None:
     with pytest.raises(ValueError, match="num_codebooks: expected a network with a codebook; found a KLBottleneck"):
         convert(tmp_path / "two.pt", tmp_path / "kl.pt", config=kl, num_codebooks=2)
     assert [file.name for file in tmp_path.glob("*.pt")] == ["two.pt"]
+
+
+def test_a_file_without_a_network_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"metadata.json: expected a config with network_def"):
+        convert(tmp_path / "old.pt", tmp_path / "new.pt", config=str(tmp_path / "metadata.json"))

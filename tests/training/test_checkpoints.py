@@ -399,6 +399,65 @@ def test_an_earlier_training_is_kept(tmp_path: Path, caplog) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+class Translator(torch.nn.Module):
+    """A part from the stage before, and one that is trained."""
+
+    def __init__(self, before: float) -> None:
+        super().__init__()
+        self.autoencoder = torch.nn.Linear(1, 1, bias=False).requires_grad_(False)
+        self.autoencoder.weight.fill_(before)
+        self.unet = torch.nn.Linear(1, 1, bias=False)
+
+
+def second_stage(folder: Path, before: float, *, epochs: int, resume: bool | str = False) -> Translator:
+    network, trainer = Translator(before), Engine(lambda engine, batch: None)
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda e: network.unet.weight.data.fill_(e.state.epoch))
+    Checkpoints(str(folder), network, {}, resume=resume, frozen=["autoencoder"]).attach(trainer)
+    trainer.run([0], max_epochs=epochs)
+    return network
+
+
+def test_a_stage_does_not_bring_back_an_earlier_stage_before_it(tmp_path: Path, caplog) -> None:
+    assert second_stage(tmp_path, 1.0, epochs=2, resume="auto").unet.weight.item() == 2
+    assert second_stage(tmp_path, 1.0, epochs=3, resume="auto").unet.weight.item() == 3
+    assert not (tmp_path / "earlier_1").exists()
+    with pytest.raises(ValueError, match=r"last.pt: expected the stages before as .*; found another autoencoder"):
+        second_stage(tmp_path, 5.0, epochs=4, resume=True)
+    second_stage(tmp_path, 5.0, epochs=1, resume="auto")
+    assert f"kept in {tmp_path / 'earlier_1'}" in caplog.text
+    for folder, before, epoch in ((tmp_path, 5.0, 1.0), (tmp_path / "earlier_1", 1.0, 3.0)):
+        state = torch.load(folder / "best.pt", weights_only=True)
+        assert (state["autoencoder.weight"].item(), state["unet.weight"].item()) == (before, epoch)
+
+
+def test_a_part_that_this_stage_trains_may_have_changed(tmp_path: Path) -> None:
+    """The joint training of stage 2 trains the autoencoder."""
+    for epochs in (1, 2):
+        network, trainer = Translator(float(epochs)).requires_grad_(), Engine(lambda engine, batch: None)
+        Checkpoints(str(tmp_path), network, {}, resume=epochs > 1, frozen=["autoencoder"]).attach(trainer)
+        trainer.run([0], max_epochs=epochs)
+    assert network.autoencoder.weight.item() == 1
+
+
+def test_nothing_is_moved_before_the_first_epoch(tmp_path: Path) -> None:
+    Stage(tmp_path, [1.0]).run()
+    before = sorted(tmp_path.rglob("*"))
+    begin_stage(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_pretrained_weights_that_are_missing_say_how_to_go_without(tiny_translator: LatentTranslator) -> None:
+    with pytest.raises(FileNotFoundError, match=r"pretrained: null: expected weights; .* --pretrained '\$None'"):
+        load_pretrained(tiny_translator, "null")
+
+
+def test_an_earlier_stage_before_is_named(tmp_path: Path) -> None:
+    (tmp_path / "earlier_1").mkdir()
+    (tmp_path / "earlier_1" / "best.pt").touch()
+    with pytest.raises(FileNotFoundError, match=r"best.pt: expected .*; found no file, but of earlier .*earlier_1"):
+        require_stage(tmp_path / "best.pt", "train_autoencoder.json")
+
+
 def test_a_client_that_runs_the_trainer_alone_replaces_nothing(tmp_path: Path) -> None:
     """MONAI FL, which runs one trainer for several rounds."""
     Stage(tmp_path, [1.0]).run()
@@ -455,7 +514,7 @@ def test_interval_of_last(tmp_path: Path) -> None:
 
 
 def test_resume_as_text() -> None:
-    with pytest.raises(ValueError, match="resume: expected true or false; found 'maybe'"):
+    with pytest.raises(ValueError, match="resume: expected true, false or auto; found 'maybe'"):
         Checkpoints("", torch.nn.Linear(1, 1), {}, resume="maybe")
 
 

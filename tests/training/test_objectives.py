@@ -402,6 +402,11 @@ def test_terms_of_the_translation_need_detail(network: LatentTranslator, name: s
         DiffusionObjective(network, **{name: 0.5})
 
 
+def test_ssim_needs_parts_of_half_its_window(detailed: LatentTranslator) -> None:
+    with pytest.raises(ValueError, match=r"part_size: expected at least 5 voxels .* found 1 latent voxels"):
+        DiffusionObjective(detailed, image_weight=1.0, ssim_weight=0.1, part_size=1)
+
+
 def test_parts_of_latents_and_images_are_of_one_place() -> None:
     place = torch.arange(6 * 5 * 4).view(1, 1, 6, 5, 4)
     fine = place.repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)

@@ -67,3 +67,12 @@ def test_a_full_disk_is_named_by_the_file_that_is_written(
     with pytest.raises(OutputError, match=r"last.pt: .*found No space left on device. Free space there"):
         fail_halfway(tmp_path / "last.pt", error)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"expected a place that can be written to; found a folder of that name"),
+        atomic_write(tmp_path),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

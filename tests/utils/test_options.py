@@ -55,7 +55,7 @@ def test_the_configs_hold_nothing_that_is_not_read(name: str) -> None:
 def test_every_path_number_and_switch_of_a_config_has_a_rule(name: str) -> None:
     config = json.loads((CONFIGS / f"{name}.json").read_text())
     ruled = {*options.PATHS, *options.PATHS_OR_NONE, *options.SWITCHES, *options.WHOLE, *options.WHOLE_OR_NONE}
-    ruled |= {*options.SIZES, *options.WHOLE_LISTS, *options.NUMBERS, "amp"}
+    ruled |= {*options.SIZES, *options.WHOLE_LISTS, *options.NUMBERS, *options.SWITCHES_OR_AUTO}
     numbers = {
         k
         for k, v in config.items()
