@@ -8,9 +8,11 @@ So every config calls :func:`check_options`, by its ``bundle_code``, when MONAI 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from inspect import Parameter, signature
+from itertools import pairwise
 from math import isinf
 from numbers import Real
 from pathlib import Path
@@ -103,6 +105,7 @@ def check_options(workflows: Iterable[ConfigWorkflow]) -> None:
     for workflow in workflows:
         config = workflow.parser.get()
         try:
+            _check_order()
             _check_names(workflow)
             _check_arguments("", config)
             _check_values(config)
@@ -130,6 +133,24 @@ def check_places(config: Mapping[str, Any], ids: Iterable[str]) -> None:
                 known = ["#".join([*parts[: depth - 1], key]) for key in held]
                 raise _unknown("#".join(parts[:depth]), f"an entry that holds others, for --{name}", "none", known)
             node = held[part]
+
+
+def _check_order() -> None:
+    """Refuse a whole config behind another file on the command line: it would take back what that has set."""
+    words = [part for word in sys.argv for part in word.partition("=")[::2] if part] if _of_monai() else []
+    given = next((after for word, after in pairwise(words) if word.lstrip("-").replace("-", "_") == "config_file"), "")
+    for before, name in pairwise(re.findall(r"[^\[\]'\",\s]+", given)):
+        file = Path(name).expanduser()
+        if file.suffix == ".json" and file.is_file() and "bundle_code" in json.loads(file.read_text(encoding="utf-8")):
+            raise ValueError(
+                f"config_file: expected {Path(name).name} first, and what changes it after; found it after "
+                f"{Path(before).name}, whose values it would take back. Change their order."
+            )
+
+
+def _of_monai() -> bool:
+    """Whether this is a run of ``python -m monai.bundle``."""
+    return sys.argv[0].endswith(str(Path("monai", "bundle", "__main__.py")))
 
 
 def _check_names(workflow: ConfigWorkflow) -> None:
@@ -163,8 +184,8 @@ def unread_options(workflow: ConfigWorkflow) -> list[str]:
 
 def _typed() -> set[str]:
     """Options of the command line, where this is a run of ``python -m monai.bundle``."""
-    of_monai = sys.argv[0].endswith(str(Path("monai", "bundle", "__main__.py")))
-    return {word.lstrip("-").partition("=")[0].replace("-", "_") for word in sys.argv if of_monai and word[:1] == "-"}
+    words = [word for word in sys.argv if word[:1] == "-"] if _of_monai() else []
+    return {word.lstrip("-").partition("=")[0].replace("-", "_") for word in words}
 
 
 def _references(config: Mapping[str, Any]) -> set[str]:

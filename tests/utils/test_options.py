@@ -212,3 +212,17 @@ def test_debug_belongs_to_every_command() -> None:
     assert _without_debug(["package", "--debug", "--out", "x"]) == (["package", "--out", "x"], True)
     assert _without_debug(["package"]) == (["package"], False)
     assert all(name.replace("-", "_") == name for name in COMMANDS)
+
+
+@pytest.mark.parametrize("form", ["{}", "--config_file={}"])
+def test_a_whole_config_comes_first(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    names = [str(CONFIGS / f"{name}.json") for name in ("real_spade", "train_spade")]
+    program = str(Path("monai", "bundle", "__main__.py"))
+    for files, fine in ((names, False), (names[::-1], True)):
+        words = [form.format(files)] if "=" in form else ["--config_file", form.format(files)]
+        monkeypatch.setattr(sys, "argv", [program, "run", "training", *words])
+        if fine:
+            options._check_order()
+        else:
+            with pytest.raises(ValueError, match=r"expected train_spade.json first, .* found it after real_spade.json"):
+                options._check_order()
