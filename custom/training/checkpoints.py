@@ -311,7 +311,8 @@ class Checkpoints:
         if self.final_path is not None and is_main():
             final = Path(self.final_path).expanduser()
             with atomic_write(final) as temporary:
-                torch.save(compact(torch.load(best, map_location="cpu", weights_only=True)), temporary)
+                with temporary.open("wb") as file:  # given a path, torch writes its name into the file
+                    torch.save(compact(torch.load(best, map_location="cpu", weights_only=True)), file)
                 kept = keep_former(final, temporary)
             if kept is not None:
                 logger.warning("%s: replaced; the weights that were there are kept as %s", final, kept.name)

@@ -479,6 +479,12 @@ def test_what_cannot_be_resumed_is_said_before_anything_is_read(tmp_path: Path) 
         begin_stage(tmp_path / "last.pt")
 
 
+def test_the_same_final_weights_are_not_kept_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        Stage(tmp_path / "stage", [None], final_path=str(tmp_path / "model.pt")).run()
+    assert not list(tmp_path.glob("model.pt.*"))
+
+
 def test_final_weights_are_compact(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [None], final_path=str(tmp_path / "model.pt"))
     stage.network.register_buffer("kernel", torch.ones(1, 1, 1))
