@@ -270,7 +270,7 @@ def ensure_phantom(
     )
 
     subjects = sum(int(c) for c in counts)
-    logger.warning("%s: %d synthetic phantoms are made here, once: about 10 seconds each.", folder, subjects)
+    logger.warning("%s: %d synthetic phantoms are made here, once; each of 1 mm takes 10 seconds.", folder, subjects)
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
     write_dataset(folder, subjects, seed, **kwargs)

@@ -33,10 +33,10 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 RESULTS = (BEST, "last*.pt", "losses.csv", "events.out.tfevents.*")  # in the folder of a stage
 STAGE_BEFORE = "the weights of the stage before"
 WITHOUT_PRETRAINED = "Name others, or start without any: --pretrained '$None'."
+TO_GO_ON = "If it was meant to go on: stop, move them back, and add --resume true."
 PROGRESS_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
 
-@main_first()
 def begin_stage(stage_dir: str | os.PathLike, resume: bool | str = False) -> None:
     """Look at a stage's folder before the data are read, which takes minutes; nothing in it is changed.
 
@@ -58,7 +58,7 @@ def _goes_on(resume: bool | str, folder: Path) -> bool:
     return any((folder / name).is_file() for name in (LAST, PREVIOUS)) if resume == AUTO else bool(resume)
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside(folder: Path, advice: str) -> None:
     """Move the results of an earlier training out of the way; nothing where there are no weights."""
     if not any((folder / name).is_file() for name in (BEST, LAST)):
         return
@@ -66,10 +66,7 @@ def _set_aside(folder: Path) -> None:
     kept.mkdir()
     for file in [file for pattern in RESULTS for file in folder.glob(pattern)]:
         file.rename(kept / file.name)
-    logger.warning(
-        "%s: an earlier training has left its results here; they are kept in %s. If it was meant to go on: stop, move "
-        "them back, and add --resume true.", folder, kept,
-    )  # fmt: skip
+    logger.warning("%s: an earlier training has left its results here; they are kept in %s. %s", folder, kept, advice)
 
 
 def load_stage(
@@ -325,7 +322,8 @@ class Checkpoints:
             with main_first():
                 pass  # until all have read what is moved now
             if not self.begun and is_main():  # MONAI FL runs one trainer for several rounds
-                _set_aside(self.save_dir)
+                # what "auto" starts anew could not have gone on
+                _set_aside(self.save_dir, "" if self.resume == AUTO else TO_GO_ON)
             self.begun = True
             return
         state, path = found
