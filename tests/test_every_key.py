@@ -132,6 +132,7 @@ CHANGES: dict[str, Change] = {
     "error_weight": {"error_weight": 0.5},
     "sharpness_weight": {"sharpness_weight": 0.5},
     "ssim_weight": {"ssim_weight": 0.5},
+    "fitted_share": {"fitted_share": 0.5},
     "joint": {"joint": True, "image_crop": [16, 16, 16]},
     "joint_training": {"joint_training": "$False"},
     "ema": {"ema#momentum_warmup": 0.5},

@@ -206,3 +206,24 @@ def ssim_loss(image: Tensor, truth: Tensor, where: Tensor, *, data_range: float 
     with torch.autocast(image.device.type, enabled=False):
         loss = 1 - ssim_map((image.float() + 1) / (2 * data_range), (truth.float() + 1) / (2 * data_range))
     return (loss * where).sum() / where.sum().clamp(min=1)
+
+
+FLATTEST = 1e-4  # variance that an image is given at least, a hundredth of the range [-1, 1] squared
+
+
+def fitted_distance(image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    """Mean squared distance after each image's brightness and contrast were brought to the truth's by a line.
+
+    The line is that of least squares over the voxels that count, and never falls: an inverted image is no better than a
+    flat one. What of a target's brightness its sources do not show, so is not learned by heart. As in the mean squared
+    distance of whole images, the squares are divided by the number of all voxels.
+
+    Args:
+        image, truth: (B, 1, H, W, D) in [-1, 1].
+        where: boolean, the voxels that count; the loss is 0 where there are none.
+    """
+    dims = (1, 2, 3, 4)
+    count = where.sum(dims, keepdim=True).clamp(min=1)
+    x, y = (torch.where(where, v - (v * where).sum(dims, keepdim=True) / count, 0.0) for v in (image, truth))
+    slope = (x * y).sum(dims, keepdim=True) / (x.square().sum(dims, keepdim=True) + FLATTEST * count)
+    return F.mse_loss(slope.clamp(min=0.0) * x, y)

@@ -16,6 +16,7 @@ from custom.training.image_objectives import AutoencoderObjective, JointObjectiv
 from custom.training.losses import (
     class_adversarial_loss,
     class_discriminator_loss,
+    fitted_distance,
     laplace_loss,
     sharpness_loss,
     ssim_loss,
@@ -78,22 +79,36 @@ def _either(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(drawn.view(-1, 1, 1, 1, 1), first, second)
 
 
-def _image_distance(network: LatentTranslator, estimate: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance of the images of two latents; the gradient reaches ``estimate`` only."""
+def _decoded(network: LatentTranslator, estimate: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Images of two latents; the gradient reaches ``estimate`` only."""
     with torch.no_grad():
         truth = network.decode(target).float()
-    return F.mse_loss(network.decode(estimate).float(), truth)
+    return network.decode(estimate).float(), truth
 
+
+def _check_window(ssim_weight: float, part_size: int | None, network: LatentTranslator) -> None:
+    """Refuse decoded parts that SSIM's window does not fit."""
+    voxels = None if part_size is None else part_size * network.autoencoder.downsampling
+    if ssim_weight > 0 and voxels is not None and voxels < SSIM_WINDOW // 2:
+        raise ValueError(
+            f"part_size: expected at least {SSIM_WINDOW // 2} voxels of an image with ssim_weight, half of its "
+            f"window; found {part_size} latent voxels, {voxels} of the image. Raise it, or set ssim_weight to 0."
+        )
+
+
+FAINT = 0.1  # what a decoded image's background stays below, above BACKGROUND: a twentieth of the range
 
 STYLE_PARTS = ("style_transfer", "fusion")  # what stage 2 trains
 
 
 class StyleObjective(Objective):
-    """Stage 2 in latent space: L1 to the quantised target latent, cycle, image, class-conditional adversarial.
+    """Stage 2 in latent space: L1 to the quantised target latent, cycle, images, class-conditional adversarial.
 
     The image term is the squared distance of what the frozen decoder makes of the target-like and of the target's
     latent. Directions of the latent that hardly differ can mean very different intensities, which the latent term alone
-    does not see. Cycle and image are taken on a random part of the latents, which bounds their cost.
+    does not see. Most of that distance is brightness that no source shows: a share of it can be taken after a line was
+    fitted to each image, see ``fitted_distance``. The optional SSIM term asks these images for structural similarity,
+    see ``ssim_loss``. Cycle and images are taken on a random part of the latents, which bounds their cost.
 
     Of several sources a random number is taken. The latent term is the distance of the fused estimate plus the mean
     distance of theirs, and where sources tell one another something, that of the first by itself as well, so that one
@@ -106,14 +121,16 @@ class StyleObjective(Objective):
 
     Args:
         network: the translator.
-        latent_weight, cycle_weight, image_weight, adversarial_weight: weights of the terms; an image weight of 0 leaves
-            that term out.
+        latent_weight, cycle_weight, image_weight, adversarial_weight, ssim_weight: weights of the terms; 0 leaves those
+            of images out.
+        fitted_share: of the image term, in [0, 1], that is taken after a line was fitted.
         part_size: latent voxels along each axis of the random part; the whole latent where not given.
         trained_parts: ``["style_transfer", "fusion"]``, or one of them. The fusion alone is trained on sets of two or
             more; what becomes of one source stays as it is.
 
     Raises:
-        ValueError: for other ``trained_parts``, and for sets of one source where the fusion alone is trained.
+        ValueError: for other ``trained_parts``, for sets of one source where the fusion alone is trained, and for parts
+            smaller than half of SSIM's window.
     """
 
     has_unused_parameters = True  # of a single source nothing is fused
@@ -126,6 +143,8 @@ class StyleObjective(Objective):
         cycle_weight: float = 0.5,
         image_weight: float = 0.0,
         adversarial_weight: float = 0.01,
+        ssim_weight: float = 0.0,
+        fitted_share: float = 0.0,
         part_size: int | None = None,
         trained_parts: Sequence[str] = STYLE_PARTS,
     ) -> None:
@@ -143,7 +162,10 @@ class StyleObjective(Objective):
                 "fusion alone. Add it, or give network_def#fusion a SourceFusion."
             )
         self.exchanges = exchanges_sources(network.style_transfer)
+        _check_window(ssim_weight, part_size, network)
         self.weights = (latent_weight, cycle_weight, image_weight, adversarial_weight)
+        self.ssim_weight = ssim_weight
+        self.fitted_share = fitted_share
         self.part_size = part_size
 
     def fewest_planes(self, batch: Mapping[str, Tensor]) -> int:
@@ -160,16 +182,29 @@ class StyleObjective(Objective):
         latent, judged = self._estimates(alone, each.unflatten(0, source.shape[:2]), fused, target)
         place = [] if position is None else [position]
         parts = _random_part(self.part_size, source[:, 0], target, judged, alone, *place)
-        w_latent, w_cycle, w_image, w_adv = self.weights
+        w_latent, w_cycle, _, w_adv = self.weights
         terms = {"latent": w_latent * latent}
         if self.trains_style:
             back = net.transfer(parts[3], batch["source_modality"][:, 0], batch.get("target_context"), *parts[4:])
             terms["cycle"] = w_cycle * F.l1_loss(back.float(), parts[0])
-        if w_image > 0:
-            terms["image"] = w_image * _image_distance(net, parts[2], parts[1])
+        terms |= self._image_terms(parts[2], parts[1])
         if discriminator is not None:
             terms["adversarial"] = w_adv * class_adversarial_loss(discriminator(judged)[-1], to)
         return Step(terms, judged, target, to)
+
+    def _image_terms(self, estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
+        weight, share, terms = self.weights[2], self.fitted_share, {}
+        if not (weight > 0 or self.ssim_weight > 0):
+            return {}
+        image, truth = _decoded(self.network, estimate, target)
+        brain = truth > BACKGROUND + FAINT
+        if weight > 0:
+            plain = F.mse_loss(image, truth)
+            fitted = fitted_distance(image, truth, brain) if share > 0 else plain
+            terms["image"] = weight * torch.lerp(plain, fitted, share)
+        if self.ssim_weight > 0:
+            terms["ssim"] = self.ssim_weight * ssim_loss(image, truth, brain)
+        return terms
 
     def _alone(self, batch: Mapping[str, Tensor], each: Tensor) -> Tensor:
         """Target-like latent of the first source by itself; ``each`` (B · S, L, h, w, d) has those of the set."""
@@ -277,12 +312,7 @@ class DiffusionObjective(Objective):
                     f"{name}: expected 0, as this network has no detail transfer, which it would train; found {value}. "
                     "Set it to 0, or give network_def#detail a DetailTransfer."
                 )
-        voxels = None if part_size is None else part_size * network.autoencoder.downsampling
-        if ssim_weight > 0 and voxels is not None and voxels < SSIM_WINDOW // 2:
-            raise ValueError(
-                f"part_size: expected at least {SSIM_WINDOW // 2} voxels of an image with ssim_weight, half of its "
-                f"window; found {part_size} latent voxels, {voxels} of the image. Raise it, or set ssim_weight to 0."
-            )
+        _check_window(ssim_weight, part_size, network)
         self.image_weight = image_weight
         self.sharpness_weight = sharpness_weight
         self.ssim_weight = ssim_weight
@@ -322,7 +352,8 @@ class DiffusionObjective(Objective):
     def _image_terms(self, estimate: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         net, to, weight = self.network, batch["target_modality"], self.image_weight
         if net.detail is None:
-            return {"image": weight * _image_distance(net, *_random_part(self.part_size, estimate, batch["target"]))}
+            images = _decoded(net, *_random_part(self.part_size, estimate, batch["target"]))
+            return {"image": weight * F.mse_loss(*images)}
         volumes = (estimate, batch["source_image"], batch["target_image"])
         latent, source, truth = _random_part(self.part_size, *volumes)
         if self.error_weight:

@@ -84,6 +84,7 @@ NUMBERS = {
     "cache_rate": (0.0, 1.0),
     "pure_noise_share": (0.0, 1.0),
     "phantom_share": (0.0, 0.99),
+    "fitted_share": (0.0, 1.0),
     "decay_share": (0.0, 1.0),
     "weight_decay": (0.0, 1.0),
     "ema_momentum": (0.0, 1.0),

@@ -17,6 +17,7 @@ from custom.training.losses import (
     MedicalNetPerceptual,
     class_adversarial_loss,
     class_discriminator_loss,
+    fitted_distance,
     laplace_loss,
     sharpness_loss,
     ssim_loss,
@@ -192,6 +193,41 @@ def test_sharpness_of_flat_images_has_a_gradient_and_small_ones_are_taken() -> N
     image = torch.zeros(1, 1, 2, 3, 9, requires_grad=True)
     sharpness_loss(image, torch.rand(1, 1, 2, 3, 9)).backward()
     assert image.grad.isfinite().all()
+
+
+def test_what_a_line_brings_to_the_truth_costs_nothing() -> None:
+    truth, where = images(0), images(1) > 0
+    truth = truth.detach()
+    scale = truth[where].var()
+    paler = torch.where(where, 0.3 * truth - 0.5, 7.0)  # what does not count may be anything
+    # of FLATTEST there remains its square against the image's variance: less than 1e-5
+    assert fitted_distance(paler, truth, where) < 1e-5 * scale
+    spread = (truth[where] - truth[where].mean()).square().sum() / truth.numel()
+    for useless in (-truth, torch.zeros_like(truth)):
+        torch.testing.assert_close(fitted_distance(useless, truth, where), spread.float())
+    assert fitted_distance(paler, truth, where & False).item() == 0
+
+
+def test_what_no_line_explains_is_the_residual_of_least_squares() -> None:
+    truth, image = images(0), images(1) + 0.5 * images(0)
+    where = torch.ones_like(truth, dtype=torch.bool)
+    residual = [
+        (t - torch.stack([i, torch.ones_like(i)], 1) @ torch.linalg.lstsq(torch.stack([i, i * 0 + 1], 1), t).solution)
+        for i, t in zip(image.flatten(1), truth.flatten(1), strict=True)
+    ]
+    expected = torch.stack(residual).square().mean()
+    torch.testing.assert_close(fitted_distance(image, truth, where), expected, rtol=1e-3, atol=0)
+
+
+def test_a_flat_image_has_a_finite_gradient_towards_the_truth() -> None:
+    truth = images(0)
+    flat = torch.zeros_like(truth).requires_grad_()
+    where = torch.ones_like(truth, dtype=torch.bool)
+    nearly = (flat + 1e-3 * truth).detach().requires_grad_()
+    fitted_distance(flat, truth, where).backward()
+    fitted_distance(nearly, truth, where).backward()
+    assert flat.grad.isfinite().all()
+    assert (nearly.grad * truth).sum() < 0
 
 
 def test_ssim_loss_is_that_of_the_voxels_that_count_and_ignores_the_rest() -> None:

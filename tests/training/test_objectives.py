@@ -13,7 +13,7 @@ from monai.networks.nets import PatchDiscriminator
 from custom.networks import DetailTransfer, LatentTranslator, RectifiedFlow, ResidualStyleTransfer, SourceFusion
 from custom.networks.diffusion import FLOW_PREDICTION_TYPES
 from custom.networks.vqgan import VQGAN, KLBottleneck
-from custom.training.losses import sharpness_loss, ssim_loss
+from custom.training.losses import fitted_distance, sharpness_loss, ssim_loss
 from custom.training.objectives import (
     AutoencoderObjective,
     DiffusionObjective,
@@ -240,6 +240,30 @@ def test_image_term_is_the_squared_distance_of_the_decoded_latents(network: Late
     torch.testing.assert_close(objective(batch).terms["image"], expected)
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_images_of_the_second_stage_are_judged_by_structure_too(network: LatentTranslator, share: float) -> None:
+    objective = StyleObjective(network, image_weight=3.0, fitted_share=share, ssim_weight=2.0).eval()
+    batch = batch_of(StyleObjective)
+    image = network.decode(network.transfer(batch["source"][:, 0], batch["target_modality"]))
+    truth = network.decode(batch["target"])
+    brain = truth > -0.9
+    assert brain.any()
+    assert not brain.all()
+    terms = objective(batch).terms
+    expected = (1 - share) * F.mse_loss(image, truth) + share * fitted_distance(image, truth, brain)
+    torch.testing.assert_close(terms["image"], 3.0 * expected)
+    torch.testing.assert_close(terms["ssim"], 2.0 * ssim_loss(image, truth, brain))
+
+
+def test_ssim_alone_trains_the_second_stage(network: LatentTranslator) -> None:
+    objective = StyleObjective(network, latent_weight=0.0, cycle_weight=0.0, ssim_weight=1.0).train()
+    terms = objective(batch_of(StyleObjective)).terms
+    assert "image" not in terms
+    terms["ssim"].backward()
+    assert any(p.grad is not None and p.grad.any() for p in network.style_transfer.parameters())
+    assert all(p.grad is None for p in network.autoencoder.parameters())
+
+
 def test_a_known_target_like_latent_is_not_computed_again(network: LatentTranslator) -> None:
     objective, batch = DiffusionObjective(network).eval(), batch_of(DiffusionObjective)
     with torch.no_grad():
@@ -405,6 +429,8 @@ def test_terms_of_the_translation_need_detail(network: LatentTranslator, name: s
 def test_ssim_needs_parts_of_half_its_window(detailed: LatentTranslator) -> None:
     with pytest.raises(ValueError, match=r"part_size: expected at least 5 voxels .* found 1 latent voxels"):
         DiffusionObjective(detailed, image_weight=1.0, ssim_weight=0.1, part_size=1)
+    with pytest.raises(ValueError, match=r"part_size: expected at least 5 voxels .* found 1 latent voxels"):
+        StyleObjective(detailed, image_weight=1.0, ssim_weight=0.1, part_size=1)
 
 
 def test_parts_of_latents_and_images_are_of_one_place() -> None:
