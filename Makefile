@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)  ## translate a held-out phantom (and IMAGE=path), print scores, draw output/demo/demo.png
-	$(BIN)/python -m custom demo $(if $(IMAGE),--image $(IMAGE))
+	$(BIN)/python -m custom demo $(if $(IMAGE),--image '$(IMAGE)')
 
 test: $(INSTALLED)  ## run the tests
 	$(PYTEST)
@@ -72,7 +72,7 @@ train: $(INSTALLED)  ## train the three stages on phantoms, with DATA=list.json 
 
 evaluate: $(INSTALLED)  ## score the weights (or WEIGHTS=bundle/output/model.pt) on the held-out phantoms
 	$(BIN)/python -m monai.bundle run evaluating --config_file bundle/configs/evaluate.json \
-		$(if $(WEIGHTS),--ckpt_path $(WEIGHTS))
+		$(if $(WEIGHTS),--ckpt_path '$(WEIGHTS)')
 
 ablation: $(INSTALLED)  ## train and evaluate the ablations of Table 3 on phantoms (SHARE=0.6 of the epochs)
 	$(BIN)/python -m custom ablation $(if $(SHARE),--share $(SHARE))

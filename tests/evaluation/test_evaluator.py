@@ -371,6 +371,20 @@ def test_config_names_weights_that_are_missing(bundle_data, tmp_path):
     assert "absent.pt: expected the model's weights" in user_message(caught.value, "")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "wrong"),
+    [("sources", ["pd"], "pd"), ("scored_pairs", [["t1", "pd"]], "pd"), ("methods", ["guess"], "guess")],
+)
+def test_config_refuses_what_it_cannot_score_before_it_reads_a_scan(bundle_data, tmp_path, key, value, wrong):
+    workflow = bundle_workflow(bundle_data, tmp_path, **{key: value})
+    with pytest.raises(RuntimeError) as caught:
+        workflow.run()
+    message = user_message(caught.value, "")
+    assert "expected" in message
+    assert f"found {wrong}" in message or f"found '{wrong}'" in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_config_network_is_that_of_inference():
     definitions = [
         json.loads((CONFIG.parent / f"{name}.json").read_text())["network_def"] for name in ("evaluate", "inference")
