@@ -13,7 +13,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from custom import rivals
-from custom.evaluation.rows import CEILING, METHODS, SPADE_ONLY
+from custom.evaluation.rows import METHODS, OF_THE_STAGES
 from custom.networks.weights import load_weights, name_of_card, read_card, read_weights
 from custom.utils.files import atomic_write
 
@@ -151,7 +151,7 @@ def _of_rival(card: Mapping[str, Any], weights: Path, files: Mapping[str, Path])
         config["network_def"] = {"_target_": card["target"], "_requires_": "@bundle_code", **arguments}
         config["modalities"]["default"] = arguments["modalities"]
         config["intensity_scale"] = arguments["intensity_scale"]
-    configs["evaluate"]["methods"] = [m for m in METHODS if m not in (CEILING, SPADE_ONLY)]
+    configs["evaluate"]["methods"] = [m for m in METHODS if m not in OF_THE_STAGES]
     if pair:
         configs["inference"]["displayable_configs"]["target"] = pair[1]
         configs["evaluate"] |= {"scored_pairs": [pair], "pairs": [pair]}

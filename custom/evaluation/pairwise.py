@@ -21,6 +21,7 @@ from custom.evaluation.rows import (
     LOOKUP,
     METHODS,
     PAIRED_LOOKUP,
+    SPADE_DECODED,
     SPADE_ONLY,
     TOGETHER,
     TRAINING_MEAN,
@@ -63,7 +64,8 @@ class PairwiseInferer(Inferer):
         lookup: the fitted intensity lookup; without it, or for pairs it has not seen, that row is left out.
         paired: the fitted lookup over two sources; likewise.
         mean: the training subjects' mean image; without it, or for targets it has not seen, that row is left out.
-        methods: the rows wanted, of :data:`custom.evaluation.rows.METHODS`.
+        methods: the rows wanted, of :data:`custom.evaluation.rows.METHODS`. Without a detail transfer MS-SPADE decoded
+            is MS-SPADE only, and left out.
         sources: the modalities to translate from; default all.
         pairs: (source, target) to translate, for a network that was trained for these alone; default all.
         set_sizes: numbers of sources that are also translated together: every set of so many that a subject has beside
@@ -121,14 +123,15 @@ class PairwiseInferer(Inferer):
     def _wanted(self, source: str, target: str) -> bool:
         return source != target and (self.pairs is None or (source, target) in self.pairs)
 
-    def count(self, names: Sequence[str]) -> int:
-        """Number of predictions for a subject that has the modalities ``names``."""
+    def count(self, names: Sequence[str], network: Any = None) -> int:
+        """Number of predictions of ``network`` for a subject that has the modalities ``names``."""
         pairs = [(s, t) for t in names for s in self.sources if s in names and self._wanted(s, t)]
         of_pair = {
             LOOKUP: [pair in self._looked_up for pair in pairs],
             TRAINING_MEAN: [target in self._averaged for _, target in pairs],
         }
-        methods = [m for m in self.methods if m not in (CEILING, PAIRED_LOOKUP)]
+        apart = (CEILING, PAIRED_LOOKUP) if _transfers_detail(network) else (CEILING, PAIRED_LOOKUP, SPADE_DECODED)
+        methods = [m for m in self.methods if m not in apart]
         counts = [sum(of_pair[m]) if m in of_pair else len(pairs) for m in methods]
         together = sum(len(self._of_set(group, target)) for target in names for group in self._sets(names, target))
         return (CEILING in self.methods) * len(names) + sum(counts) + together
@@ -201,6 +204,8 @@ class PairwiseInferer(Inferer):
 
     def _translate(self, given: Translation, source: str, target: str) -> Iterator[Prediction]:
         index = self.modalities.index(target)
+        if SPADE_DECODED in self.methods and _transfers_detail(given.network):
+            yield _prediction(SPADE_DECODED, source, target, given.spade_decoded(index))
         if SPADE_ONLY in self.methods:
             yield _prediction(SPADE_ONLY, source, target, given.spade_only(index))
         if FULL_MODEL in self.methods:
@@ -219,6 +224,10 @@ class PairwiseInferer(Inferer):
 
 def _prediction(method: str, source: str, target: str, found: Translated) -> Prediction:
     return Prediction(method, source, target, found.image, found.cost, found.uncertainty)
+
+
+def _transfers_detail(network: Any) -> bool:
+    return getattr(network, "detail", None) is not None
 
 
 def plain(tensor: Tensor) -> Tensor:

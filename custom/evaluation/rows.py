@@ -15,10 +15,21 @@ COPY_SOURCE = "copy-source"
 TRAINING_MEAN = "training mean"
 LOOKUP = "intensity lookup"
 CEILING = "autoencoder ceiling"
-SPADE_ONLY = "MS-SPADE only"
+SPADE_DECODED = "MS-SPADE decoded"  # stage 2 by itself
+SPADE_ONLY = "MS-SPADE only"  # without diffusion, but with detail transfer
 FULL_MODEL = "full model"
 PAIRED_LOOKUP = "lookup over two sources"
-METHODS: tuple[str, ...] = (COPY_SOURCE, TRAINING_MEAN, LOOKUP, PAIRED_LOOKUP, CEILING, SPADE_ONLY, FULL_MODEL)
+METHODS: tuple[str, ...] = (
+    COPY_SOURCE,
+    TRAINING_MEAN,
+    LOOKUP,
+    PAIRED_LOOKUP,
+    CEILING,
+    SPADE_DECODED,
+    SPADE_ONLY,
+    FULL_MODEL,
+)
+OF_THE_STAGES = (CEILING, SPADE_DECODED, SPADE_ONLY)  # what no network of another kind has
 EXPECTED_ERROR = "expected error"  # of the full model, in pictures
 TOGETHER = "+"  # between the names of sources that are translated together
 

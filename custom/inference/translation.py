@@ -111,8 +111,14 @@ class Translation:
         image, decoding = self._run(lambda: self.network.decode(latent).float().view_as(self.image))
         return self._result(image, encoding.plus(decoding))
 
+    def spade_decoded(self, target: int | Tensor) -> Translated:
+        """The target-like latent decoded, without detail: stage 2 by itself; ``target`` as in :meth:`translate`."""
+        (_, target_like), before = self._styled(self._index(target))
+        image, decoding = self._run(lambda: self.network.decode(target_like).float())
+        return self._result(image, before.plus(decoding))
+
     def spade_only(self, target: int | Tensor) -> Translated:
-        """The target-like latent rendered: the translation by MS-SPADE alone; ``target`` as in :meth:`translate`."""
+        """The target-like latent rendered: the translation without diffusion; ``target`` as in :meth:`translate`."""
         index = self._index(target)
         (_, target_like), before = self._styled(index)
         image, rendering = self._run(lambda: self.network.render(target_like, self.image, index).float())

@@ -116,7 +116,7 @@ class ProgressHandler:
     def _start(self, engine: TranslationEvaluator) -> None:
         inferer = engine.inferer
         assert isinstance(inferer, PairwiseInferer)
-        self._expected = inferer.count(inferer.modalities)
+        self._expected = inferer.count(inferer.modalities, engine.network)
         self._bar = tqdm(total=self._expected * (engine.state.epoch_length or 0), desc="evaluating", dynamic_ncols=True)
 
     def _step(self, engine: Engine) -> None:

@@ -72,5 +72,5 @@ class StageInferer(Inferer):
             return translation.reconstruct().image
         assert target is not None
         if self.stage == "style_transfer":
-            return translation.spade_only(target).image
+            return translation.spade_decoded(target).image
         return translation.translate(target, seed=self.seed).image

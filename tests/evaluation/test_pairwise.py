@@ -8,7 +8,16 @@ from custom.data.foreground import foreground_key
 from custom.evaluation.baselines import IntensityLookup, TrainingMean
 from custom.evaluation.paired_lookup import PairedLookup
 from custom.evaluation.pairwise import PairwiseInferer
-from custom.evaluation.rows import CEILING, COPY_SOURCE, FULL_MODEL, LOOKUP, PAIRED_LOOKUP, SPADE_ONLY, TRAINING_MEAN
+from custom.evaluation.rows import (
+    CEILING,
+    COPY_SOURCE,
+    FULL_MODEL,
+    LOOKUP,
+    PAIRED_LOOKUP,
+    SPADE_DECODED,
+    SPADE_ONLY,
+    TRAINING_MEAN,
+)
 
 MODALITIES = ("t1", "t2", "flair")
 
@@ -41,6 +50,19 @@ def test_stream_of_predictions(toy):
     torch.testing.assert_close(by_key[FULL_MODEL, "t1", "t2"], torch.where(brain, -images["t1"] / 2, -1.0))
     assert {k[1:] for k in by_key if k[0] == LOOKUP} == {("t1", "t2"), ("t2", "t1")}
     assert {k[1:] for k in by_key if k[0] == TRAINING_MEAN} == {("t1", "t2"), ("flair", "t2")}
+
+
+def test_ms_spade_is_decoded_by_itself_where_detail_is_transferred(toy):
+    network, images = toy().eval(), inputs()
+    inferer = PairwiseInferer(MODALITIES, methods=[SPADE_DECODED, SPADE_ONLY])
+    assert {p.method for p in inferer(images, network)} == {SPADE_ONLY}
+    network.detail = nn.Identity()
+    network.render = lambda latent, image, target: network.decode(latent) / 2
+    found = {(p.method, p.source, p.target): p.image for p in inferer(images, network)}
+    assert len(found) == inferer.count(MODALITIES, network)
+    brain = images["t1"] > -1
+    torch.testing.assert_close(found[SPADE_DECODED, "t1", "t2"], torch.where(brain, -images["t1"], -1.0))
+    torch.testing.assert_close(found[SPADE_ONLY, "t1", "t2"], torch.where(brain, -images["t1"] / 2, -1.0))
 
 
 def test_methods_sources_seed_and_steps(toy):

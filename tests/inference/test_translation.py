@@ -46,9 +46,11 @@ def test_results_are_those_of_the_network_s_parts(network, image) -> None:
     with accelerate(network):  # as a translation computes
         latent = network.encode(image)
         reconstruction = network.decode(latent)
-        by_style = network.render(network.transfer(latent, INDEX), image, INDEX)
+        target_like = network.transfer(latent, INDEX)
+        decoded, by_style = network.decode(target_like), network.render(target_like, image, INDEX)
         whole = by_hand(network, image, 3)
     assert torch.equal(translation.reconstruct().image, reconstruction.clamp(-1, 1))
+    assert torch.equal(translation.spade_decoded(TARGET).image, decoded.clamp(-1, 1))
     assert torch.equal(translation.spade_only(TARGET).image, by_style.clamp(-1, 1))
     assert torch.equal(translation.translate(TARGET, seed=3).image, whole.clamp(-1, 1))
 
@@ -143,6 +145,7 @@ def test_mask_is_applied_to_every_result(knowing, image) -> None:
     masked, whole = Translation(knowing, image, mask=mask), Translation(knowing, image)
     for make in (
         lambda t: t.reconstruct(),
+        lambda t: t.spade_decoded(TARGET),
         lambda t: t.spade_only(TARGET),
         lambda t: t.translate(TARGET, num_samples=2, uncertainty=True),
     ):
