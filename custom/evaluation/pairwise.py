@@ -29,7 +29,7 @@ from custom.evaluation.rows import (
 from custom.inference.cost import Cost
 from custom.inference.inferer import MAX_SAMPLES, MAX_STEPS
 from custom.inference.translation import Sampling, Translated, Translation, knows_errors
-from custom.utils.arguments import whole_number
+from custom.utils.arguments import nearest, whole_number
 from custom.utils.modalities import target_indices
 from custom.utils.precision import amp_choice
 
@@ -86,39 +86,38 @@ class PairwiseInferer(Inferer):
         lookup: IntensityLookup | None = None,
         paired: PairedLookup | None = None,
         mean: TrainingMean | None = None,
-        methods: Sequence[str] = METHODS,
-        sources: Sequence[str] | None = None,
+        methods: Sequence[str] | str = METHODS,
+        sources: Sequence[str] | str | None = None,
         pairs: Sequence[Sequence[str]] | None = None,
-        set_sizes: Sequence[int] = (),
+        set_sizes: Sequence[int] | int = (),
         seed: int = 0,
         num_steps: int = 0,
         num_samples: int = 1,
         amp: bool | str = False,
     ) -> None:
-        unknown = [m for m in methods if m not in METHODS]
-        if unknown:
-            raise ValueError(f"methods: expected some of {', '.join(METHODS)}; found {', '.join(unknown)}.")
         self.modalities = tuple(modalities)
         self.lookup = lookup
         self.paired = paired
         self.mean = mean
-        self.methods = tuple(methods)
-        self.sources = tuple(
-            self.modalities[i] for i in target_indices(sources or self.modalities, self.modalities, "sources")
-        )
+        self.methods = _methods(methods)
+        chosen = self.modalities if sources is None else sources
+        self.sources = tuple(self.modalities[i] for i in target_indices(chosen, self.modalities, "sources"))
+        if not (pairs is None or isinstance(pairs, list | tuple)):
+            raise _not_pairs(pairs)
         self.pairs = None if pairs is None else [self._pair(pair) for pair in pairs]
-        self.set_sizes = [whole_number("set_sizes", size, smallest=2, largest=LARGEST_SET) for size in set_sizes]
+        sizes = [set_sizes] if isinstance(set_sizes, int | str) else set_sizes
+        self.set_sizes = [whole_number("set_sizes", size, smallest=2, largest=LARGEST_SET) for size in sizes]
         self.seed = seed
-        self.num_steps = whole_number("num_steps", num_steps, smallest=0, largest=MAX_STEPS)
+        self.num_steps = whole_number("num_inference_steps", num_steps, smallest=0, largest=MAX_STEPS)
         self.num_samples = whole_number("num_samples", num_samples, smallest=1, largest=MAX_SAMPLES)
         self.amp = amp_choice(amp)
         self._looked_up = set(lookup.pairs) if lookup is not None else set()
         self._averaged = set(mean.seen) if mean is not None else set()
 
     def _pair(self, pair: Sequence[str]) -> tuple[str, ...]:
-        if isinstance(pair, str) or len(pair) != 2:
-            raise ValueError(f"pairs: expected a source and a target each; found {pair!r}. Correct it.")
-        return tuple(self.modalities[i] for i in target_indices(pair, self.modalities, "pairs"))
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or pair[0] == pair[1]:
+            raise _not_pairs(pair)
+        return tuple(self.modalities[i] for i in target_indices(pair, self.modalities, "scored_pairs"))
 
     def _wanted(self, source: str, target: str) -> bool:
         return source != target and (self.pairs is None or (source, target) in self.pairs)
@@ -224,6 +223,26 @@ class PairwiseInferer(Inferer):
 
 def _prediction(method: str, source: str, target: str, found: Translated) -> Prediction:
     return Prediction(method, source, target, found.image, found.cost, found.uncertainty)
+
+
+def _methods(wanted: str | Sequence[str]) -> tuple[str, ...]:
+    names = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Sequence) else list(wanted)
+    unknown = [str(name) for name in names if name not in METHODS]
+    if unknown or not names:
+        by_lower = {method.lower(): method for method in METHODS}
+        meant = by_lower.get(nearest(unknown[0], by_lower) or "") if unknown else None
+        raise ValueError(
+            f"methods: expected some of {', '.join(METHODS)}; found {', '.join(unknown) or 'none'}. "
+            + (f"Did you mean {meant}?" if meant else "Choose from the list.")
+        )
+    return tuple(names)
+
+
+def _not_pairs(found: object) -> ValueError:
+    return ValueError(
+        f"scored_pairs: expected a list of pairs of two contrasts each, a source and a target; found {found!r}. "
+        "Correct it, such as [['t1','t2']]."
+    )
 
 
 def _transfers_detail(network: Any) -> bool:

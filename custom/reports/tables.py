@@ -11,7 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from custom.evaluation.metrics import HIGHER_IS_BETTER, METRICS
-from custom.evaluation.rows import CEILING, FULL_MODEL, METHODS, Row, display_name, number_of_sources
+from custom.evaluation.rows import (
+    CEILING,
+    FULL_MODEL,
+    METHODS,
+    SPADE_DECODED,
+    SPADE_ONLY,
+    Row,
+    display_name,
+    number_of_sources,
+)
 from custom.evaluation.statistics import LEVEL, Summary, paired_comparisons, summarize
 from custom.reports.render import CHECK, Cell, Table
 
@@ -99,6 +108,8 @@ def method_table(rows: Sequence[Row], region: str) -> Table | None:
     note = f"Mean ± sd over subjects and pairs{intervals}."
     if any(row.method == CEILING for row in chosen):
         note += " The autoencoder ceiling is the truth itself, encoded and decoded."
+    if any(row.method == SPADE_DECODED for row in chosen):
+        note += f" {SPADE_DECODED} is stage 2 by itself; {SPADE_ONLY} has detail transfer, but no diffusion."
     scored = {m: {r[:3] for r in chosen if r.method == m} for m in method_order(chosen) if m != CEILING}
     if len(set(map(frozenset, scored.values()))) > 1:
         note += " Not all lines have the same volumes: compare them by task, or by the paired tests."

@@ -12,13 +12,14 @@ from monai.networks.nets import ResNetFeatures
 from torch import Tensor, nn
 
 from custom.networks.weights import load_tensors
-from custom.utils.similarity import ssim_map
+from custom.utils.similarity import SSIM_WINDOW, ssim_map
 
 __all__ = [
     "FeatureMatching",
     "MedicalNetPerceptual",
     "class_adversarial_loss",
     "class_discriminator_loss",
+    "fitted_distance",
     "laplace_loss",
     "sharpness_loss",
     "ssim_loss",
@@ -163,7 +164,7 @@ def laplace_loss(logarithm: Tensor, image: Tensor, truth: Tensor, where: Tensor)
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
-SMOOTHNESS = 1e-4  # under the root of a gradient's square: a hundredth of the range [-1, 1] a voxel, and its derivative
+SMOOTHNESS = 1e-4  # under the root of a gradient's square: a hundredth of half the range [-1, 1] a voxel
 
 
 def sharpness_loss(image: Tensor, truth: Tensor, *, size: int = 6) -> Tensor:
@@ -201,22 +202,32 @@ def ssim_loss(image: Tensor, truth: Tensor, where: Tensor, *, data_range: float 
         data_range: what the constants stand for, of [0, 1]. The evaluation's, between a brain's percentiles, is about
             half of the scale ``brain``. With the constants of the whole, which are as large as a brain's variance
             within a window, SSIM is highest for a pale image.
+
+    Raises:
+        ValueError: for smaller images.
     """
+    if min(image.shape[2:]) < SSIM_WINDOW // 2:
+        raise ValueError(
+            f"ssim_weight: expected images of at least {SSIM_WINDOW // 2} voxels along each axis, half of SSIM's "
+            f"window; found {' x '.join(map(str, image.shape[2:]))}. Raise "
+            "latent_crop or part_size, or set ssim_weight to 0."
+        )
     # variances are small differences of large numbers, which products in bfloat16 lose
     with torch.autocast(image.device.type, enabled=False):
         loss = 1 - ssim_map((image.float() + 1) / (2 * data_range), (truth.float() + 1) / (2 * data_range))
     return (loss * where).sum() / where.sum().clamp(min=1)
 
 
-FLATTEST = 1e-4  # variance that an image is given at least, a hundredth of the range [-1, 1] squared
+FLATTEST = 1e-4  # added to an image's variance: of a hundredth of half the range [-1, 1]
 
 
 def fitted_distance(image: Tensor, truth: Tensor, where: Tensor) -> Tensor:
     """Mean squared distance after each image's brightness and contrast were brought to the truth's by a line.
 
     The line is that of least squares over the voxels that count, and never falls: an inverted image is no better than a
-    flat one. What of a target's brightness its sources do not show, so is not learned by heart. As in the mean squared
-    distance of whole images, the squares are divided by the number of all voxels.
+    flat one, and neither has a gradient, so the plain distance should keep a share. In this way nothing is learned of
+    a target's brightness that its sources do not show. As in the mean squared distance of whole images, the squares are
+    divided by the number of all voxels.
 
     Args:
         image, truth: (B, 1, H, W, D) in [-1, 1].

@@ -96,7 +96,7 @@ def _check_window(ssim_weight: float, part_size: int | None, network: LatentTran
         )
 
 
-FAINT = 0.1  # what a decoded image's background stays below, above BACKGROUND: a twentieth of the range
+DECODED_BACKGROUND = BACKGROUND + 0.1  # what a decoded image's background stays below
 
 STYLE_PARTS = ("style_transfer", "fusion")  # what stage 2 trains
 
@@ -129,8 +129,8 @@ class StyleObjective(Objective):
             more; what becomes of one source stays as it is.
 
     Raises:
-        ValueError: for other ``trained_parts``, for sets of one source where the fusion alone is trained, and for parts
-            smaller than half of SSIM's window.
+        ValueError: for other ``trained_parts``, for sets of one source where the fusion alone is trained, for a
+            ``fitted_share`` without an image term, and for parts smaller than half of SSIM's window.
     """
 
     has_unused_parameters = True  # of a single source nothing is fused
@@ -152,6 +152,11 @@ class StyleObjective(Objective):
             raise ValueError(
                 f"trained_parts: expected one or both of {', '.join(STYLE_PARTS)}; found {trained_parts}. Name them "
                 "as a list."
+            )
+        if fitted_share > 0 and image_weight == 0:
+            raise ValueError(
+                f"fitted_share: expected 0 where image_weight is 0, as it is a share of that term; found "
+                f"{fitted_share}. Set it to 0, or give image_weight a weight."
             )
         super().__init__(network, list(trained_parts))
         self.trains_style = "style_transfer" in trained_parts
@@ -197,7 +202,7 @@ class StyleObjective(Objective):
         if not (weight > 0 or self.ssim_weight > 0):
             return {}
         image, truth = _decoded(self.network, estimate, target)
-        brain = truth > BACKGROUND + FAINT
+        brain = truth > DECODED_BACKGROUND
         if weight > 0:
             plain = F.mse_loss(image, truth)
             fitted = fitted_distance(image, truth, brain) if share > 0 else plain
@@ -389,5 +394,16 @@ def style_objective(
         joint: which of the two.
         latent: keyword arguments of ``StyleObjective``.
         image: keyword arguments of ``JointObjective``.
+
+    Raises:
+        ValueError: for terms of the one that the other was asked for.
     """
-    return JointObjective(network, **image) if as_bool("joint", joint) else StyleObjective(network, **latent)
+    if not as_bool("joint", joint):
+        return StyleObjective(network, **latent)
+    for name in ("ssim_weight", "fitted_share"):
+        if latent.get(name, 0) > 0:
+            raise ValueError(
+                f"{name}: expected 0 with joint, whose images are compared by reconstruction and perceptual terms; "
+                f"found {latent[name]}. Set it to 0, or joint to false."
+            )
+    return JointObjective(network, **image)

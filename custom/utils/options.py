@@ -283,4 +283,5 @@ def _check_values(config: Mapping[str, Any]) -> None:
 
 def _check_number(key: str, value: Any, low: float, high: float) -> None:
     if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high or isinf(value):
-        raise ValueError(f"{key}: expected a number from {low:g} to {high:g}; found {value!r}. Correct it.")
+        allowed = f"of {low:g} or more" if isinf(high) else f"from {low:g} to {high:g}"
+        raise ValueError(f"{key}: expected a number {allowed}; found {value!r}. Correct it.")

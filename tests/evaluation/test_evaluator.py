@@ -373,14 +373,26 @@ def test_config_names_weights_that_are_missing(bundle_data, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value", "wrong"),
-    [("sources", ["pd"], "pd"), ("scored_pairs", [["t1", "pd"]], "pd"), ("methods", ["guess"], "guess")],
+    [
+        ("sources", ["pd"], "pd"),
+        ("scored_pairs", [["t1", "pd"]], "pd"),
+        ("methods", ["guess"], "guess"),
+        ("sources", [], "none"),
+        ("methods", [], "none"),
+        ("methods", 3, "3"),
+        ("scored_pairs", [["t1", "t1"]], "['t1', 't1']"),
+        ("scored_pairs", 3, "3"),
+        ("scored_pairs", [3], "3"),
+        ("num_samples", 100_000, "100000"),
+        ("num_inference_steps", 100_000, "100000"),
+    ],
 )
 def test_config_refuses_what_it_cannot_score_before_it_reads_a_scan(bundle_data, tmp_path, key, value, wrong):
     workflow = bundle_workflow(bundle_data, tmp_path, **{key: value})
     with pytest.raises(RuntimeError) as caught:
         workflow.run()
     message = user_message(caught.value, "")
-    assert "expected" in message
+    assert message.startswith(f"{key}: expected")
     assert f"found {wrong}" in message or f"found '{wrong}'" in message
     assert not list(tmp_path.iterdir())
 

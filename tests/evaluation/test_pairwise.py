@@ -146,7 +146,7 @@ def test_some_pairs_alone():
     assert inferer.count(MODALITIES) == len(found)
     assert asked == [[1], [2]]
     for pairs in (["t1,t2"], [["t1"]]):
-        with pytest.raises(ValueError, match="pairs: expected a source and a target each"):
+        with pytest.raises(ValueError, match="scored_pairs: expected a list of pairs of two contrasts each"):
             PairwiseInferer(MODALITIES, pairs=pairs)
 
 
@@ -192,6 +192,13 @@ def test_several_samples_are_averaged_and_their_expected_error_is_known(toy):
     torch.testing.assert_close(prediction.uncertainty[brain], 0.01 + images["t1"][brain].abs() / 10)
     assert (prediction.uncertainty[~brain] == 0).all()
     assert (prediction.image[~brain] == -1).all()
+
+
+def test_one_method_or_number_needs_no_list():
+    inferer = PairwiseInferer(MODALITIES, methods=SPADE_DECODED, sources="t2", set_sizes=2)
+    assert (inferer.methods, inferer.sources, inferer.set_sizes) == ((SPADE_DECODED,), ("t2",), [2])
+    with pytest.raises(ValueError, match=r"found MS-SPADE decode\. Did you mean MS-SPADE decoded\?"):
+        PairwiseInferer(MODALITIES, methods=["MS-SPADE decode"])
 
 
 def test_clear_errors():

@@ -230,6 +230,14 @@ def test_a_flat_image_has_a_finite_gradient_towards_the_truth() -> None:
     assert (nearly.grad * truth).sum() < 0
 
 
+def test_ssim_loss_says_what_to_do_where_its_window_does_not_fit() -> None:
+    small = torch.rand(1, 1, 4, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"ssim_weight: expected images of at least 5 voxels .* found 4 x 8 x 8\. Raise"
+    ):
+        ssim_loss(small, small, small > 0)
+
+
 def test_ssim_loss_is_that_of_the_voxels_that_count_and_ignores_the_rest() -> None:
     truth = images(0)
     where = torch.zeros_like(truth, dtype=torch.bool)

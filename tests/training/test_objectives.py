@@ -255,6 +255,14 @@ def test_images_of_the_second_stage_are_judged_by_structure_too(network: LatentT
     torch.testing.assert_close(terms["ssim"], 2.0 * ssim_loss(image, truth, brain))
 
 
+def test_terms_that_would_be_left_out_are_refused(network: LatentTranslator) -> None:
+    with pytest.raises(ValueError, match=r"fitted_share: expected 0 where image_weight is 0, .* found 0.5"):
+        StyleObjective(network, fitted_share=0.5)
+    for name in ("ssim_weight", "fitted_share"):
+        with pytest.raises(ValueError, match=rf"{name}: expected 0 with joint, .* found 0.5"):
+            style_objective(network, True, {"image_weight": 5.0, name: 0.5}, {})
+
+
 def test_ssim_alone_trains_the_second_stage(network: LatentTranslator) -> None:
     objective = StyleObjective(network, latent_weight=0.0, cycle_weight=0.0, ssim_weight=1.0).train()
     terms = objective(batch_of(StyleObjective)).terms
