@@ -249,7 +249,8 @@ def _check_arguments(name: str, node: Any) -> None:
 def _unknown(key: str, expected: str, found: str, known: Iterable[str]) -> ValueError:
     names = list(known)
     meant = nearest(key, names)
-    advice = f"Did you mean --{meant}?" if meant else f"Choose from {', '.join(names)}."
+    others = "Leave it out, or run a config that has it." if found != "none" else f"Choose from {', '.join(names)}."
+    advice = f"Did you mean --{meant}?" if meant else others
     return ValueError(f"--{key}: expected {expected}; found {found}. {advice}")
 
 
