@@ -106,7 +106,7 @@ class StyleObjective(Objective):
 
     The image term is the squared distance of what the frozen decoder makes of the target-like and of the target's
     latent. Directions of the latent that hardly differ can mean very different intensities, which the latent term alone
-    does not see. Most of that distance is brightness that no source shows: a share of it can be taken after a line was
+    does not see. Part of that distance is brightness that no source shows: a share of it can be taken after a line was
     fitted to each image, see ``fitted_distance``. The optional SSIM term asks these images for structural similarity,
     see ``ssim_loss``. Cycle and images are taken on a random part of the latents, which bounds their cost.
 
@@ -168,7 +168,8 @@ class StyleObjective(Objective):
             )
         self.exchanges = exchanges_sources(network.style_transfer)
         _check_window(ssim_weight, part_size, network)
-        self.weights = (latent_weight, cycle_weight, image_weight, adversarial_weight)
+        self.weights = (latent_weight, cycle_weight, adversarial_weight)
+        self.image_weight = image_weight
         self.ssim_weight = ssim_weight
         self.fitted_share = fitted_share
         self.part_size = part_size
@@ -187,7 +188,7 @@ class StyleObjective(Objective):
         latent, judged = self._estimates(alone, each.unflatten(0, source.shape[:2]), fused, target)
         place = [] if position is None else [position]
         parts = _random_part(self.part_size, source[:, 0], target, judged, alone, *place)
-        w_latent, w_cycle, _, w_adv = self.weights
+        w_latent, w_cycle, w_adv = self.weights
         terms = {"latent": w_latent * latent}
         if self.trains_style:
             back = net.transfer(parts[3], batch["source_modality"][:, 0], batch.get("target_context"), *parts[4:])
@@ -198,7 +199,7 @@ class StyleObjective(Objective):
         return Step(terms, judged, target, to)
 
     def _image_terms(self, estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
-        weight, share, terms = self.weights[2], self.fitted_share, {}
+        weight, share, terms = self.image_weight, self.fitted_share, {}
         if not (weight > 0 or self.ssim_weight > 0):
             return {}
         image, truth = _decoded(self.network, estimate, target)
