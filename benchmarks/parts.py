@@ -123,7 +123,7 @@ def arithmetic(
 def _count(network: LatentTranslator, name: str, size: tuple[int, ...]) -> float:
     autoencoder, device = network.autoencoder, next(network.parameters()).device
     image = torch.zeros(1, 1, *size, device=device)
-    latent = torch.zeros(1, autoencoder.embedding_dim, *(n // autoencoder.downsampling for n in size), device=device)
+    latent = torch.zeros(1, autoencoder.latent_channels, *(n // autoencoder.downsampling for n in size), device=device)
     index = torch.zeros(1, dtype=torch.long, device=device)
     parts: dict[str, Callable[[], Any]] = {
         "encode": lambda: autoencoder.encode(image),

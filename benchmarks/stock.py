@@ -65,7 +65,7 @@ def measure_stock(
         rows.append(_row("encode", lambda: autoencoder.encoder(autoencoder.haar(kept["image"])), device, rate))
         book = autoencoder.bottleneck
         if isinstance(book, VectorQuantizer):
-            pieces = kept["encode"].float().chunk(book.num_codebooks, dim=1)
+            pieces = kept["encode"][:, : book.embedding_dim].float().chunk(book.num_codebooks, dim=1)
             pairs = [
                 (twin.to(device), piece.contiguous()) for twin, piece in zip(_ema_twins(book), pieces, strict=True)
             ]
@@ -76,7 +76,7 @@ def measure_stock(
             unet = stock_unet(config, flash=flash).to(device)
             rows.append(_step(unet, inputs[:, : unet.conv_in.in_channels], network, device, rate, flash=flash))
         rows.append(_loop(rows[-2], kept["noise"], device, rate))
-        latent = autoencoder.post_quant_conv(kept["MS-SPADE"]).contiguous()
+        latent = autoencoder.post_quant_conv(kept["MS-SPADE"][:, : autoencoder.embedding_dim]).contiguous()
         rows.append(_row("decode", lambda: autoencoder.haar.inverse(autoencoder.decoder(latent)), device, rate))
     return rows
 

@@ -84,7 +84,7 @@ def test_without_ms_spade(overlay: str, inputs: int) -> None:
     """(a) sees the noisy latent only, (b) the source's beside it; neither trains stage 2."""
     translator, parser = network(overlay), parse("train", overlay)
     assert isinstance(translator.style_transfer, IdentityTransfer)
-    assert translator.unet.conv_in.in_channels == (1 + inputs) * translator.autoencoder.embedding_dim
+    assert translator.unet.conv_in.in_channels == (1 + inputs) * translator.autoencoder.latent_channels
     assert parser.get_parsed_content("spade_path") == "root/output/autoencoder/best.pt"
 
 
@@ -96,7 +96,7 @@ def test_diffusion_only_has_the_source_as_its_start_alone() -> None:
 
 def test_spade_only_is_the_target_like_latent() -> None:
     translator = network("ablation_spade_only")
-    latent = torch.randn(1, translator.autoencoder.embedding_dim, 4, 4, 4)
+    latent = torch.randn(1, translator.autoencoder.latent_channels, 4, 4, 4)
     assert translator.sample(latent, latent, torch.tensor([0]), torch.randn_like(latent)) is latent
 
 

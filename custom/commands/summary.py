@@ -73,7 +73,7 @@ def summarize(preset: str = DEFAULT_PRESET, size: Sequence[int] = DEFAULT_SIZE) 
     network = preset_network(preset)
     _check_size(size, network.spatial_divisor)
     latent_shape = (
-        network.autoencoder.embedding_dim,
+        network.autoencoder.latent_channels,
         *(int(n) // network.autoencoder.downsampling for n in size),
     )
     return [
@@ -133,13 +133,13 @@ def _check_size(size: Sequence[int], divisor: int) -> None:
 def _parameters(network: LatentTranslator) -> list[Row]:
     autoencoder = network.autoencoder
     parts: dict[str, Sequence[nn.Module]] = {
-        "encoder": (autoencoder.encoder, autoencoder.quant_conv),
+        "encoder": _present(autoencoder.encoder, autoencoder.quant_conv, autoencoder.projection),
         "codebook": (autoencoder.bottleneck,),
-        "decoder": (autoencoder.decoder, autoencoder.post_quant_conv),
+        "decoder": _present(autoencoder.decoder, autoencoder.post_quant_conv, autoencoder.expansion),
         "MS-SPADE": (network.style_transfer,),
         "fusion of sources": (network.fusion,),
         "UNet": (network.unet,),
-        "detail transfer": () if network.detail is None else (network.detail,),
+        "detail transfer": _present(network.detail),
         "all": (network,),
     }
     rows = [
@@ -148,6 +148,10 @@ def _parameters(network: LatentTranslator) -> list[Row]:
     ]
     size = sum(t.numel() * (2 if is_kernel(t) else t.element_size()) for t in network.state_dict().values())  # compact
     return [*rows, Row("parameters", "model.pt", size / 1e6, "MB")]
+
+
+def _present(*modules: nn.Module | None) -> list[nn.Module]:
+    return [module for module in modules if module is not None]
 
 
 def _arithmetic(network: LatentTranslator, size: tuple[int, ...], latent_shape: tuple[int, ...]) -> list[Row]:

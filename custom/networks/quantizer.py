@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Quantized", "VectorQuantizer", "embed"]
+__all__ = ["Quantized", "VectorQuantizer", "embed", "round_scalars", "scalars_of"]
 
 CPU_CHUNK_ELEMENTS = 2**18  # 1 MB: what a core keeps in its cache
 DEVICE_CHUNK_ELEMENTS = 2**24  # few launches of kernels
@@ -18,7 +18,8 @@ DEVICE_CHUNK_ELEMENTS = 2**24  # few launches of kernels
 class Quantized(NamedTuple):
     """Output of a bottleneck: ``latent`` (B, C, h, w, d), scalar ``loss``, ``indices`` int64.
 
-    The indices are (B, h, w, d), of G > 1 codebooks (B, G, h, w, d).
+    The indices are (B, h, w, d), of G > 1 codebooks (B, G, h, w, d), with S scalar channels (B, G + S, h, w, d), whose
+    levels are counted from 0.
     """
 
     latent: Tensor
@@ -32,6 +33,22 @@ def embed(indices: Tensor, codes: Tensor, num_codebooks: int) -> Tensor:
         return F.embedding(indices, codes).movedim(-1, 1).contiguous()
     pieces = F.embedding(_rows(indices, num_codebooks), _cut(codes, num_codebooks))
     return pieces.flatten(-2).movedim(-1, 1).contiguous()
+
+
+def round_scalars(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each value at the nearest of 256 levels from -8 to 8, and the numbers of these, int64 from 0.
+
+    Gradients pass straight through.
+
+    Source: finite scalar quantisation, Mentzer et al. 2023 (https://arxiv.org/abs/2309.15505).
+    """
+    levels = (values.float() * 16 + 128).round().clamp(0, 255).long()
+    return values + (scalars_of(levels).to(values.dtype) - values).detach(), levels
+
+
+def scalars_of(levels: Tensor) -> Tensor:
+    """The values of levels by their numbers, float32."""
+    return (levels - 128).float() / 16
 
 
 def _cut(codes: Tensor, num_codebooks: int) -> Tensor:

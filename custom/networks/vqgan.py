@@ -10,7 +10,7 @@ from monai.networks.nets.autoencoderkl import Decoder, Encoder
 from torch import Tensor, nn
 
 from custom.networks.attention import SelfAttentionBlock
-from custom.networks.quantizer import Quantized, VectorQuantizer
+from custom.networks.quantizer import Quantized, VectorQuantizer, round_scalars
 from custom.networks.wavelet import HaarTransform
 
 __all__ = ["VQGAN", "KLBottleneck"]
@@ -48,9 +48,13 @@ class VQGAN(nn.Module):
 
     Args:
         channels: channels of each level; every level after the first halves each axis.
-        embedding_dim: channels L of the latent.
+        embedding_dim: channels of the latent that are coded; all, but for the scalar ones.
         num_embeddings: codes in a codebook.
-        num_codebooks: codebooks, each for an equal piece of the channels of a latent vector.
+        num_codebooks: codebooks, each for an equal piece of the coded channels of a latent vector.
+        scalar_channels: channels of the latent behind the coded ones that a linear map gives of the image's Haar
+            coefficients. Each is quantised by itself. The decoder's image is corrected until it has these, too, so
+            what codes and decoder lose in their directions is kept; see ``fit_scalar_channels`` for a start. Only
+            where nothing but the Haar transform halves the axes.
         encoder_channels: channels between either half and its 1³ convolution at the latent; those of the latent by
             default.
         num_res_blocks: residual blocks of each level of the encoder.
@@ -67,8 +71,16 @@ class VQGAN(nn.Module):
         bottleneck: replaces the codebooks built from the arguments above, e.g. by a ``VectorQuantizer`` with other
             settings or a ``KLBottleneck``.
 
-    Source: Esser et al. 2021 (https://arxiv.org/abs/2012.09841); sizes in the paper's Table A.
+    Attributes:
+        latent_channels: L, coded and scalar ones.
+
+    Source: Esser et al. 2021 (https://arxiv.org/abs/2012.09841); sizes in the paper's Table A. The decoder's correction
+    is a step of back-projection, Irani & Peleg 1991 (doi:10.1016/1049-9652(91)90045-L).
     """
+
+    not_in_identity = ("latent_channels",)  # it follows from the others
+    # what was made before there were scalar channels stays valid
+    in_identity_unless = {"scalar_channels": 0, "projection": None, "expansion": None}  # noqa: RUF012
 
     def __init__(
         self,
@@ -77,6 +89,7 @@ class VQGAN(nn.Module):
         num_embeddings: int = 8192,
         *,
         num_codebooks: int = 1,
+        scalar_channels: int = 0,
         encoder_channels: int | None = None,
         num_res_blocks: Sequence[int] = (1, 1, 1),
         decoder_num_res_blocks: Sequence[int] | None = None,
@@ -93,7 +106,15 @@ class VQGAN(nn.Module):
         if not lower < upper:
             raise ValueError(f"intensity_range: expected a lower and a higher number, found {intensity_range}.")
         self.scale, self.shift = (upper - lower) / 2, (upper + lower) / 2
+        if scalar_channels and not (haar_levels and len(channels) == 1):
+            raise ValueError(
+                "scalar_channels: expected 0, as they need an autoencoder whose axes only its Haar levels halve; "
+                f"found {scalar_channels} with {haar_levels} such levels and {len(channels)} of channels. Set it to 0, "
+                "or channels to one number and haar_levels to 1 or more."
+            )
         self.embedding_dim = embedding_dim
+        self.latent_channels = embedding_dim + scalar_channels
+        self.scalar_channels = scalar_channels
         self.haar = HaarTransform(haar_levels)
         self.downsampling = 2 ** (len(channels) - 1 + haar_levels)
         image_channels = 8**haar_levels
@@ -131,6 +152,13 @@ class VQGAN(nn.Module):
                 half.blocks.insert(len(half.blocks) - 1, nn.SiLU())
         self.quant_conv = Convolution(3, inner, moments, kernel_size=1, conv_only=True)
         self.post_quant_conv = Convolution(3, embedding_dim, inner, kernel_size=1, conv_only=True)
+        self.projection: nn.Module | None = None
+        self.expansion: nn.Module | None = None
+        if scalar_channels:  # they say nothing and change nothing, to begin with
+            self.projection = nn.Conv3d(image_channels, scalar_channels, 1)
+            self.expansion = nn.Conv3d(scalar_channels, image_channels, 1, bias=False)
+            for parameter in (*self.projection.parameters(), *self.expansion.parameters()):
+                nn.init.zeros_(parameter)
 
     @torch.jit.unused
     def extra_repr(self) -> str:
@@ -142,15 +170,32 @@ class VQGAN(nn.Module):
         """Latent before the bottleneck, (B, L, h, w, d), of ``image`` (B, 1, H, W, D) in [-1, 1]."""
         if self.scale != 1.0 or self.shift != 0.0:
             image = image * self.scale + self.shift
-        return self.quant_conv(self.encoder(self.haar(image)))
+        coefficients = self.haar(image)
+        latent = self.quant_conv(self.encoder(coefficients))
+        if self.projection is not None:
+            latent = torch.cat([latent, self.projection(coefficients).to(latent.dtype)], dim=1)
+        return latent
 
     def quantize(self, latent: Tensor) -> Quantized:
-        """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent."""
-        return self.bottleneck(latent)
+        """The bottleneck: nearest codes (or, for the KL variant, the posterior) of an encoded latent, and levels."""
+        if self.scalar_channels == 0:
+            return self.bottleneck(latent)
+        coded = latent.shape[1] - self.scalar_channels
+        found = self.bottleneck(latent[:, :coded])
+        scalars, levels = round_scalars(latent[:, coded:].to(found.latent.dtype))
+        indices = found.indices
+        if indices.numel() > 0:
+            indices = torch.cat([indices if indices.dim() == levels.dim() else indices.unsqueeze(1), levels], dim=1)
+        return Quantized(torch.cat([found.latent, scalars], dim=1), found.loss, indices)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, 1, H, W, D) of a latent (B, L, h, w, d)."""
-        image = self.haar.inverse(self.decoder(self.post_quant_conv(latent)))
+        coded = self.latent_channels - self.scalar_channels
+        coefficients = self.decoder(self.post_quant_conv(latent[:, :coded]))
+        if self.projection is not None and self.expansion is not None:
+            lacking = latent[:, coded:] - self.projection(coefficients)
+            coefficients = coefficients + self.expansion(lacking)
+        image = self.haar.inverse(coefficients)
         if self.scale != 1.0 or self.shift != 0.0:
             image = (image - self.shift) / self.scale
         return image

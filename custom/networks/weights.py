@@ -27,10 +27,10 @@ __all__ = [
 ]  # fmt: skip
 
 # what networks did not always have: the fusion of several sources, the error map, coarser detail, coordinates, what
-# sources tell one another
+# sources tell one another, scalar channels
 ADDED = (
     "fusion.", "detail.attention.", "detail.fusion.", "detail.error.", "detail.coarser.", "style_transfer.position.",
-    "style_transfer.exchanges.",
+    "style_transfer.exchanges.", "autoencoder.projection.", "autoencoder.expansion.",
 )  # fmt: skip
 
 # what weights that were trained before 0.3.0 was released fused several sources by

@@ -24,7 +24,9 @@ from custom.utils.files import atomic_write, keep_former, require_writable
 from custom.utils.intensity_scales import SCALE_KEY
 from custom.utils.modalities import BRATS_MODALITIES, canonical
 
-__all__ = ["Checkpoints", "begin_stage", "load_pretrained", "load_stage", "require_stage", "write_atomically"]
+__all__ = [
+    "Checkpoints", "begin_stage", "goes_on", "load_pretrained", "load_stage", "require_stage", "write_atomically",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +52,13 @@ def begin_stage(stage_dir: str | os.PathLike, resume: bool | str = False) -> Non
     """
     folder = Path(stage_dir).expanduser()
     require_writable(folder)
-    if _goes_on(bool_or_auto("resume", resume), folder):
+    if goes_on(resume, folder):
         read_checkpoint(folder)
 
 
-def _goes_on(resume: bool | str, folder: Path) -> bool:
+def goes_on(resume: bool | str, stage_dir: str | os.PathLike) -> bool:
+    """Whether a run in ``stage_dir`` goes on from a checkpoint; arguments as for ``Checkpoints``."""
+    resume, folder = bool_or_auto("resume", resume), Path(stage_dir).expanduser()
     return any((folder / name).is_file() for name in (LAST, PREVIOUS)) if resume == AUTO else bool(resume)
 
 
@@ -317,7 +321,7 @@ class Checkpoints:
     def _resume(self, engine: Engine) -> None:
         for leftover in self.save_dir.glob(".*.part*") if is_main() else ():  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
-        found = self._read(engine) if _goes_on(self.resume, self.save_dir) else None
+        found = self._read(engine) if goes_on(self.resume, self.save_dir) else None
         if found is None or not self._of_these_stages(*found):
             with main_first():
                 pass  # until all have read what is moved now

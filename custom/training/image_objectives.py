@@ -70,7 +70,10 @@ def _latent_measures(network: LatentTranslator, quantized: Quantized) -> dict[st
     bottleneck = network.autoencoder.bottleneck
     if not isinstance(bottleneck, VectorQuantizer):
         return measures
-    usage, perplexity = bottleneck.usage(quantized.indices)
+    books, indices = bottleneck.num_codebooks, quantized.indices
+    if network.autoencoder.scalar_channels:  # their levels stand behind the codes
+        indices = indices[:, :books] if books > 1 else indices[:, 0]
+    usage, perplexity = bottleneck.usage(indices)
     return {**measures, "codebook_usage": usage, "codebook_perplexity": perplexity}
 
 

@@ -204,7 +204,7 @@ def _batch(parser: ConfigParser, objective: Objective, size: Sequence[int]) -> d
         count = value("subjects_per_batch") * value("pairs_per_subject")
         modality = torch.zeros(count, dtype=torch.long)
         autoencoder = objective.network.autoencoder
-        channels, divisor = autoencoder.embedding_dim, autoencoder.downsampling
+        channels, divisor = autoencoder.latent_channels, autoencoder.downsampling
         sources = min(value("max_sources") or len(value("modalities")), len(value("modalities")) - 1)
         batch = tensors(["target"], count, channels, "latent_crop", divisor)
         batch["source"] = batch["target"].unsqueeze(1).repeat(1, sources, 1, 1, 1, 1)

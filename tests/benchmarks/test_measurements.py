@@ -110,7 +110,7 @@ def test_arithmetic_grows_with_the_voxels(network, name: str) -> None:
 def test_executed_arithmetic_is_that_of_a_run(network, name: str) -> None:
     size = (64, 64, 64)  # large enough for fewer multiplications
     plain, executed = arithmetic(network, name, size)
-    latent = torch.zeros(1, network.autoencoder.embedding_dim, *(n // network.autoencoder.downsampling for n in size))
+    latent = torch.zeros(1, network.autoencoder.latent_channels, *(n // network.autoencoder.downsampling for n in size))
     target = torch.zeros(1, dtype=torch.long)
     run = {"MS-SPADE": lambda: network.transfer(latent, target), "decode": lambda: network.decode(latent)}[name]
     with torch.no_grad(), accelerate(network):

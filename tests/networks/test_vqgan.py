@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from custom.networks import VQGAN, KLBottleneck, SelfAttentionBlock, VectorQuantizer
+from custom.networks.fast import accelerate
+from custom.training.latents.cache import Codebooks
 
 
 def vqgan(**settings) -> VQGAN:
@@ -165,3 +167,100 @@ def test_kl_divergence(mean: float, log_var: float, divergence: float) -> None:
     moments = torch.cat([torch.full((1, 2, 2, 2, 2), mean), torch.full((1, 2, 2, 2, 2), log_var)], dim=1)
     found = KLBottleneck(2, kl_weight=0.5).eval()(moments).loss
     torch.testing.assert_close(found, torch.tensor(0.5 * divergence))
+
+
+def with_scalars(channels: int = 3, **settings) -> VQGAN:
+    torch.manual_seed(0)
+    network = VQGAN(
+        [4], 4, 16, num_res_blocks=[1], norm_num_groups=2, haar_levels=2, scalar_channels=channels, **settings
+    ).eval()
+    with torch.no_grad():  # orthonormal directions, as they are fitted
+        directions = torch.linalg.qr(torch.randn(64, channels))[0]
+        network.projection.weight.copy_(directions.T[:, :, None, None, None])
+        network.expansion.weight.copy_(directions[:, :, None, None, None])
+    return network
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_codebooks", [1, 2])
+def test_the_decoded_image_has_the_scalar_channels_of_the_latent(num_codebooks: int) -> None:
+    """Whatever the decoder makes of the codes, and nothing else of its image is changed."""
+    network, x = with_scalars(num_codebooks=num_codebooks), image(edge=16)
+    latent = network.encode(x)
+    assert latent.shape == (2, 4 + 3, 4, 4, 4)
+    assert network.latent_channels == 7
+    decoded = network.decode(latent)
+    torch.testing.assert_close(network.encode(decoded)[:, 4:], latent[:, 4:], rtol=0, atol=1e-5)
+    plain = network.haar.inverse(network.decoder(network.post_quant_conv(latent[:, :4])))
+    change = network.haar(decoded - plain)
+    directions = network.expansion.weight.flatten(1)
+    across = change.flatten(2) - directions @ (directions.T @ change.flatten(2))
+    torch.testing.assert_close(across, torch.zeros_like(across), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_codebooks", [1, 2])
+def test_scalar_channels_are_rounded_to_levels(num_codebooks: int) -> None:
+    network = with_scalars(num_codebooks=num_codebooks)
+    latent = network.encode(image(edge=16))
+    latent[:, 4] = 100.0  # beyond the last level
+    quantized = network.quantize(latent)
+    codes = network.bottleneck(latent[:, :4])
+    assert torch.equal(quantized.latent[:, :4], codes.latent)
+    assert quantized.loss == codes.loss
+    assert (quantized.latent[:, 5:] - latent[:, 5:]).abs().max() <= 1 / 32
+    assert (quantized.latent[:, 4] == 127 / 16).all()
+    assert quantized.indices.shape == (2, num_codebooks + 3, 4, 4, 4)
+    assert int(quantized.indices[:, num_codebooks:].min()) >= 0
+    assert int(quantized.indices.amax()) <= 255
+    again = Codebooks.of(network).embed(quantized.indices)
+    # the quantiser adds z + (e - z), which rounds
+    torch.testing.assert_close(again, quantized.latent, rtol=0, atol=1e-5)
+
+
+def test_gradients_pass_the_rounding() -> None:
+    network, x = with_scalars(), image(edge=16)
+    network.train()
+    reconstruction, _ = network(x)
+    reconstruction.square().mean().backward()
+    assert network.projection.weight.grad.abs().sum() > 0
+    assert network.expansion.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_scalar_channels_beside_a_gaussian_latent() -> None:
+    network = with_scalars(bottleneck=KLBottleneck(4))
+    quantized = network.quantize(network.encode(image(edge=16)))
+    assert quantized.latent.shape == (2, 7, 4, 4, 4)
+    assert quantized.indices.numel() == 0
+
+
+@torch.no_grad()
+def test_untrained_scalar_channels_change_nothing() -> None:
+    torch.manual_seed(0)
+    plain = VQGAN([4], 4, 16, num_res_blocks=[1], norm_num_groups=2, haar_levels=2).eval()
+    torch.manual_seed(0)
+    network = VQGAN([4], 4, 16, num_res_blocks=[1], norm_num_groups=2, haar_levels=2, scalar_channels=2).eval()
+    x = image(edge=16)
+    assert torch.equal(network(x)[0], plain(x)[0])
+    assert not network.encode(x)[:, 4:].any()
+
+
+@torch.no_grad()
+def test_scalar_channels_can_be_scripted_and_accelerated() -> None:
+    network, x = with_scalars(), image(batch=1, edge=16)
+    expected, quantized = network(x)
+    found, of_script = torch.jit.script(network)(x)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(of_script.indices, quantized.indices)
+    with accelerate(network):
+        torch.testing.assert_close(network.decode(quantized.latent), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "haar_levels"), [([4, 4], 1), ([4], 0)])
+def test_scalar_channels_need_haar_levels_alone(channels: list[int], haar_levels: int) -> None:
+    with pytest.raises(ValueError, match=r"scalar_channels: expected 0, .* found 2 with"):
+        VQGAN(
+            channels, 4, 16, num_res_blocks=[1] * len(channels), norm_num_groups=2, haar_levels=haar_levels,
+            scalar_channels=2,
+        )  # fmt: skip

@@ -17,17 +17,20 @@ from custom.networks import (
 )
 from custom.networks.vqgan import VQGAN
 from custom.networks.weights import convert_weights
-from custom.networks.widening import latent_channels, widened
+from custom.networks.widening import Channels, widened
 
 CODES, MODALITIES = 16, 3
 
 
-def translator(channels: int, *, num_codebooks: int, seed: int = 0) -> LatentTranslator:
+def translator(coded: int, *, num_codebooks: int, scalar: int = 0, seed: int = 0) -> LatentTranslator:
     torch.manual_seed(seed)
-    book = VectorQuantizer(CODES, channels, num_codebooks=num_codebooks)
+    book = VectorQuantizer(CODES, coded, num_codebooks=num_codebooks)
+    channels = coded + scalar
     network = LatentTranslator(
         MODALITIES,
-        VQGAN([8], channels, num_res_blocks=[1], norm_num_groups=4, haar_levels=1, bottleneck=book),
+        VQGAN(
+            [8], coded, num_res_blocks=[1], norm_num_groups=4, haar_levels=1, bottleneck=book, scalar_channels=scalar
+        ),
         ResidualStyleTransfer(
             MODALITIES, channels, width=8, num_blocks=1, hidden_channels=4, summary_channels=8, position_channels=4,
             exchange_channels=4,
@@ -98,8 +101,8 @@ def test_new_codebooks_are_drawn_anew_from_the_first_batch(narrow: LatentTransla
 
 def test_what_does_not_fit_is_left_to_the_messages(narrow: LatentTranslator, tmp_path: Path) -> None:
     state = narrow.state_dict()
-    assert latent_channels(state) == 4
-    assert latent_channels({}) is None
+    assert Channels.of(state) == (4, 0)
+    assert Channels.of({}) is None
     assert widened(state, state) == state
     torch.save(state, tmp_path / "narrow.pt")
     for channels, books in ((8, 4), (2, 1)):  # codebooks of other channels, and a narrower latent
@@ -114,3 +117,30 @@ def test_one_codebook_may_get_more_channels(narrow: LatentTranslator, tmp_path: 
     codes = network.autoencoder.bottleneck.embedding.weight
     assert torch.equal(codes[:, :4], narrow.autoencoder.bottleneck.embedding.weight)
     assert not codes[:, 4:].any()
+
+
+@pytest.mark.parametrize(("coded", "books", "scalar", "more"), [(4, 1, 0, 3), (8, 2, 0, 3), (8, 2, 2, 3), (4, 1, 2, 3)])
+@torch.no_grad()
+def test_scalar_channels_come_behind_the_coded_ones(
+    tmp_path: Path, coded: int, books: int, scalar: int, more: int
+) -> None:
+    """Of a latent with 4 coded channels and ``scalar`` others both kinds may grow, and nothing computed changes."""
+    before = translator(4, num_codebooks=1, scalar=scalar)
+    torch.save(before.state_dict(), tmp_path / "before.pt")
+    after = translator(coded, num_codebooks=books, scalar=more, seed=1)
+    for layer in (after.autoencoder.projection, after.autoencoder.expansion):  # as they are made
+        for parameter in layer.parameters():
+            parameter.zero_()
+    after.load_state_dict(convert_weights(after, tmp_path / "before.pt"))
+    assert Channels.of(after.state_dict()) == (coded, more)
+    places = [*range(4), *range(coded, coded + scalar)]
+    sources, to = torch.rand(2, 1, 16, 16, 16) * 2 - 1, torch.tensor([1])
+    latents = [network.encode(sources) for network in (before, after)]
+    torch.testing.assert_close(latents[1][:, places], latents[0])
+    assert not latents[1][:, coded + scalar :].any()
+    torch.testing.assert_close(after.decode(latents[1]), before.decode(latents[0]))
+    latents[1][:, coded + scalar :] += 1.0  # nothing listens to them
+    estimates = [n.transfer(latent, to, None) for n, latent in zip((before, after), latents, strict=True)]
+    torch.testing.assert_close(estimates[1][:, places], estimates[0])
+    fused = [n.fuse(z, e, to)[1] for n, z, e in zip((before, after), latents, estimates, strict=True)]
+    torch.testing.assert_close(fused[1][:, places], fused[0])

@@ -33,6 +33,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "bundle" / "configs" / "inference
 TINY = {
     "network_def#autoencoder#channels": [8],
     "network_def#autoencoder#embedding_dim": 8,
+    "network_def#autoencoder#scalar_channels": 0,
     "network_def#autoencoder#bottleneck#embedding_dim": 8,
     "network_def#autoencoder#bottleneck#num_embeddings": 16,
     "network_def#autoencoder#bottleneck#num_codebooks": 1,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from custom.data.readers import read_shape
 from custom.networks import VQGAN, VectorQuantizer
-from custom.networks.quantizer import embed
+from custom.networks.quantizer import embed, scalars_of
 from custom.utils.distributed import is_main, world_size
 from custom.utils.files import atomic_write
 from custom.utils.identity import FileDigests, differences, digest, identity
@@ -38,28 +38,61 @@ logger = logging.getLogger(__name__)
 
 Stored = TypeVar("Stored")
 
-DECODING = ("post_quant_conv", "decoder")  # parts of the autoencoder that latents do not depend on
+DECODING = ("post_quant_conv", "decoder", "expansion")  # parts of the autoencoder that latents do not depend on
 DIGESTS_NAME = "files.jsonl"
 ENCODING_NAME = "encoding.json"
 SECONDS_A_DAY = 86400
+
+
+class Codebooks(NamedTuple):
+    """What makes latents of stored indices: the codes (K, C), of how many codebooks, and the scalar channels S."""
+
+    codes: Tensor
+    number: int
+    scalar_channels: int
+
+    @classmethod
+    def of(cls, autoencoder: VQGAN) -> Codebooks | None:
+        """Those of ``autoencoder``; None where it has no codes."""
+        book = autoencoder.bottleneck
+        if not isinstance(book, VectorQuantizer):
+            return None
+        codes = book.embedding.weight.detach().float().cpu().clone()
+        return cls(codes, book.num_codebooks, autoencoder.scalar_channels)
+
+    @property
+    def stored(self) -> int:
+        """Numbers that are stored for a voxel of the latent."""
+        return self.number + self.scalar_channels
+
+    @property
+    def channels(self) -> int:
+        """Channels L of the latent."""
+        return self.codes.shape[1] + self.scalar_channels
+
+    def embed(self, indices: Tensor) -> Tensor:
+        """Latents (B, L, *) of ``indices`` (B, *), of more than one stored number (B, number, *)."""
+        if not self.scalar_channels:
+            return embed(indices, self.codes, self.number)
+        of_codes, levels = indices[:, : self.number], indices[:, self.number :]
+        coded = embed(of_codes.squeeze(1) if self.number == 1 else of_codes, self.codes, self.number)
+        return torch.cat([coded, scalars_of(levels)], dim=1)
 
 
 class StoredLatents:
     """Latents (m, L, h, w, d) of a subject's m modalities in a file, of which only what is asked for is read.
 
     Args:
-        path: of the ``.npy`` file: indices of codes (m, h, w, d), of G > 1 codebooks (m, G, h, w, d), or values
-            (m, L, h, w, d) where ``codes`` is None.
-        codes: the codebooks (K, L).
-        num_codebooks: their number G.
+        path: of the ``.npy`` file: indices (m, h, w, d), of more than one a voxel (m, number, h, w, d), or values
+            (m, L, h, w, d) where ``books`` is None.
+        books: what makes latents of the indices.
     """
 
-    def __init__(self, path: str | os.PathLike[str], codes: Tensor | None = None, num_codebooks: int = 1) -> None:
+    def __init__(self, path: str | os.PathLike[str], books: Codebooks | None = None) -> None:
         self.path = str(path)
-        self.codes = codes
-        self.num_codebooks = num_codebooks
+        self.books = books
         stored = self._open().shape
-        self.shape = torch.Size(stored if codes is None else (stored[0], codes.shape[1], *stored[-3:]))
+        self.shape = torch.Size(stored if books is None else (stored[0], books.channels, *stored[-3:]))
 
     def _open(self) -> np.ndarray:
         # opened anew for each crop: a map that stays open holds a file descriptor, of which a process has about 1000
@@ -72,10 +105,10 @@ class StoredLatents:
         """
         stored = self._open()[number]
         found = stored[(slice(None), *region) if stored.ndim > 3 else region]
-        if self.codes is None:
+        if self.books is None:
             return torch.from_numpy(found.astype(np.float32))
         indices = torch.from_numpy(found.astype(np.int64))
-        return embed(indices.unsqueeze(0), self.codes, self.num_codebooks).squeeze(0)
+        return self.books.embed(indices.unsqueeze(0)).squeeze(0)
 
 
 class StoredImages:
@@ -116,8 +149,8 @@ class LatentCache:
     precision; the subject's from the contents of its files. So whatever changes is computed anew, nothing that is found
     needs to be trusted, and stages, runs and processes can share a folder. Files appear whole or not at all.
 
-    Latents of codebooks are stored as the codes' indices: exact, and 2 bytes a latent voxel and codebook, where values
-    in float32 take 12 to 32. Those of a ``KLBottleneck`` are stored in float32.
+    Latents of codebooks are stored as the codes' indices and the levels of scalar channels: exact, and 2 bytes a latent
+    voxel and number, where values in float32 take 4 a channel. Those of a ``KLBottleneck`` are stored in float32.
 
     Args:
         cache_dir: folder of all encodings.
@@ -130,10 +163,8 @@ class LatentCache:
         self, cache_dir: str | os.PathLike[str], autoencoder: VQGAN, transform: Callable, *, amp: bool = False
     ) -> None:
         self.root = Path(cache_dir).expanduser()
-        book = autoencoder.bottleneck
-        self.codes = book.embedding.weight.detach().float().cpu().clone() if isinstance(book, VectorQuantizer) else None
-        self.num_codebooks = book.num_codebooks if isinstance(book, VectorQuantizer) else 1
-        self.channels = autoencoder.embedding_dim
+        self.books = Codebooks.of(autoencoder)
+        self.channels = autoencoder.latent_channels
         self.downsampling = autoencoder.downsampling
         parts = [part for name, part in autoencoder.named_children() if name not in DECODING]
         self.encoding = identity(parts, transform, {"amp": amp})
@@ -143,9 +174,9 @@ class LatentCache:
     @property
     def dtype(self) -> np.dtype:
         """Of what is stored."""
-        if self.codes is None:
+        if self.books is None:
             return np.dtype(np.float32)
-        return np.dtype(np.uint16 if len(self.codes) <= 2**16 else np.int32)
+        return np.dtype(np.uint16 if len(self.books.codes) <= 2**16 else np.int32)
 
     def files(self, entries: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> list[Path]:
         """Where the latents of each subject of a datalist are, or will be."""
@@ -154,14 +185,14 @@ class LatentCache:
 
     def find(self, file: Path) -> StoredLatents | None:
         """Stored latents; None where they must be computed. A file in use is marked by the file's time."""
-        return find_stored(file, lambda: StoredLatents(file, self.codes, self.num_codebooks))
+        return find_stored(file, lambda: StoredLatents(file, self.books))
 
     def find_images(self, file: Path) -> StoredImages | None:
         """The images of the latents in ``file``; None where they must be read."""
         return find_stored(_images_of(file), lambda: StoredImages(_images_of(file)))
 
     def write(self, file: Path, latents: Tensor) -> None:
-        """Store indices (m, h, w, d), of G > 1 codebooks (m, G, h, w, d), or values (m, L, h, w, d).
+        """Store indices (m, h, w, d), of more than one a voxel (m, number, h, w, d), or values (m, L, h, w, d).
 
         Raises:
             OSError: where that cannot be done.
@@ -193,7 +224,7 @@ class LatentCache:
         Raises:
             OSError: if the disk is too small.
         """
-        value = self.dtype.itemsize * (self.num_codebooks if self.codes is not None else self.channels)
+        value = self.dtype.itemsize * (self.channels if self.books is None else self.books.stored)
         voxels = [_voxels(files[0], divisor) * len(files) for files in images]
         known = [v for v in voxels if v > 0]
         if not known:

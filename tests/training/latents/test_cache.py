@@ -13,7 +13,7 @@ import torch
 from monai.transforms import Compose
 
 from custom.networks import VQGAN, KLBottleneck, LatentTranslator
-from custom.training.latents.cache import LatentCache, StoredLatents, prune_latents
+from custom.training.latents.cache import Codebooks, LatentCache, StoredLatents, prune_latents
 
 INDICES = torch.arange(2 * 4 * 3 * 5).view(2, 4, 3, 5) % 32
 REGION = (slice(1, 3), slice(0, 2), slice(2, 5))
@@ -57,6 +57,18 @@ def test_crops_of_codes_of_several_codebooks(tmp_path: Path) -> None:
     assert torch.equal(stored.read(0, voxels), expected[(0, slice(None), *voxels)])
 
 
+def test_crops_of_scalar_channels_behind_the_codes(tmp_path: Path) -> None:
+    network = VQGAN([8], 4, 32, num_res_blocks=[1], norm_num_groups=4, haar_levels=1, scalar_channels=2)
+    cache = LatentCache(tmp_path, network, Compose([]))
+    levels = torch.randint(256, (2, 2, 4, 3, 5))
+    cache.write(cache.folder / "a.npy", torch.cat([INDICES.unsqueeze(1), levels], dim=1))
+    stored = cache.find(cache.folder / "a.npy")
+    assert stored.shape == (2, 4 + 2, 4, 3, 5)
+    expected = torch.cat([network.bottleneck.embed(INDICES).detach(), (levels - 128) / 16], dim=1)
+    assert torch.equal(stored.read(1), expected[1])
+    assert torch.equal(stored.read(0, REGION), expected[(0, slice(None), *REGION)])
+
+
 def test_crops_of_values(tmp_path: Path) -> None:
     network = VQGAN([8, 8], 4, num_res_blocks=[1, 1], norm_num_groups=4, bottleneck=KLBottleneck(4))
     cache = LatentCache(tmp_path, network, Compose([]))
@@ -87,7 +99,7 @@ def test_only_the_crop_is_read(tmp_path: Path) -> None:
     """Of a file of 4 GiB, which is a hole on the disk."""
     for number, shape in ((1, (2, 1024, 1024, 1024)), (2, (2, 2, 1024, 1024, 512))):
         np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, shape)
-        stored = StoredLatents(tmp_path / "large.npy", torch.ones(1, 4), number)
+        stored = StoredLatents(tmp_path / "large.npy", Codebooks(torch.ones(1, 4), number, 0))
         assert stored.read(1, (slice(500, 504),) * 3).shape == (4, 4, 4, 4)
 
 
