@@ -55,7 +55,7 @@ def test_size_of_the_weights(small) -> None:
 
 def test_shapes(small) -> None:
     assert small["shapes", "image"].value == (1, 32, 48, 64)
-    assert small["shapes", "latent"].value == (16, 8, 12, 16)
+    assert small["shapes", "latent"].value == (32, 8, 12, 16)
 
 
 def test_quantiser_compares_every_voxel_with_every_code(small) -> None:
@@ -96,7 +96,7 @@ def test_nothing_is_allocated() -> None:
 def test_table(capsys) -> None:
     summary("small", (32, 32, 32), training=False)
     printed = capsys.readouterr().out
-    for text in ("preset small", "parameters", "UNet", "16 × 8 × 8 × 8", "GFLOP", "MB"):
+    for text in ("preset small", "parameters", "UNet", "32 × 8 × 8 × 8", "GFLOP", "MB"):
         assert text in printed
     assert not any(line.endswith(" ") for line in printed.splitlines())
 
