@@ -114,7 +114,7 @@ class Translation:
     def spade_decoded(self, target: int | Tensor) -> Translated:
         """The target-like latent decoded, without detail: stage 2 by itself; ``target`` as in :meth:`translate`."""
         (_, target_like), before = self._styled(self._index(target))
-        image, decoding = self._run(lambda: self.network.decode(target_like).float())
+        image, decoding = self._run(lambda: self.network.decode_translated(target_like).float())
         return self._result(image, before.plus(decoding))
 
     def spade_only(self, target: int | Tensor) -> Translated:

@@ -54,6 +54,8 @@ class LatentTranslator(nn.Module):
         strength: where sampling starts, in (0, 1]: 1 from pure noise, less from the target-like latent with the noise
             of that point of the schedule.
         eta: stochasticity of the sampler; 0 is deterministic for given noise.
+        scalar_share: share in [0, 1] of the correction by scalar channels that a translated latent gets: what a
+            training on few subjects predicts of fine structure is, on others, worth less than its size.
         requantize: replace the sampled latent by its nearest codes before decoding.
         default_target: modality index that ``forward`` uses when it is given none.
         intensity_scale: name of the scale of the images that it is trained on and takes, see
@@ -61,6 +63,7 @@ class LatentTranslator(nn.Module):
     """
 
     not_in_identity = (RANGE,)
+    in_identity_unless = {"scalar_share": 1.0}  # noqa: RUF012
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class LatentTranslator(nn.Module):
         num_inference_steps: int = 4,
         strength: float = 1.0,
         eta: float = 0.0,
+        scalar_share: float = 1.0,
         requantize: bool = False,
         default_target: int = 0,
         intensity_scale: str = PERCENTILE,
@@ -92,6 +96,8 @@ class LatentTranslator(nn.Module):
             raise ValueError(f"num_inference_steps: expected 0 or more, found {num_inference_steps}.")
         if not 0.0 < strength <= 1.0:
             raise ValueError(f"strength: expected a number in (0, 1], found {strength}.")
+        if not 0.0 <= scalar_share <= 1.0:
+            raise ValueError(f"scalar_share: expected a number in [0, 1], found {scalar_share}.")
         if not 0 <= default_target < num_modalities:
             raise ValueError(
                 f"default_target: expected an index below {num_modalities}, the number of modalities; found "
@@ -115,6 +121,7 @@ class LatentTranslator(nn.Module):
         self.num_inference_steps = num_inference_steps
         self.strength = strength
         self.eta = eta
+        self.scalar_share = float(scalar_share)
         self.requantize = requantize
         self.default_target = default_target
         self.spatial_divisor: int = autoencoder.downsampling * unet.spatial_divisor
@@ -207,8 +214,13 @@ class LatentTranslator(nn.Module):
 
     @torch.jit.export
     def decode(self, latent: Tensor) -> Tensor:
-        """Image (B, 1, H, W, D) of a latent."""
+        """Image (B, 1, H, W, D) of a latent, as an encoder or a training's target gives it."""
         return self.autoencoder.decode(latent)
+
+    @torch.jit.export
+    def decode_translated(self, latent: Tensor) -> Tensor:
+        """Image (B, 1, H, W, D) of a target-like or sampled latent, see ``scalar_share``."""
+        return self.autoencoder.decode(latent, self.scalar_share)
 
     @torch.jit.export
     def render(self, latent: Tensor, image: Tensor, target: Tensor) -> Tensor:
@@ -219,7 +231,7 @@ class LatentTranslator(nn.Module):
             image: the sources (B, S, H, W, D).
             target: (B,) modality indices.
         """
-        decoded = self.decode(latent)
+        decoded = self.decode_translated(latent)
         if self.detail is not None:
             decoded = self.detail(decoded, image, target)
         return decoded
@@ -231,7 +243,7 @@ class LatentTranslator(nn.Module):
         Raises:
             ValueError: for a network that predicts no errors, see :meth:`error_map`.
         """
-        decoded = self.decode(latent)
+        decoded = self.decode_translated(latent)
         if self.detail is not None:
             return self.detail.with_error(decoded, image, target)
         raise ValueError("expected a network with detail transfer, which predicts errors; found none.")

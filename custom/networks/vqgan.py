@@ -188,13 +188,13 @@ class VQGAN(nn.Module):
             indices = torch.cat([indices if indices.dim() == levels.dim() else indices.unsqueeze(1), levels], dim=1)
         return Quantized(torch.cat([found.latent, scalars], dim=1), found.loss, indices)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Image (B, 1, H, W, D) of a latent (B, L, h, w, d)."""
+    def decode(self, latent: Tensor, scalar_share: float = 1.0) -> Tensor:
+        """Image (B, 1, H, W, D) of a latent (B, L, h, w, d), of whose scalar channels a share corrects it."""
         coded = self.latent_channels - self.scalar_channels
         coefficients = self.decoder(self.post_quant_conv(latent[:, :coded]))
         if self.projection is not None and self.expansion is not None:
             lacking = latent[:, coded:] - self.projection(coefficients)
-            coefficients = coefficients + self.expansion(lacking)
+            coefficients = coefficients + scalar_share * self.expansion(lacking)
         image = self.haar.inverse(coefficients)
         if self.scale != 1.0 or self.shift != 0.0:
             image = (image - self.shift) / self.scale

@@ -284,10 +284,31 @@ def test_script_equals_eager(trained, settings: dict, assert_near) -> None:
             "encode": (x,),
             "transfer": (z, TARGETS),
             "decode": (z,),
+            "decode_translated": (z,),
             "predict": (noise, z, target_like, torch.tensor([7, 900]), TARGETS),
         }.items():
             assert_near(getattr(script, name)(*args), getattr(network, name)(*args), msg=name)
         assert_near(script(x, noise=noise), network(x, noise=noise))
+
+
+@torch.no_grad()
+def test_a_translated_latent_gets_a_share_of_its_scalar_channels(randomize) -> None:
+    """Rendering takes it, a decoded latent of an encoder is whole."""
+    autoencoder = VQGAN([4], 4, 16, num_res_blocks=[1], norm_num_groups=2, haar_levels=1, scalar_channels=2)
+    network = LatentTranslator(
+        M,
+        autoencoder,
+        StyleTransfer(M, 6, in_channels=3, res_channels=[3], spade_channels=[3], hidden_channels=2),
+        ConditionalUNet(12, 6, M, channels=[4], attention_levels=[False], num_heads=2, norm_num_groups=2),
+        NoiseSchedule(),
+        scalar_share=0.25,
+    ).eval()
+    randomize(network)
+    z = torch.randn(2, 6, 4, 4, 4)
+    assert torch.equal(network.decode(z), autoencoder.decode(z))
+    expected = torch.lerp(autoencoder.decode(z, 0.0), autoencoder.decode(z), 0.25)
+    torch.testing.assert_close(network.decode_translated(z), expected)
+    assert torch.equal(network.render(z, image(), TARGETS), network.decode_translated(z))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -332,6 +353,8 @@ def test_every_trained_parameter_gets_a_gradient(trained) -> None:
         ({"residual": True}, "residual: needs prediction_type 'sample', found 'epsilon'. Switch one of them"),
         ({"strength": 0.0}, r"strength: expected a number in \(0, 1\], found 0.0"),
         ({"strength": 1.5}, r"strength: expected a number in \(0, 1\], found 1.5"),
+        ({"scalar_share": 1.5}, r"scalar_share: expected a number in \[0, 1\], found 1.5"),
+        ({"scalar_share": -0.1}, r"scalar_share: expected a number in \[0, 1\], found -0.1"),
         ({"num_inference_steps": -1}, "num_inference_steps: expected 0 or more, found -1"),
         ({"default_target": M}, "default_target: expected an index below 3, .* found 3"),
         ({"default_target": -1}, "default_target: expected an index below 3, .* found -1"),

@@ -199,6 +199,16 @@ def test_the_decoded_image_has_the_scalar_channels_of_the_latent(num_codebooks: 
 
 
 @torch.no_grad()
+def test_a_share_of_the_correction() -> None:
+    network, x = with_scalars(), image(edge=16)
+    latent = network.encode(x)
+    none, part, whole = (network.decode(latent, share) for share in (0.0, 0.3, 1.0))
+    assert (whole - none).abs().max() > 0.1
+    torch.testing.assert_close(part, torch.lerp(none, whole, 0.3))
+    assert torch.equal(whole, network.decode(latent))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("num_codebooks", [1, 2])
 def test_scalar_channels_are_rounded_to_levels(num_codebooks: int) -> None:
     network = with_scalars(num_codebooks=num_codebooks)
