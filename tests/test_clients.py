@@ -57,7 +57,7 @@ def phantom(scan: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def noise() -> torch.Tensor:
-    return torch.randn((1, 16, 4, 4, 4), generator=torch.Generator().manual_seed(3))
+    return torch.randn((1, 32, 4, 4, 4), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_older_weights_become_whole_and_translate_as_before(network, older, file
     first, second = (torch.load(path, weights_only=True) for path in made)
     assert all(torch.equal(first[name], second[name]) for name in first)
     image, target = torch.rand(1, 1, 16, 16, 16) * 2 - 1, torch.tensor([2])
-    noise = torch.randn(1, 16, 4, 4, 4)
+    noise = torch.randn(1, network.autoencoder.latent_channels, 4, 4, 4)
     rounded = {
         k: v.half().float() if v.ndim > 2 else v for k, v in network.state_dict().items()
     }  # as files keep kernels
@@ -122,7 +122,7 @@ def test_codes_of_one_codebook_become_those_of_several(network, older, files, tm
     counts = two.autoencoder.bottleneck.ema_cluster_size
     assert torch.equal(counts, torch.arange(16.0).expand(2, 16))
     image, grid = torch.rand(1, 1, 16, 16, 16) * 2 - 1, torch.randint(16, (1, 4, 4, 4))
-    codes = bottleneck.embed(grid)
+    codes = torch.cat([bottleneck.embed(grid), torch.zeros(1, 16, 4, 4, 4)], dim=1)
     with torch.no_grad():
         decoded = two.decode(two.autoencoder.quantize(codes).latent)
         # files keep kernels in half precision, of 11 significant bits

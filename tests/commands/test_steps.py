@@ -70,7 +70,12 @@ class Calls(Counter):
 
     def __init__(self, network, monkeypatch) -> None:
         super().__init__()
-        for owner, name in ((network, "encode"), (network, "transfer"), (network, "decode"), (network.unet, "forward")):
+        for owner, name in (
+            (network, "encode"),
+            (network, "transfer"),
+            (network, "decode_translated"),
+            (network.unet, "forward"),
+        ):
             monkeypatch.setattr(owner, name, self.counted(name, getattr(owner, name)))
 
     def counted(self, name: str, function):
@@ -89,7 +94,7 @@ def test_nothing_is_done_twice(network, subject, monkeypatch) -> None:
     assert calls["forward"] == 1 + 2 + 2 + 2 + 2 + 2 * 2
     assert (calls["encode"], calls["transfer"]) == (1, 1)
     # MS-SPADE, DDIM 1 and 2, DDPM 2, part, codes, two more samples
-    assert calls["decode"] == 8
+    assert calls["decode_translated"] == 8
 
 
 def test_points_equal_the_inferer(network, subject) -> None:
