@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Quantized", "VectorQuantizer", "embed", "round_scalars", "scalars_of"]
+__all__ = ["Quantized", "VectorQuantizer", "codes_and_levels", "embed", "round_scalars", "scalars_of"]
 
 CPU_CHUNK_ELEMENTS = 2**18  # 1 MB: what a core keeps in its cache
 DEVICE_CHUNK_ELEMENTS = 2**24  # few launches of kernels
@@ -44,6 +44,12 @@ def round_scalars(values: Tensor) -> tuple[Tensor, Tensor]:
     """
     levels = (values.float() * 16 + 128).round().clamp(0, 255).long()
     return values + (scalars_of(levels).to(values.dtype) - values).detach(), levels
+
+
+def codes_and_levels(indices: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
+    """The parts of ``Quantized.indices`` (B, G + S, *): those of codes as ``embed`` takes them, and levels (B, S, *)."""
+    codes, levels = indices[:, :num_codebooks], indices[:, num_codebooks:]
+    return codes.squeeze(1) if num_codebooks == 1 else codes, levels
 
 
 def scalars_of(levels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
 from custom.networks import LatentTranslator, Quantized, VectorQuantizer
+from custom.networks.quantizer import codes_and_levels
 from custom.training.losses import FeatureMatching
 from custom.training.objective import Objective, Step
 
@@ -70,9 +71,9 @@ def _latent_measures(network: LatentTranslator, quantized: Quantized) -> dict[st
     bottleneck = network.autoencoder.bottleneck
     if not isinstance(bottleneck, VectorQuantizer):
         return measures
-    books, indices = bottleneck.num_codebooks, quantized.indices
-    if network.autoencoder.scalar_channels:  # their levels stand behind the codes
-        indices = indices[:, :books] if books > 1 else indices[:, 0]
+    indices = quantized.indices
+    if network.autoencoder.scalar_channels:
+        indices, _ = codes_and_levels(indices, bottleneck.num_codebooks)
     usage, perplexity = bottleneck.usage(indices)
     return {**measures, "codebook_usage": usage, "codebook_perplexity": perplexity}
 

@@ -94,7 +94,7 @@ def _moments(
     autoencoder: VQGAN, batches: Iterable[Mapping[str, Tensor]], device: torch.device
 ) -> tuple[int, Tensor, Tensor, Tensor]:
     """Number of latent voxels in brains, mean and covariance of their Haar coefficients, and that of the error."""
-    size = autoencoder.haar(torch.zeros(1, 1, *[autoencoder.downsampling] * 3, device=device)).shape[1]
+    size = autoencoder.downsampling**3  # coefficients of a latent voxel, as Haar levels alone halve the axes
     sums = torch.zeros(1 + size + 2 * size * size, dtype=torch.float64, device=device)
     for batch in batches:
         for image in batch["image"].as_subclass(Tensor).to(device).split(1):

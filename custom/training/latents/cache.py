@@ -19,7 +19,7 @@ from torch import Tensor
 
 from custom.data.readers import read_shape
 from custom.networks import VQGAN, VectorQuantizer
-from custom.networks.quantizer import embed, scalars_of
+from custom.networks.quantizer import codes_and_levels, embed, scalars_of
 from custom.utils.distributed import is_main, world_size
 from custom.utils.files import atomic_write
 from custom.utils.identity import FileDigests, differences, digest, identity
@@ -74,9 +74,8 @@ class Codebooks(NamedTuple):
         """Latents (B, L, *) of ``indices`` (B, *), of more than one stored number (B, number, *)."""
         if not self.scalar_channels:
             return embed(indices, self.codes, self.number)
-        of_codes, levels = indices[:, : self.number], indices[:, self.number :]
-        coded = embed(of_codes.squeeze(1) if self.number == 1 else of_codes, self.codes, self.number)
-        return torch.cat([coded, scalars_of(levels)], dim=1)
+        of_codes, levels = codes_and_levels(indices, self.number)
+        return torch.cat([embed(of_codes, self.codes, self.number), scalars_of(levels)], dim=1)
 
 
 class StoredLatents:
