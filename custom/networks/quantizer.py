@@ -47,7 +47,7 @@ def round_scalars(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def codes_and_levels(indices: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
-    """The parts of ``Quantized.indices`` (B, G + S, *): those of codes as ``embed`` takes them, and levels (B, S, *)."""
+    """Parts of ``Quantized.indices`` (B, G + S, *): those of codes, as ``embed`` takes them, and levels (B, S, *)."""
     codes, levels = indices[:, :num_codebooks], indices[:, num_codebooks:]
     return codes.squeeze(1) if num_codebooks == 1 else codes, levels
 
