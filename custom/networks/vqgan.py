@@ -166,11 +166,15 @@ class VQGAN(nn.Module):
             return ""
         return f"intensity_range=({self.shift - self.scale}, {self.shift + self.scale})"
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Latent before the bottleneck, (B, L, h, w, d), of ``image`` (B, 1, H, W, D) in [-1, 1]."""
+    def coefficients(self, image: Tensor) -> Tensor:
+        """What the encoder reads of ``image`` (B, 1, H, W, D) in [-1, 1]: Haar coefficients in its intensity range."""
         if self.scale != 1.0 or self.shift != 0.0:
             image = image * self.scale + self.shift
-        coefficients = self.haar(image)
+        return self.haar(image)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Latent before the bottleneck, (B, L, h, w, d), of ``image`` (B, 1, H, W, D) in [-1, 1]."""
+        coefficients = self.coefficients(image)
         latent = self.quant_conv(self.encoder(coefficients))
         if self.projection is not None:
             latent = torch.cat([latent, self.projection(coefficients).to(latent.dtype)], dim=1)

@@ -98,8 +98,8 @@ def _moments(
     sums = torch.zeros(1 + size + 2 * size * size, dtype=torch.float64, device=device)
     for batch in batches:
         for image in batch["image"].as_subclass(Tensor).to(device).split(1):
-            coefficients = autoencoder.haar(image)
-            restored = autoencoder.haar(autoencoder.decode(autoencoder.quantize(autoencoder.encode(image)).latent))
+            coefficients = autoencoder.coefficients(image)
+            restored = autoencoder.coefficients(autoencoder(image)[0])
             # a voxel of the latent counts where any of its voxels is tissue
             tissue = torch.nn.functional.max_pool3d(image, autoencoder.downsampling) > BACKGROUND
             own, found = (c[0].flatten(1)[:, tissue.flatten()].double() for c in (coefficients, restored))

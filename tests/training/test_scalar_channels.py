@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,12 @@ from custom.training.scalar_channels import fit_scalar_channels
 CODED, SCALAR, EDGE = 4, 6, 16
 
 
-def translator(scalar: int = SCALAR) -> LatentTranslator:
+def translator(scalar: int = SCALAR, **options: Any) -> LatentTranslator:
     torch.manual_seed(0)
-    channels = CODED + scalar
+    channels, options = CODED + scalar, {"scalar_channels": scalar, **options}
     return LatentTranslator(
         2,
-        VQGAN([8], CODED, 16, num_res_blocks=[1], norm_num_groups=4, haar_levels=1, scalar_channels=scalar),
+        VQGAN([8], CODED, 16, num_res_blocks=[1], norm_num_groups=4, haar_levels=1, **options),
         StyleTransfer(2, channels, in_channels=8, res_channels=[8], spade_channels=[8], hidden_channels=4),
         ConditionalUNet(2 * channels, channels, 2, channels=[8], attention_levels=[False], norm_num_groups=4),
         NoiseSchedule(),
@@ -48,15 +49,16 @@ def dataset() -> Dataset:
 def error(network: LatentTranslator, x: Tensor) -> Tensor:
     """Of the reconstruction, as Haar coefficients of tissue (8, N)."""
     autoencoder = network.eval().autoencoder
-    lost = autoencoder.haar(x) - autoencoder.haar(autoencoder(x)[0])
+    lost = autoencoder.coefficients(x) - autoencoder.coefficients(autoencoder(x)[0])
     tissue = torch.nn.functional.max_pool3d(x, 2) > -1
     return lost.movedim(1, 0).flatten(1)[:, tissue.flatten()]
 
 
 @torch.no_grad()
-def test_what_they_hold_is_the_most_that_so_many_can(dataset: Dataset) -> None:
+@pytest.mark.parametrize("intensity_range", [(-1.0, 1.0), (0.0, 1.0)])
+def test_what_they_hold_is_the_most_that_so_many_can(dataset: Dataset, intensity_range: tuple[float, float]) -> None:
     """The error after it is what the least of the principal components of the error before had."""
-    network = translator().train()
+    network = translator(intensity_range=intensity_range).train()
     x = torch.stack([crop["image"] for item in dataset.data for crop in item])
     before = error(network, x)
     network.train()
