@@ -50,6 +50,28 @@ def _random_part(size: int | None, *volumes: Tensor) -> tuple[Tensor, ...]:
     return volumes
 
 
+def _image_terms(
+    image: Tensor, truth: Tensor, brain: Tensor, *, weight: float, fitted_share: float, ssim_weight: float
+) -> dict[str, Tensor]:
+    """Weighted terms of images (B, 1, H, W, D): squared distance, some after a line was fitted, and SSIM in the brain."""
+    terms = {}
+    if weight > 0:
+        plain = F.mse_loss(image, truth)
+        fitted = fitted_distance(image, truth, brain) if fitted_share > 0 else plain
+        terms["image"] = weight * torch.lerp(plain, fitted, fitted_share)
+    if ssim_weight > 0:
+        terms["ssim"] = ssim_weight * ssim_loss(image, truth, brain)
+    return terms
+
+
+def _check_fitted(share: float, image_weight: float) -> None:
+    if share > 0 and image_weight == 0:
+        raise ValueError(
+            f"fitted_share: expected 0 where image_weight is 0, as it is a share of that term; found {share}. Set it "
+            "to 0, or give image_weight a weight."
+        )
+
+
 # what a batch holds once for each of S sources, (B, S, ...)
 OF_SOURCES = ("source", "source_modality", "source_context", "source_image", "target_like")
 
@@ -153,11 +175,7 @@ class StyleObjective(Objective):
                 f"trained_parts: expected one or both of {', '.join(STYLE_PARTS)}; found {trained_parts}. Name them "
                 "as a list."
             )
-        if fitted_share > 0 and image_weight == 0:
-            raise ValueError(
-                f"fitted_share: expected 0 where image_weight is 0, as it is a share of that term; found "
-                f"{fitted_share}. Set it to 0, or give image_weight a weight."
-            )
+        _check_fitted(fitted_share, image_weight)
         super().__init__(network, list(trained_parts))
         self.trains_style = "style_transfer" in trained_parts
         self.trains_fusion = "fusion" in trained_parts and any(True for _ in network.fusion.parameters())
@@ -169,9 +187,7 @@ class StyleObjective(Objective):
         self.exchanges = exchanges_sources(network.style_transfer)
         _check_window(ssim_weight, part_size, network)
         self.weights = (latent_weight, cycle_weight, adversarial_weight)
-        self.image_weight = image_weight
-        self.ssim_weight = ssim_weight
-        self.fitted_share = fitted_share
+        self.image_weights = {"weight": image_weight, "fitted_share": fitted_share, "ssim_weight": ssim_weight}
         self.part_size = part_size
 
     def fewest_planes(self, batch: Mapping[str, Tensor]) -> int:
@@ -199,18 +215,10 @@ class StyleObjective(Objective):
         return Step(terms, judged, target, to)
 
     def _image_terms(self, estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
-        weight, share, terms = self.image_weight, self.fitted_share, {}
-        if not (weight > 0 or self.ssim_weight > 0):
+        if not (self.image_weights["weight"] > 0 or self.image_weights["ssim_weight"] > 0):
             return {}
         image, truth = _decoded(self.network, estimate, target)
-        brain = truth > DECODED_BACKGROUND
-        if weight > 0:
-            plain = F.mse_loss(image, truth)
-            fitted = fitted_distance(image, truth, brain) if share > 0 else plain
-            terms["image"] = weight * torch.lerp(plain, fitted, share)
-        if self.ssim_weight > 0:
-            terms["ssim"] = self.ssim_weight * ssim_loss(image, truth, brain)
-        return terms
+        return _image_terms(image, truth, truth > DECODED_BACKGROUND, **self.image_weights)
 
     def _alone(self, batch: Mapping[str, Tensor], each: Tensor) -> Tensor:
         """Target-like latent of the first source by itself; ``each`` (B · S, L, h, w, d) has those of the set."""
@@ -259,6 +267,9 @@ class DiffusionObjective(Objective):
     network that predicts ε does not give near pure noise. A network with detail transfer trains that as well: there the
     term compares the translation with the target image itself.
 
+    A share of it may be taken after brightness and contrast, which a source hardly shows, were fitted to each image, see
+    ``fitted_distance``.
+
     The optional sharpness term asks for as much of edges around each voxel as the target image has, see
     ``sharpness_loss``: the squared distance alone is least for a blurred image.
 
@@ -280,10 +291,12 @@ class DiffusionObjective(Objective):
             takes its largest; the others draw theirs uniformly.
         error_weight: weight of the error term; 0 leaves it out, and the error map untrained.
         sharpness_weight, ssim_weight: weights of these terms; 0 leaves them out. Only detail transfer has use of them.
+        fitted_share: of the image term, in [0, 1], that is taken after a line was fitted.
 
     Raises:
-        ValueError: for an image term with a network that predicts ε, for detail transfer without an image term, and for
-            a sharpness or SSIM term without detail transfer, and for parts smaller than half of SSIM's window.
+        ValueError: for an image term with a network that predicts ε, for detail transfer without an image term, for a
+            sharpness or SSIM term without detail transfer, for a ``fitted_share`` without an image term, and for parts
+            smaller than half of SSIM's window.
     """
 
     # attention to the one-hot target has one token, so its queries, keys and norm are not asked; they stay trainable,
@@ -300,6 +313,7 @@ class DiffusionObjective(Objective):
         error_weight: float = 0.0,
         sharpness_weight: float = 0.0,
         ssim_weight: float = 0.0,
+        fitted_share: float = 0.0,
     ) -> None:
         super().__init__(network, ["unet"] if network.detail is None else ["unet", "detail"])
         if network.detail is not None and image_weight == 0:
@@ -318,10 +332,10 @@ class DiffusionObjective(Objective):
                     f"{name}: expected 0, as this network has no detail transfer, which it would train; found {value}. "
                     "Set it to 0, or give network_def#detail a DetailTransfer."
                 )
+        _check_fitted(fitted_share, image_weight)
         _check_window(ssim_weight, part_size, network)
-        self.image_weight = image_weight
+        self.image_weights = {"weight": image_weight, "fitted_share": fitted_share, "ssim_weight": ssim_weight}
         self.sharpness_weight = sharpness_weight
-        self.ssim_weight = ssim_weight
         self.part_size = part_size
         self.pure_noise_share = pure_noise_share
         self.error_weight = error_weight if network.error_map() != "none" else 0.0
@@ -340,7 +354,7 @@ class DiffusionObjective(Objective):
         prediction = net.predict(noisy, source, target_like, timesteps, to).float()
         truth = net.schedule.training_target(clean, noise, timesteps)
         terms = {"diffusion": F.mse_loss(prediction, truth)}
-        if self.image_weight > 0:
+        if self.image_weights["weight"] > 0:
             estimate = net.schedule.split(prediction, noisy, timesteps)[0] / net.latent_scale
             terms |= self._image_terms(estimate, batch)
         return Step(terms, prediction, truth, to)
@@ -356,26 +370,25 @@ class DiffusionObjective(Objective):
         return source.float(), target_like.float()
 
     def _image_terms(self, estimate: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        net, to, weight = self.network, batch["target_modality"], self.image_weight
+        net, to = self.network, batch["target_modality"]
         if net.detail is None:
-            images = _decoded(net, *_random_part(self.part_size, estimate, batch["target"]))
-            return {"image": weight * F.mse_loss(*images)}
+            image, truth = _decoded(net, *_random_part(self.part_size, estimate, batch["target"]))
+            return _image_terms(image, truth, truth > DECODED_BACKGROUND, **self.image_weights)
         volumes = (estimate, batch["source_image"], batch["target_image"])
         latent, source, truth = _random_part(self.part_size, *volumes)
         if self.error_weight:
             rendered, logarithm = net.render_with_error(latent, source, to)
         else:
             rendered, logarithm = net.render(latent, source, to), None
-        terms = {"image": weight * F.mse_loss(rendered.float(), truth)}
+        rendered, brain = rendered.float(), truth > BACKGROUND
+        terms = _image_terms(rendered, truth, brain, **self.image_weights)
         if self.sharpness_weight:
-            terms["sharpness"] = self.sharpness_weight * sharpness_loss(rendered.float(), truth)
-        if self.ssim_weight:
-            terms["ssim"] = self.ssim_weight * ssim_loss(rendered.float(), truth, truth > BACKGROUND)
+            terms["sharpness"] = self.sharpness_weight * sharpness_loss(rendered, truth)
         if logarithm is not None:
             if self.training:
                 net.detail.get_buffer("error.trained").fill_(1.0)
-            brain = (truth > BACKGROUND) | (source > BACKGROUND).any(dim=1, keepdim=True)
-            error = laplace_loss(logarithm.float(), rendered.detach().float(), truth, brain)
+            either = brain | (source > BACKGROUND).any(dim=1, keepdim=True)
+            error = laplace_loss(logarithm.float(), rendered.detach(), truth, either)
             terms["error"] = self.error_weight * error
         return terms
 

@@ -258,6 +258,8 @@ def test_images_of_the_second_stage_are_judged_by_structure_too(network: LatentT
 def test_terms_that_would_be_left_out_are_refused(network: LatentTranslator) -> None:
     with pytest.raises(ValueError, match=r"fitted_share: expected 0 where image_weight is 0, .* found 0.5"):
         StyleObjective(network, fitted_share=0.5)
+    with pytest.raises(ValueError, match=r"fitted_share: expected 0 where image_weight is 0, .* found 0.5"):
+        DiffusionObjective(network, fitted_share=0.5)
     for name in ("ssim_weight", "fitted_share"):
         with pytest.raises(ValueError, match=rf"{name}: expected 0 with joint, .* found 0.5"):
             style_objective(network, True, {"image_weight": 5.0, name: 0.5}, {})
@@ -426,6 +428,26 @@ def test_sharpness_and_ssim_terms_are_those_of_the_translation(detailed: LatentT
     torch.testing.assert_close(terms["sharpness"], 3 * sharpness_loss(seen[0], truth))
     torch.testing.assert_close(terms["ssim"], 2 * ssim_loss(seen[0], truth, truth > -1))
     assert "error" not in terms
+
+
+@pytest.mark.parametrize("with_detail", [True, False])
+def test_a_line_is_fitted_to_translations_too(detailed: LatentTranslator, with_detail: bool) -> None:
+    objective = DiffusionObjective(detailed, image_weight=3.0, fitted_share=0.25).eval()
+    batch = with_images(batch_of(objective))
+    detailed.predict = lambda *rest: batch["target"] * detailed.latent_scale  # knows the clean latent
+    if with_detail:
+        image = detailed.render(batch["target"], batch["source_image"], batch["target_modality"])
+        truth, background = batch["target_image"], -1
+    else:
+        detailed.detail = None
+        batch["target"] = batch["target"].flip(2)  # what is predicted from now on is wrong
+        predicted = batch["target"].flip(2)
+        detailed.predict = lambda *rest: predicted * detailed.latent_scale
+        image, truth, background = detailed.decode(predicted), detailed.decode(batch["target"]), -0.9
+    brain = truth > background
+    assert brain.any()
+    expected = 0.75 * F.mse_loss(image, truth) + 0.25 * fitted_distance(image, truth, brain)
+    torch.testing.assert_close(objective(batch).terms["image"], 3.0 * expected)
 
 
 @pytest.mark.parametrize("name", ["sharpness_weight", "ssim_weight"])
