@@ -53,7 +53,7 @@ def _random_part(size: int | None, *volumes: Tensor) -> tuple[Tensor, ...]:
 def _image_terms(
     image: Tensor, truth: Tensor, brain: Tensor, *, weight: float, fitted_share: float, ssim_weight: float
 ) -> dict[str, Tensor]:
-    """Weighted terms of images (B, 1, H, W, D): squared distance, some after a line was fitted, and SSIM in the brain."""
+    """Weighted terms of images (B, 1, H, W, D): squared distance, in part after a line was fitted, and SSIM."""
     terms = {}
     if weight > 0:
         plain = F.mse_loss(image, truth)
@@ -267,8 +267,8 @@ class DiffusionObjective(Objective):
     network that predicts ε does not give near pure noise. A network with detail transfer trains that as well: there the
     term compares the translation with the target image itself.
 
-    A share of it may be taken after brightness and contrast, which a source hardly shows, were fitted to each image, see
-    ``fitted_distance``.
+    A share of it may be taken after brightness and contrast, which a source hardly shows, were fitted to each image,
+    see ``fitted_distance``.
 
     The optional sharpness term asks for as much of edges around each voxel as the target image has, see
     ``sharpness_loss``: the squared distance alone is least for a blurred image.

@@ -115,7 +115,9 @@ def test_a_key_of_another_config_is_an_error_on_the_command_line(monkeypatch: py
     assert "found a key of preset_paper.json" in fault("train", crop_size=[32, 32, 32])
     monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--fitted_share", "0.5"])
     said = fault("train_autoencoder", fitted_share=0.5)
-    assert said.endswith("found a key of real_spade.json, train.json, train_spade.json. Leave it out, or run a config that has it.")
+    assert said.endswith(
+        "found a key of real_spade.json, train.json, train_spade.json. Leave it out, or run a config that has it."
+    )
 
 
 @pytest.mark.parametrize(
