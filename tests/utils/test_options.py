@@ -116,7 +116,8 @@ def test_a_key_of_another_config_is_an_error_on_the_command_line(monkeypatch: py
     monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--fitted_share", "0.5"])
     said = fault("train_autoencoder", fitted_share=0.5)
     assert said.endswith(
-        "found a key of real_spade.json, train.json, train_spade.json. Leave it out, or run a config that has it."
+        "found a key of real_diffusion.json, real_spade.json, train.json, train_spade.json. Leave it out, or run a "
+        "config that has it."
     )
 
 
