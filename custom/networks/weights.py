@@ -39,6 +39,7 @@ REPLACED = ("fusion.attention.", "fusion.block.", "fusion.conv_out.")
 logger = logging.getLogger(__name__)
 
 NAMED = 3  # parameters named in a message
+MSDOS_FOLDER = 0x10  # the attribute of a part of an archive
 CARD = "card"  # the entry of a state dict that says which network it is of, where several could take the tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -109,16 +110,21 @@ def load_tensors(file: Path, *, expected: str, remedy: str) -> Any:
 def check_archive(file: Path) -> None:
     """Compare the content of a file of ``torch.save`` with its checksums, which ``torch.load`` does not look at.
 
+    A part that the archive calls a folder is refused as well: ``torch.load`` leaves its tensor as the memory happened
+    to be.
+
     Raises:
-        ValueError: if one is wrong.
+        ValueError: if one is wrong, or if there is such a part.
         BadZipFile: if a part of the archive is not what its directory says.
     """
     if not zipfile.is_zipfile(file):
         return  # of PyTorch before 1.6: without checksums
     with zipfile.ZipFile(file) as archive:
-        if broken := archive.testzip():
+        folder = next((part.filename for part in archive.infolist() if part.external_attr & MSDOS_FOLDER), None)
+        broken, what = (folder, "is called a folder") if folder else (archive.testzip(), "has another checksum")
+        if broken:
             name = "".join(c if c.isprintable() else "?" for c in broken)  # it may be what is damaged
-            raise ValueError(f"damaged content ({name} has another checksum)")
+            raise ValueError(f"damaged content ({name} {what})")
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from custom.networks import LatentTranslator, StyleTransfer
-from custom.networks.weights import check_archive, compact, load_weights
+from custom.networks.weights import check_archive, compact, load_weights, read_weights
 
 
 def transfer(num_modalities: int = 4, width: int = 4) -> StyleTransfer:
@@ -63,6 +63,20 @@ def test_damage_to_a_name_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(content.replace(b"content", b"contenu"))
     with pytest.raises(ValueError, match=r"^damaged content \(model/da\?ta\.pkl has another checksum\)$"):
         check_archive(tmp_path / "model.pt")
+
+
+def test_a_part_that_is_called_a_folder_is_refused(tmp_path: Path) -> None:
+    """Its checksum is right, and torch.load would leave its tensor as the memory happened to be."""
+    torch.save({"weight": torch.arange(60.0)}, tmp_path / "model.pt")
+    content = bytearray((tmp_path / "model.pt").read_bytes())
+    entry = content.index(b"PK\x01\x02", content.index(b"/byteorderPK\x01\x02"))  # of the tensor, in the directory
+    assert b"/data/0" in content[entry : entry + 64]
+    content[entry + 38] = 0x10  # external attributes
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"model\.pt: expected .* found damaged content \(.*/data/0 is called a"
+    ):
+        read_weights(tmp_path / "model.pt")
 
 
 def test_pickled_objects_are_refused(tmp_path: Path) -> None:
