@@ -73,9 +73,7 @@ def test_a_part_that_is_called_a_folder_is_refused(tmp_path: Path) -> None:
     assert b"/data/0" in content[entry : entry + 64]
     content[entry + 38] = 0x10  # external attributes
     (tmp_path / "model.pt").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"model\.pt: expected .* found damaged content \(.*/data/0 is called a"
-    ):
+    with pytest.raises(ValueError, match=r"model\.pt: expected .* found damaged content \(.*/data/0 is called a"):
         read_weights(tmp_path / "model.pt")
 
 
