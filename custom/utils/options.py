@@ -230,7 +230,13 @@ def _check_arguments(name: str, node: Any) -> None:
     """Refuse arguments that the class of a component does not take: MONAI finds them after minutes, in a traceback."""
     children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, child in children:
-        _check_arguments(f"{name}#{key}" if name else str(key), child)
+        place = f"{name}#{key}" if name else str(key)
+        if isinstance(child, str) and child == "null":
+            raise ValueError(
+                f"--{place}: expected a value; found the word 'null', which is a text on a command line. "
+                "Write '$None', in quotes, for none."
+            )
+        _check_arguments(place, child)
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str) or "." not in target or target.startswith(EXPRESSIONS):
         return  # of a name alone MONAI would search all its modules

@@ -110,6 +110,11 @@ def test_what_clients_and_overlays_add_is_known(tmp_path: Path) -> None:
             assert unread_options(workflow(stage, preset)) == []
 
 
+@pytest.mark.parametrize("key", ["network_def#detail", "pretrained"])
+def test_null_on_the_command_line_is_said_to_be_a_text(key: str) -> None:
+    assert f"--{key}: expected a value; found the word 'null'" in fault("train", **{key: "null"})
+
+
 def test_a_key_of_another_config_is_an_error_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--crop_size", "[32,32,32]"])
     assert "found a key of preset_paper.json" in fault("train", crop_size=[32, 32, 32])
